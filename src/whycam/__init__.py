@@ -1,0 +1,68 @@
+"""whycam: why does an image classifier decide what it decides? Grad-CAM and its family, exact and fast.
+
+Start with `whycam.load` and `whycam.explain`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from whycam.cam import ClassScore, Explainer, Explanation, Margin, Predicted, Probability, explain, load_explanation
+    from whycam.data import Preprocess, open_source
+    from whycam.errors import WhycamError
+    from whycam.models import ModelSpec, load, save_checkpoint, summarise
+    from whycam.study import Study
+
+__version__ = "0.1.0"
+
+# Where each public name lives. Names are imported on first use, so that `whycam --help` answers without torch.
+_HOMES = {
+    "ClassScore": "whycam.cam",
+    "Explainer": "whycam.cam",
+    "Explanation": "whycam.cam",
+    "Margin": "whycam.cam",
+    "ModelSpec": "whycam.models",
+    "Predicted": "whycam.cam",
+    "Preprocess": "whycam.data",
+    "Probability": "whycam.cam",
+    "Study": "whycam.study",
+    "WhycamError": "whycam.errors",
+    "explain": "whycam.cam",
+    "load": "whycam.models",
+    "load_explanation": "whycam.cam",
+    "open_source": "whycam.data",
+    "save_checkpoint": "whycam.models",
+    "summarise": "whycam.models",
+}
+
+__all__ = [
+    "ClassScore",
+    "Explainer",
+    "Explanation",
+    "Margin",
+    "ModelSpec",
+    "Predicted",
+    "Preprocess",
+    "Probability",
+    "Study",
+    "WhycamError",
+    "__version__",
+    "explain",
+    "load",
+    "load_explanation",
+    "open_source",
+    "save_checkpoint",
+    "summarise",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'whycam' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

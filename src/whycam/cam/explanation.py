@@ -1,0 +1,194 @@
+"""What an explanation is: frozen raw maps with everything needed to read them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from whycam.cam.maps import Flag, Interpolation, flags_of, heatmaps
+from whycam.errors import WhycamError
+from whycam.suggest import near_misses
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from whycam.cam.methods.registry import MethodLike
+
+Key = tuple[str, str, str]
+_SEPARATOR = "|"
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """The maps of one batch of images, for all methods, layers and targets of one capture.
+
+    Maps are raw: signed, unscaled, at the layer's own resolution, on the model's device.
+
+    Attributes:
+        maps: (method, layer, target) → (B, h, w).
+        logits: (B, K).
+        scores: target → (B,), what was explained.
+        inputs: (B, C, H, W), the images as the model saw them.
+        channels: layer → C, the number of channels there.
+    """
+
+    maps: Mapping[Key, Tensor]
+    logits: Tensor
+    scores: Mapping[str, Tensor]
+    inputs: Tensor
+    channels: Mapping[str, int]
+
+    @property
+    def predicted(self) -> Tensor:
+        """(B,) index of the largest logit."""
+        return self.logits.argmax(dim=1)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods' names."""
+        return tuple(dict.fromkeys(key[0] for key in self.maps))
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers' names, as they were asked for."""
+        return tuple(dict.fromkeys(key[1] for key in self.maps))
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The targets' names."""
+        return tuple(dict.fromkeys(key[2] for key in self.maps))
+
+    @property
+    def flags(self) -> dict[Key, list[tuple[Flag, ...]]]:
+        """(method, layer, target) → what to be told about each image's map; see `whycam.cam.maps.flags_of`."""
+        return {key: flags_of(raw) for key, raw in self.maps.items()}
+
+    def map(self, method: MethodLike | None = None, layer: str | None = None, target: str | None = None) -> Tensor:
+        """The raw map (B, h, w): signed, at the layer's own resolution. What there is only one of may be left out.
+
+        Raises:
+            WhycamError: there is no such map, or several that fit.
+        """
+        return self.maps[self._key(method, layer, target)]
+
+    def range(
+        self, method: MethodLike | None = None, layer: str | None = None, target: str | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Each raw map's smallest and largest value, (B,) each: what `heatmap` scaled away."""
+        flat = self.map(method, layer, target).flatten(1)
+        return flat.amin(dim=1), flat.amax(dim=1)
+
+    def heatmap(
+        self,
+        method: MethodLike | None = None,
+        layer: str | None = None,
+        target: str | None = None,
+        *,
+        scale: Tensor | float | None = None,
+        interpolation: Interpolation = "bilinear",
+    ) -> Tensor:
+        """Positive evidence on [0, 1] at the image's size, (B, H, W); see `whycam.cam.maps.heatmaps`."""
+        raw = self.map(method, layer, target)
+        return heatmaps(raw, self.inputs.shape[-2:], scale=scale, interpolation=interpolation)
+
+    def plot(self, index: int = 0) -> Figure:
+        """One image's heatmaps as a matplotlib figure: rows are targets and methods, columns layers."""
+        from whycam.cam.plot import plot_explanation
+
+        return plot_explanation(self, index)
+
+    def save(self, path: str | Path) -> Path:
+        """Write maps, logits, scores and inputs to one ``.safetensors`` file, which `load_explanation` reads.
+
+        Raises:
+            WhycamError: the file cannot be written.
+        """
+        from safetensors.torch import save_file
+
+        path = Path(path)
+        tensors = {_SEPARATOR.join(("map", *key)): raw for key, raw in self.maps.items()}
+        tensors |= {_SEPARATOR.join(("score", target)): score for target, score in self.scores.items()}
+        tensors |= {"logits": self.logits, "inputs": self.inputs}
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            save_file(
+                {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()},
+                partial,
+                metadata={"channels": json.dumps(dict(self.channels)), "order": json.dumps(list(self.maps))},
+            )
+            partial.replace(path)
+        except OSError as error:
+            raise WhycamError(f"{path}: the explanation cannot be written ({error.strerror or error})") from error
+        finally:
+            partial.unlink(missing_ok=True)
+        return path
+
+    def __repr__(self) -> str:
+        return (
+            f"Explanation({len(self.logits)} images; methods: {', '.join(self.methods)}; "
+            f"layers: {', '.join(self.layers)}; targets: {', '.join(self.targets)})"
+        )
+
+    def _key(self, method: MethodLike | None, layer: str | None, target: str | None) -> Key:
+        from whycam.cam.methods.registry import Method, normalised
+
+        name = method.name if isinstance(method, Method) else normalised(method) if method is not None else None
+        return (
+            _choose("method", name, self.methods),
+            _choose("layer", layer, self.layers),
+            _choose("target", target, self.targets),
+        )
+
+
+def load_explanation(path: str | Path) -> Explanation:
+    """Read what `Explanation.save` wrote; tensors are on the CPU.
+
+    Raises:
+        WhycamError: the file is missing, damaged or something else.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        order = [tuple(key) for key in json.loads(metadata["order"])]
+        maps = {(m, layer, t): tensors[_SEPARATOR.join(("map", m, layer, t))] for m, layer, t in order}
+        targets = dict.fromkeys(key[2] for key in maps)
+        return Explanation(
+            maps=maps,
+            logits=tensors["logits"],
+            scores={target: tensors[_SEPARATOR.join(("score", target))] for target in targets},
+            inputs=tensors["inputs"],
+            channels=json.loads(metadata["channels"]),
+        )
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise WhycamError(f"{path}: not an explanation that whycam saved ({error})") from error
+
+
+def _choose(what: str, name: str | None, known: tuple[str, ...]) -> str:
+    if name is None:
+        if len(known) == 1:
+            return known[0]
+        raise WhycamError(f"this explanation has several {what}s; name one of {', '.join(known)}")
+    if name not in known:
+        raise WhycamError(f"this explanation has no {what} {name!r}{near_misses(name, known)}")
+    return name
+
+
+def concatenate(parts: list[Explanation]) -> Explanation:
+    """Join explanations of consecutive batches that were made alike."""
+    first = parts[0]
+    return Explanation(
+        maps={key: torch.cat([part.maps[key] for part in parts]) for key in first.maps},
+        logits=torch.cat([part.logits for part in parts]),
+        scores={target: torch.cat([part.scores[target] for part in parts]) for target in first.scores},
+        inputs=torch.cat([part.inputs for part in parts]),
+        channels=first.channels,
+    )

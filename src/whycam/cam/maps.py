@@ -1,0 +1,90 @@
+"""From a signed raw map to something to look at: what is lost on the way is said, not hidden."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Flag = Literal["non-finite", "all-zero", "negative-only", "constant", "coarse"]
+Interpolation = Literal["nearest", "bilinear"]
+
+# Below this many cells a map says little more than "somewhere in this quarter".
+COARSE_CELLS = 9
+
+
+def flags_of(raw: Tensor) -> list[tuple[Flag, ...]]:
+    """What a viewer has to be told about each map, because a picture of it would mislead.
+
+    * ``non-finite``: holds NaN or infinity; nothing else is said of it then.
+    * ``all-zero``: no evidence either way.
+    * ``negative-only``: only evidence against the target; the usual ReLU leaves nothing.
+    * ``constant``: the same everywhere, so it singles out no place.
+    * ``coarse``: fewer than nine cells; where the evidence lies is hardly resolved.
+
+    Args:
+        raw: (B, h, w) signed.
+
+    Returns:
+        One tuple of flags per map.
+    """
+    flat = raw.flatten(1)
+    finite = flat.isfinite().all(dim=1).tolist()
+    lows, highs = flat.amin(dim=1).tolist(), flat.amax(dim=1).tolist()
+    coarse = flat.shape[1] < COARSE_CELLS
+    result: list[tuple[Flag, ...]] = []
+    for is_finite, low, high in zip(finite, lows, highs, strict=True):
+        found: list[Flag] = []
+        if not is_finite:
+            found.append("non-finite")
+        elif low == high == 0:
+            found.append("all-zero")
+        else:
+            if high <= 0:
+                found.append("negative-only")
+            if low == high:
+                found.append("constant")
+        if coarse:
+            found.append("coarse")
+        result.append(tuple(found))
+    return result
+
+
+def resize(maps: Tensor, size: Sequence[int], interpolation: Interpolation = "bilinear") -> Tensor:
+    """(B, h, w) → (B, H, W); bilinear with half-pixel centres (``align_corners=False``), as OpenCV does it."""
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    if interpolation == "nearest":
+        return F.interpolate(maps[:, None], size=tuple(size), mode="nearest-exact")[:, 0]
+    return F.interpolate(maps[:, None], size=tuple(size), mode="bilinear", align_corners=False)[:, 0]
+
+
+def heatmaps(
+    raw: Tensor,
+    size: Sequence[int],
+    *,
+    scale: Tensor | float | None = None,
+    interpolation: Interpolation = "bilinear",
+) -> Tensor:
+    """Positive evidence on [0, 1], at the image's size.
+
+    ReLU, division by ``scale``, resizing. Zero stays zero: unlike min-max scaling this invents no evidence, and with
+    one ``scale`` for several maps their brightness can be compared.
+
+    Args:
+        raw: (B, h, w) signed.
+        size: (H, W).
+        scale: what 1 stands for, in units of ``raw``: a number for all or (B,); by default each map's own maximum.
+        interpolation: "bilinear" (smooth, shows detail the map does not have) or "nearest" (the native grid).
+
+    Returns:
+        (B, H, W) float; an all-zero or negative-only map is zero, NaN counts as zero (see `flags_of`).
+    """
+    positive = raw.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).relu()
+    top = positive.amax(dim=(1, 2)) if scale is None else torch.as_tensor(scale, device=raw.device, dtype=raw.dtype)
+    top = top.expand(len(raw))[:, None, None]
+    unit = torch.where(top > 0, positive / top, 0.0).clamp(max=1)
+    return resize(unit, size, interpolation)

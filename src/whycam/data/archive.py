@@ -1,0 +1,73 @@
+"""Reading a .tar.gz member by member: nothing touches the disk, memory is bounded, no member may escape."""
+
+from __future__ import annotations
+
+import gzip
+import tarfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from whycam.errors import WhycamError
+
+MAX_UNPACKED = 256 * 2**20
+"""Most bytes an archive may unpack to; CIFAR-10 unpacks to 186 MB."""
+
+
+def members(path: Path) -> Iterator[tuple[PurePosixPath, int, IO[bytes]]]:
+    """Walk through the regular files of a .tar.gz, in the order of the archive, to its very end.
+
+    Yields:
+        (path inside the archive, size in bytes, readable file). The file is readable until the next step.
+
+    Raises:
+        WhycamError: the file is truncated, damaged, no .tar.gz, unpacks to more than ``MAX_UNPACKED`` bytes, or
+            holds a member that is absolute, climbs with ``..``, or is a link or a device.
+    """
+    try:
+        with gzip.open(path) as unpacked:
+            bounded = _Bounded(unpacked, path)
+            with tarfile.open(fileobj=bounded, mode="r|") as tar:  # type: ignore[call-overload]
+                for member in tar:
+                    inside = _safe(member, path)
+                    if not member.isdir():
+                        content = tar.extractfile(member)
+                        assert content is not None, "a regular member has content"
+                        yield inside, member.size, content
+                while bounded.read(2**16):  # the checksum is at the end
+                    pass
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise WhycamError(
+            f"{path} is truncated or damaged, or no .tar.gz archive ({error}): download it again"
+        ) from error
+    except OSError as error:
+        raise WhycamError(f"{path} cannot be read ({error.strerror or error}): check the path") from error
+
+
+class _Bounded:
+    """A stream that refuses to deliver without end: neither contents nor tar headers can exhaust memory."""
+
+    def __init__(self, stream: IO[bytes], path: Path) -> None:
+        self._stream = stream
+        self._path = path
+        self._left = MAX_UNPACKED
+
+    def read(self, size: int) -> bytes:
+        chunk = self._stream.read(size)
+        self._left -= len(chunk)
+        if self._left < 0:
+            raise WhycamError(
+                f"{self._path} unpacks to more than {MAX_UNPACKED:,} bytes, which CIFAR-10 does not: "
+                "download the official archive"
+            )
+        return chunk
+
+
+def _safe(member: tarfile.TarInfo, path: Path) -> PurePosixPath:
+    inside = PurePosixPath(member.name)
+    if inside.is_absolute() or ".." in inside.parts or "\\" in member.name or ":" in member.name:
+        raise WhycamError(f"{path} has a member that would escape its folder ({member.name!r}): it is not to be trusted")
+    if not (member.isreg() or member.isdir()) or member.issparse():
+        raise WhycamError(f"{path} has a member that is no plain file ({member.name!r}): it is not to be trusted")
+    return inside

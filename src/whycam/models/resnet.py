@@ -1,0 +1,81 @@
+"""ResNets for 32×32 input (He et al., 2015, arXiv:1512.03385, in the CIFAR form with a 3×3 stem and no max-pool).
+
+Parameter names follow the most widely used CIFAR checkpoints: ``conv1, bn1, layer1.0.conv1 … shortcut.0, linear``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions and a shortcut: relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x))."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or in_channels != channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False), nn.BatchNorm2d(channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) → (B, C, H / stride, W / stride)."""
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = self.bn2(self.conv2(y))
+        return F.relu(y + self.shortcut(x), inplace=True)
+
+
+class ResNet(nn.Module):
+    """A CIFAR ResNet: 3×3 stem, four stages of basic blocks, global average pool, one linear layer.
+
+    Args:
+        depths: blocks per stage; (2, 2, 2, 2) is ResNet-18, (3, 4, 6, 3) is ResNet-34.
+        num_classes: K, the number of logits.
+    """
+
+    def __init__(self, depths: Sequence[int], num_classes: int = 10) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        in_channels = 64
+        for stage, depth in enumerate(depths, start=1):
+            channels = 64 * 2 ** (stage - 1)
+            strides = [1 if stage == 1 else 2] + [1] * (depth - 1)
+            blocks = [
+                BasicBlock(in_channels if index == 0 else channels, channels, stride)
+                for index, stride in enumerate(strides)
+            ]
+            setattr(self, f"layer{stage}", nn.Sequential(*blocks))
+            in_channels = channels
+        self.linear = nn.Linear(in_channels, num_classes)
+        self.stages = len(depths)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) normalised images → (B, K) logits; any H and W of at least 8 pixels."""
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        for stage in range(1, self.stages + 1):
+            x = getattr(self, f"layer{stage}")(x)
+        # The mean over positions is the adaptive pool to 1×1, and exact in either memory layout.
+        logits: Tensor = self.linear(x.mean(dim=(2, 3)))
+        return logits
+
+
+def resnet18(num_classes: int = 10) -> ResNet:
+    """ResNet-18 for 32×32 input: 11,173,962 parameters with ten classes."""
+    return ResNet((2, 2, 2, 2), num_classes)
+
+
+def resnet34(num_classes: int = 10) -> ResNet:
+    """ResNet-34 for 32×32 input: 21,282,122 parameters with ten classes."""
+    return ResNet((3, 4, 6, 3), num_classes)
+
+
+ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {"resnet18": resnet18, "resnet34": resnet34}

@@ -1,0 +1,105 @@
+"""The layer table of a network, in the layout that the study printed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from whycam.modules import first_tensor, in_eval_mode
+
+_MEBIBYTE = 1024**2
+_FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer: its numbered type, output shape without the batch, and own parameters."""
+
+    name: str
+    shape: tuple[int, ...]
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The table's rows and totals; ``str()`` gives the table.
+
+    Sizes are in MiB (labelled MB as the study has it), counted at four bytes a number: the input, every listed
+    layer's output once forward and once backward, and the parameters.
+    """
+
+    rows: tuple[Row, ...]
+    input_shape: tuple[int, ...]
+    total: int
+    trainable: int
+
+    def __str__(self) -> str:
+        line, double = "-" * 64, "=" * 64
+        input_size = math.prod(self.input_shape) * _FLOAT_BYTES / _MEBIBYTE
+        pass_size = 2 * sum(math.prod(row.shape) for row in self.rows) * _FLOAT_BYTES / _MEBIBYTE
+        params_size = self.total * _FLOAT_BYTES / _MEBIBYTE
+        table = [line, f"{'Layer (type)':>20}  {'Output Shape':>25} {'Param #':>15}", double]
+        for row in self.rows:
+            table.append(f"{row.name:>20}  {[-1, *row.shape]!s:>25} {row.parameters:>15,}")
+        table += [
+            double,
+            f"Total params: {self.total:,}",
+            f"Trainable params: {self.trainable:,}",
+            f"Non-trainable params: {self.total - self.trainable:,}",
+            line,
+            f"Input size (MB): {input_size:0.2f}",
+            f"Forward/backward pass size (MB): {pass_size:0.2f}",
+            f"Params size (MB): {params_size:0.2f}",
+            f"Estimated Total Size (MB): {input_size + pass_size + params_size:0.2f}",
+            line,
+        ]
+        return "\n".join(table)
+
+
+def summarise(model: nn.Module, input_shape: Sequence[int] = (3, 32, 32)) -> Summary:
+    """Run one zero image through ``model`` and list its layers in the order in which they finish.
+
+    Listed is every module that holds parameters itself or is a block of its own; bare containers
+    (``Sequential``, ``ModuleList``) and the network as a whole are not. The model is left as it was.
+
+    Args:
+        model: any module that takes one (1, C, H, W) tensor.
+        input_shape: (C, H, W) of one image.
+
+    Returns:
+        The rows and totals; every parameter is counted once, also where modules share it.
+    """
+    rows: list[Row] = []
+
+    def record(module: nn.Module, _inputs: object, output: object) -> None:
+        tensor = first_tensor(output)
+        if tensor is None:
+            return
+        # A block's own parameters only: the layers inside it have rows of their own.
+        own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        rows.append(Row(f"{type(module).__name__}-{len(rows) + 1}", tuple(tensor.shape[1:]), own))
+
+    handles = [
+        module.register_forward_hook(record)
+        for module in model.modules()
+        if module is not model and not isinstance(module, nn.Sequential | nn.ModuleList)
+    ]
+    parameter = next(model.parameters(), torch.empty(0))
+    image: Tensor = torch.zeros((1, *input_shape), device=parameter.device, dtype=parameter.dtype)
+    try:
+        with in_eval_mode(model), torch.no_grad():
+            model(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    parameters = list(model.parameters())
+    return Summary(
+        rows=tuple(rows),
+        input_shape=tuple(input_shape),
+        total=sum(p.numel() for p in parameters),
+        trainable=sum(p.numel() for p in parameters if p.requires_grad),
+    )

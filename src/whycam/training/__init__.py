@@ -1,0 +1,1 @@
+"""Data sets, read from whatever layout they are in."""

@@ -1,0 +1,49 @@
+"""Weight averaging: an exponential moving average beside the weights, or lookahead, which returns to it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from whycam.training.recipe import Recipe
+
+
+class Averager:
+    """The average of a network's parameters and BatchNorm statistics over the steps so far.
+
+    Attributes:
+        average: tensors by their name in the network's ``state_dict``; counters are copied, not averaged.
+    """
+
+    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.average = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int, total: int) -> None:
+        """Account for ``step`` (1 is the first); does nothing but every ``averaging_every`` steps and after the last.
+
+        The average keeps a share d of itself. As an EMA, d = min(averaging_decay, (1 + u) / (10 + u)) at the u-th
+        update, so that the first weights are soon forgotten. As lookahead, d = averaging_decay · (step / total)³,
+        and the network continues from the average.
+        """
+        every = self.recipe.averaging_every
+        if step % every and step != total:
+            return
+        updates = -(-step // every)
+        decay = min(self.recipe.averaging_decay, (1 + updates) / (10 + updates))
+        if self.recipe.averaging == "lookahead":
+            decay = self.recipe.averaging_decay * (step / total) ** 3
+        current = model.state_dict()
+        floats = [name for name, value in current.items() if value.is_floating_point()]
+        torch._foreach_lerp_([self.average[n] for n in floats], [current[n] for n in floats], 1 - decay)
+        for name, value in current.items():
+            if not value.is_floating_point():
+                self.average[name].copy_(value)
+            elif self.recipe.averaging == "lookahead":
+                value.copy_(self.average[name])
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Restore a saved average."""
+        for name, value in tensors.items():
+            self.average[name].copy_(value)
