@@ -1,5 +1,7 @@
 """The one exception a user sees: its message is the whole error output."""
 
+from importlib.util import find_spec
+
 
 class WhycamError(Exception):
     """A mistake in the input or the surroundings that the user can mend.
@@ -11,6 +13,31 @@ class WhycamError(Exception):
 
 class MissingExtraError(WhycamError):
     """An optional package is needed and not installed."""
+
+
+# What the extras install, by the name that is imported.
+_STUDY_PACKAGES = {
+    "PIL": "pillow",
+    "pyarrow": "pyarrow",
+    "matplotlib": "matplotlib",
+    "jinja2": "jinja2",
+    "rich": "rich",
+}
+
+
+def require_study_packages(purpose: str) -> None:
+    """Refuse now what would fail for want of a package after minutes of work.
+
+    Raises:
+        MissingExtraError: one of the ``study`` extra's packages is not installed.
+    """
+    for module, package in _STUDY_PACKAGES.items():
+        try:
+            found = find_spec(module) is not None
+        except ModuleNotFoundError:
+            found = False
+        if not found:
+            raise missing_extra(package, "study", purpose)
 
 
 def missing_extra(package: str, extra: str, purpose: str) -> MissingExtraError:

@@ -137,7 +137,8 @@ def derive(
                 scores=trace.scores[target],
             )
             for method in methods:
-                with torch.no_grad():
+                # The sums over channels and positions stay in float32 also under the caller's autocast.
+                with torch.no_grad(), torch.autocast(activations.device.type, enabled=False):
                     maps[method.name, layer.name, target] = method(view)
     return maps
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from whycam.cam.maps import Flag, Interpolation, flags_of, heatmaps
 from whycam.errors import WhycamError
+from whycam.files import write_bytes
 from whycam.suggest import near_misses
 
 if TYPE_CHECKING:
@@ -109,24 +109,17 @@ class Explanation:
         Raises:
             WhycamError: the file cannot be written.
         """
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         path = Path(path)
         tensors = {_SEPARATOR.join(("map", *key)): raw for key, raw in self.maps.items()}
         tensors |= {_SEPARATOR.join(("score", target)): score for target, score in self.scores.items()}
         tensors |= {"logits": self.logits, "inputs": self.inputs}
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            save_file(
-                {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()},
-                partial,
-                metadata={"channels": json.dumps(dict(self.channels)), "order": json.dumps(list(self.maps))},
-            )
-            partial.replace(path)
-        except OSError as error:
-            raise WhycamError(f"{path}: the explanation cannot be written ({error.strerror or error})") from error
-        finally:
-            partial.unlink(missing_ok=True)
+        content = save(
+            {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()},
+            metadata={"channels": json.dumps(dict(self.channels)), "order": json.dumps(list(self.maps))},
+        )
+        write_bytes(path, content)
         return path
 
     def __repr__(self) -> str:
@@ -180,15 +173,3 @@ def _choose(what: str, name: str | None, known: tuple[str, ...]) -> str:
     if name not in known:
         raise WhycamError(f"this explanation has no {what} {name!r}{near_misses(name, known)}")
     return name
-
-
-def concatenate(parts: list[Explanation]) -> Explanation:
-    """Join explanations of consecutive batches that were made alike."""
-    first = parts[0]
-    return Explanation(
-        maps={key: torch.cat([part.maps[key] for part in parts]) for key in first.maps},
-        logits=torch.cat([part.logits for part in parts]),
-        scores={target: torch.cat([part.scores[target] for part in parts]) for target in first.scores},
-        inputs=torch.cat([part.inputs for part in parts]),
-        channels=first.channels,
-    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from whycam.data.preprocess import CIFAR10, Preprocess
 from whycam.errors import WhycamError
+from whycam.files import write_bytes, writing
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -74,13 +74,11 @@ def save_checkpoint(
         "weights_sha256": weights_digest(tensors),
         "training": dict(spec.training),
     }
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        # The weights first: a config.json is only ever seen beside weights it describes.
-        _replace(folder / WEIGHTS_FILE, save(tensors))
-        _replace(folder / CONFIG_FILE, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
-    except OSError as error:
-        raise WhycamError(f"{folder}: the checkpoint cannot be written ({error.strerror or error})") from error
+    # The weights first: a config.json is only ever seen beside weights it describes.
+    write_bytes(folder / WEIGHTS_FILE, save(tensors))
+    write_bytes(folder / CONFIG_FILE, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
     return folder
 
 
@@ -121,15 +119,3 @@ def weights_digest(tensors: Mapping[str, Tensor]) -> str:
         state.update(f"{name}:{tuple(value.shape)}".encode())
         state.update(value.contiguous().numpy().data)
     return state.hexdigest()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -124,7 +125,10 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_pytorch(path: Path) -> Any:
     _refuse_inflating_archive(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # Torch warns of unusual pickle protocols; what it cannot read it refuses all the same.
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"(?:GLOBAL|global) ([\w.]+)", str(error))
         what = f" ({named.group(1)})" if named else ""

@@ -52,6 +52,12 @@ class Method:
         """Compute the signed map."""
         return self.function(trace)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # A registered function cannot be pickled by reference: its module's name for it is this object.
+        if METHODS.get(self.name) is self:
+            return (_registered, (self.name,))
+        return super().__reduce__()  # type: ignore[return-value]
+
 
 MethodLike = str | Method
 METHODS: dict[str, Method] = {}
@@ -75,6 +81,10 @@ def method(
         return METHODS[name]
 
     return register
+
+
+def _registered(name: str) -> Method:
+    return METHODS[name]
 
 
 def normalised(name: str) -> str:

@@ -1,0 +1,7 @@
+"""``python -m whycam``."""
+
+import sys
+
+from whycam.cli import main
+
+sys.exit(main())

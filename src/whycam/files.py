@@ -1,0 +1,60 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from whycam.errors import WhycamError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside ``path`` to write to; on success it replaces ``path``, else nothing remains.
+
+    Raises:
+        WhycamError: the disk is full or the folder cannot be written to.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with writing(path):
+            yield partial
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the operating system refuses while ``path`` is written into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        reasons = {
+            errno.ENOSPC: "the disk is full; free some space and run the same command again",
+            errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+            errno.EROFS: "the file system is read-only; choose another folder",
+            errno.EACCES: "permission denied; choose another folder",
+            errno.EPERM: "permission denied; choose another folder",
+            errno.ENOTDIR: "part of the path is a file, not a folder; choose another folder",
+        }
+        reason = reasons.get(error.errno or 0, error.strerror or str(error))
+        raise WhycamError(f"{path}: cannot be written: {reason}") from error
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write ``content`` so that ``path`` is either as before or complete."""
+    with replacing(path) as partial:
+        partial.write_bytes(content)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,121 @@
+"""The study folder: what every tool hands on, and how it is read back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from whycam.errors import WhycamError
+from whycam.files import write_bytes
+from whycam.study.parts import read_table
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+METRICS = "metrics.json"
+TABLES = {"predictions": "predictions.parquet", "images": "images.parquet", "maps": "maps.parquet"}
+PARTS = "parts"
+FIGURES = "figures"
+REPORT = "report.html"
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """A finished study, read from its folder; tables are read on first use.
+
+    Attributes:
+        path: the folder.
+        manifest: what was run, on what, with what.
+        metrics: the classifier's scores and a summary of the maps.
+    """
+
+    path: Path
+    manifest: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+
+    @classmethod
+    def load(cls, path: str | Path) -> Study:
+        """Read a study folder.
+
+        Raises:
+            WhycamError: there is none, it is incomplete, or a file of it is missing or damaged.
+        """
+        path = Path(path)
+        manifest = read_manifest(path)
+        if manifest is None:
+            raise WhycamError(f"{path}: no study here ({MANIFEST} is missing); whycam study makes one")
+        if manifest["status"] != "complete":
+            raise WhycamError(
+                f"{path}: this study is incomplete (stopped at: {manifest['stage']}); run the same whycam study "
+                "command again to continue it"
+            )
+        return cls(path, manifest, _read_json(path / METRICS))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the logits."""
+        return tuple(self.manifest["model"]["classes"])
+
+    @cached_property
+    def predictions(self) -> pa.Table:
+        """One row per image, in the data set's order."""
+        return read_table(self.path / TABLES["predictions"])
+
+    @cached_property
+    def errors(self) -> pa.Table:
+        """The rows of `predictions` that are wrong."""
+        return self.predictions.filter(pc.invert(self.predictions["correct"]))
+
+    @cached_property
+    def maps(self) -> pa.Table:
+        """One row per explained image, method, layer and target."""
+        return read_table(self.path / TABLES["maps"])
+
+    @cached_property
+    def images(self) -> Mapping[str, bytes]:
+        """Id → PNG of the pixels that the network saw, for every explained image."""
+        table = read_table(self.path / TABLES["images"])
+        return dict(zip(table["id"].to_pylist(), table["png"].to_pylist(), strict=True))
+
+    @staticmethod
+    def raw_map(row: Mapping[str, Any]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+        """The signed raw map (h, w) of a row of `maps`."""
+        values = np.asarray(row["values"], dtype=np.float32).reshape(row["height"], row["width"])
+        return values * np.float32(row["scale"]) if row["scale"] > 0 else values
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a study folder, or None where there is none.
+
+    Raises:
+        WhycamError: there is one, but it cannot be read or is of another format.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        return None
+    manifest = _read_json(path)
+    if manifest.get("format") != FORMAT or not {"status", "stage", "key"} <= manifest.keys():
+        raise WhycamError(f"{path}: not a study manifest that this whycam reads; choose another folder")
+    return manifest
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write JSON that appears whole or not at all; NaN, which JSON lacks, is refused."""
+    write_bytes(path, (json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise WhycamError(f"{path}: cannot be read; delete the study and make it again") from error
+    if not isinstance(values, dict):
+        raise WhycamError(f"{path}: not what a study holds; delete the study and make it again")
+    return values

@@ -1,0 +1,118 @@
+"""What was run, on what, with what: enough to repeat a study and to notice that it is another one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import whycam
+from whycam.data.source import ImageSource
+from whycam.files import sha256_of
+from whycam.models.checkpoint import ModelSpec
+from whycam.models.summary import summarise
+from whycam.study.folder import FORMAT, METRICS, TABLES
+
+_PACKAGES = ("torch", "numpy", "pyarrow", "pillow", "safetensors")
+
+
+def describe(
+    model: nn.Module,
+    spec: ModelSpec,
+    source: ImageSource,
+    config: dict[str, Any],
+    layers: Sequence[dict[str, Any]],
+) -> dict[str, Any]:
+    """The manifest's entries that are known before the work starts.
+
+    ``key`` covers all that determines the numbers: parts of studies with different keys never mix.
+    """
+    channels = 1 if spec.preprocess.channels == "L" else 3
+    described_model = {
+        "architecture": spec.architecture,
+        "classes": list(spec.classes),
+        "preprocess": spec.preprocess.to_dict(),
+        "weights_sha256": spec.weights_sha256,
+    }
+    described_data = {
+        "name": source.name,
+        "split": source.split,
+        "n": len(source),
+        "digest": source.digest,
+        "classes": list(source.classes),
+    }
+    decisive = {name: value for name, value in config.items() if name != "batch_size"}
+    key = [FORMAT, whycam.__version__, described_model, described_data, decisive]
+    return {
+        "format": FORMAT,
+        "key": hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest(),
+        "whycam": whycam.__version__,
+        "config": config,
+        "model": described_model
+        | {
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "training": dict(spec.training),
+            "notes": list(spec.notes),
+            "summary": str(summarise(model, (channels, *spec.preprocess.size))),
+        },
+        "data": described_data,
+        "layers": list(layers),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+        "git": _git_commit(),
+        "device": _device_name(next(model.parameters()).device),
+        "seed": None,  # nothing in a study is drawn at random
+    }
+
+
+def digests(folder: Path) -> dict[str, dict[str, Any]]:
+    """SHA-256 and size of every finished file of a study."""
+    names = [*TABLES.values(), METRICS]
+    return {name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size} for name in names}
+
+
+def peak_memory_mib() -> float:
+    """The process's largest resident size so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of whycam's own checkout, None for an installed package."""
+    checkout = Path(__file__).parents[3]
+    if not (checkout / ".git").exists():
+        return None
+    try:
+        result = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=checkout,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None if result.returncode == 0 else None
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({platform.machine()}, {torch.get_num_threads()} threads)"

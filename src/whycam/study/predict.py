@@ -1,0 +1,93 @@
+"""Run a network over a data set, a batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from whycam.data.preprocess import Preprocess
+from whycam.data.source import ImageSource
+from whycam.errors import WhycamError
+from whycam.metrics.classification import Classification, score_classification
+from whycam.models.checkpoint import ModelSpec
+from whycam.modules import in_eval_mode
+
+Progress = Callable[[str, int, int], None]
+
+
+def quiet(_stage: str, _done: int, _total: int) -> None:
+    """Progress that tells nobody."""
+
+
+def check_classes(spec: ModelSpec, source: ImageSource) -> None:
+    """Refuse data whose classes are not the network's.
+
+    Raises:
+        WhycamError: there are more or fewer classes, or the same names in another order.
+    """
+    if len(spec.classes) != len(source.classes):
+        raise WhycamError(
+            f"the network has {len(spec.classes)} classes, {source.name} has {len(source.classes)}: "
+            "they do not belong together"
+        )
+    ours = {name.lower(): index for index, name in enumerate(spec.classes)}
+    for index, name in enumerate(source.classes):
+        # Other names for the same classes (car, automobile) are common; another order would be wrong silently.
+        if ours.get(name.lower(), index) != index:
+            raise WhycamError(
+                f"class {index} is {spec.classes[index]!r} for the network and {name!r} in {source.name}: "
+                "the classes are in another order"
+            )
+
+
+@torch.inference_mode()
+def logits_of(
+    model: nn.Module, preprocess: Preprocess, source: ImageSource, positions: range, batch_size: int
+) -> Iterator[tuple[range, Tensor]]:
+    """(positions, (B, K) float32 logits on the CPU), batch after batch.
+
+    Raises:
+        WhycamError: the network's answer is not finite.
+    """
+    device = next(model.parameters()).device
+    with in_eval_mode(model):
+        for start in range(positions.start, positions.stop, batch_size):
+            batch = range(start, min(start + batch_size, positions.stop))
+            logits = model(preprocess(source.read(batch).to(device))).float().cpu()
+            if not bool(logits.isfinite().all()):
+                worst = batch[int((~logits.isfinite()).any(dim=1).int().argmax())]
+                raise WhycamError(f"the network's output for {source.ids[worst]} is NaN or infinite")
+            yield batch, logits
+
+
+def evaluate(
+    model: nn.Module,
+    spec: ModelSpec,
+    source: ImageSource,
+    *,
+    batch_size: int = 128,
+    progress: Progress = quiet,
+) -> Classification:
+    """Score a network on a labelled data set.
+
+    Args:
+        model: in whatever mode; it is run in eval mode and left as it was.
+        spec: its classes and preprocessing.
+        source: the data.
+        batch_size: images at a time.
+        progress: told ("predict", images done, images in all).
+
+    Raises:
+        WhycamError: there is no image, or the classes are not the network's.
+    """
+    check_classes(spec, source)
+    if not len(source):
+        raise WhycamError(f"{source.name}: there is no image to evaluate")
+    answers = []
+    for batch, logits in logits_of(model, spec.preprocess, source, range(len(source)), batch_size):
+        answers.append(logits)
+        progress("predict", batch.stop, len(source))
+    return score_classification(torch.cat(answers), torch.from_numpy(np.asarray(source.labels)))

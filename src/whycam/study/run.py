@@ -1,0 +1,256 @@
+"""The main job: predict → errors → explain → measure → a study folder."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+
+from whycam.cam.explain import Explainer
+from whycam.cam.layers import default_layer, resolve_layers
+from whycam.cam.methods import resolve_methods
+from whycam.data.source import ImageSource, IndexArray
+from whycam.errors import WhycamError
+from whycam.files import writing
+from whycam.models.checkpoint import ModelSpec
+from whycam.study import manifest as manifests
+from whycam.study.folder import (
+    MANIFEST,
+    METRICS,
+    PARTS,
+    TABLES,
+    Study,
+    read_manifest,
+    write_json,
+)
+from whycam.study.measure import measure
+from whycam.study.parts import assemble, read_table, write_missing
+from whycam.study.predict import Progress, check_classes, logits_of, quiet
+from whycam.study.layers import study_layers
+from whycam.study.tables import IMAGES, MAPS, PREDICTIONS, image_rows, map_rows, prediction_rows
+
+# What a kill costs at most: about this many images' work is done again.
+PREDICTIONS_PER_PART = 2048
+EXPLANATIONS_PER_PART = 256
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a study does besides its model and data.
+
+    Attributes:
+        layers: where to look; None for the study's three (or the last spatial layer of another network).
+        methods: names of methods.
+        limit: only for the record: the data were cut to their first so many images.
+        batch_size: images at a time; does not change the result beyond rounding.
+    """
+
+    layers: tuple[str, ...] | None = None
+    methods: tuple[str, ...] = ("gradcam",)
+    limit: int | None = None
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise WhycamError(f"the batch size must be at least 1, got {self.batch_size}")
+
+
+def run_study(
+    model: nn.Module,
+    spec: ModelSpec,
+    source: ImageSource,
+    out: str | Path,
+    config: Config | None = None,
+    *,
+    progress: Progress = quiet,
+) -> Study:
+    """Explain every error of ``model`` on ``source`` for its predicted and its true class.
+
+    Killed at any moment, ``out`` holds a study that says it is incomplete; the same call continues it. A finished one
+    is returned as it is.
+
+    Args:
+        model: a network; afterwards as it was.
+        spec: its classes, preprocessing and digest.
+        source: labelled images.
+        out: a folder: new, empty, or holding this very study, finished or not.
+        config: layers, methods, batch size.
+        progress: told (stage, done, total).
+
+    Raises:
+        WhycamError: the folder holds something else or cannot be written, a layer or method is unknown, or the data
+            do not fit the network.
+    """
+    return _Run(model, spec, source, Path(out), config or Config(), progress).run()
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    model: nn.Module
+    spec: ModelSpec
+    source: ImageSource
+    out: Path
+    config: Config
+    progress: Progress
+
+    def run(self) -> Study:
+        check_classes(self.spec, self.source)
+        if not len(self.source):
+            raise WhycamError(f"{self.source.name}: there is no image to study")
+        description = self.description  # refuses unknown layers and methods before anything is written
+        before = self._claim(description["key"])
+        if before is not None and before["status"] == "complete":
+            return Study.load(self.out)
+        timings: dict[str, float] = dict(before["timings"]) if before else {}
+        manifest = description | {"status": "incomplete", "timings": timings}
+        for stage in (self._predict, self._explain, self._measure):
+            name = stage.__name__.lstrip("_")
+            write_json(self.out / MANIFEST, manifest | {"stage": name})
+            start = time.perf_counter()
+            stage()
+            timings[name] = round(timings.get(name, 0.0) + time.perf_counter() - start, 3)
+        manifest |= {"files": manifests.digests(self.out), "peak_memory_mib": manifests.peak_memory_mib()}
+        # Parts go first: a kill in between leaves an incomplete study whose tables are all there.
+        shutil.rmtree(self._parts)
+        write_json(self.out / MANIFEST, manifest | {"status": "complete", "stage": "complete"})
+        return Study.load(self.out)
+
+    @property
+    def _parts(self) -> Path:
+        return self.out / PARTS
+
+    @cached_property
+    def layers(self) -> tuple[str, ...]:
+        if self.config.layers is not None:
+            return self.config.layers
+        return study_layers(self.model) or (default_layer(self.model, self._first_input).name,)
+
+    @cached_property
+    def _first_input(self) -> torch.Tensor:
+        device = next(self.model.parameters()).device
+        return self.spec.preprocess(self.source.read([0]).to(device))
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """All of the manifest that is known beforehand."""
+        resolved = resolve_layers(self.model, self.layers)
+        methods = resolve_methods(self.config.methods)
+        # One image through everything: what cannot work is said before hours are spent.
+        trial = Explainer(self.model, self.layers, methods)(self._first_input)
+        config = {
+            "layers": list(self.layers),
+            "methods": [method.name for method in methods],
+            "targets": ["predicted", "true"],
+            "limit": self.config.limit,
+            "split": self.source.split,
+            "batch_size": self.config.batch_size,
+        }
+        layers = [
+            {
+                "name": layer.name,
+                "path": layer.path,
+                "channels": trial.channels[layer.name],
+                "height": trial.map(methods[0], layer.name).shape[1],
+                "width": trial.map(methods[0], layer.name).shape[2],
+            }
+            for layer in resolved
+        ]
+        return manifests.describe(self.model, self.spec, self.source, config, layers) | {
+            "created": datetime.now(UTC).isoformat(timespec="seconds")
+        }
+
+    def _claim(self, key: str) -> dict[str, Any] | None:
+        """Make the folder ours: the manifest of the same study begun before, or None for a fresh start."""
+        if self.out.exists() and not self.out.is_dir():
+            raise WhycamError(f"{self.out}: is a file; give a folder")
+        before = read_manifest(self.out)
+        if before is None and self.out.is_dir() and (found := _visible(self.out)):
+            raise WhycamError(f"{self.out}: holds something else ({found}); give a new or empty folder")
+        if before is not None and before["key"] != key:
+            raise WhycamError(
+                f"{self.out}: holds another study (other weights, data, layers, methods or version of whycam); "
+                "give another folder"
+            )
+        with writing(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
+            # A finished study has no use for parts, and its folder may by now be read-only.
+            if before is None or before["status"] != "complete":
+                self._parts.mkdir(exist_ok=True)
+                for leftover in self.out.rglob(".*.partial"):
+                    leftover.unlink()
+        return before
+
+    def _predict(self) -> None:
+        if (self.out / TABLES["predictions"]).exists():
+            return
+
+        def rows(positions: range) -> Iterator[pa.Table]:
+            preprocess, size = self.spec.preprocess, self.config.batch_size
+            for batch, logits in logits_of(self.model, preprocess, self.source, positions, size):
+                indices = np.asarray(batch, dtype=np.int64)
+                yield prediction_rows(indices, self._ids(indices), self.source.labels[indices], logits)
+                self.progress("predict", batch.stop, len(self.source))
+
+        parts = write_missing(self._parts, "predictions", len(self.source), PREDICTIONS_PER_PART, rows)
+        self.progress("predict", len(self.source), len(self.source))
+        assemble(self.out / TABLES["predictions"], parts, PREDICTIONS)
+
+    def _explain(self) -> None:
+        table = read_table(self.out / TABLES["predictions"])
+        wrong = np.flatnonzero(~table["correct"].to_numpy())
+        predicted = table["predicted"].to_numpy()
+        explainer = Explainer(self.model, self.layers, self.config.methods)
+        device = next(self.model.parameters()).device
+        total = len(wrong)
+
+        def batches(positions: range) -> Iterator[IndexArray]:
+            for start in range(positions.start, positions.stop, self.config.batch_size):
+                yield wrong[start : min(start + self.config.batch_size, positions.stop)]
+
+        def maps(positions: range) -> Iterator[pa.Table]:
+            done = positions.start
+            for indices in batches(positions):
+                classes = {
+                    "predicted": predicted[indices].astype(np.int64),
+                    "true": np.asarray(self.source.labels[indices], dtype=np.int64),
+                }
+                inputs = self.spec.preprocess(self.source.read(indices).to(device))
+                explained = explainer(inputs, {name: torch.from_numpy(index) for name, index in classes.items()})
+                yield map_rows(indices, self._ids(indices), classes, explained)
+                done += len(indices)
+                self.progress("explain", done, total)
+
+        def images(positions: range) -> Iterator[pa.Table]:
+            for indices in batches(positions):
+                pixels = self.spec.preprocess.invert(self.spec.preprocess(self.source.read(indices)))
+                yield image_rows(indices, self._ids(indices), pixels)
+
+        for name, rows, schema in (("maps", maps, MAPS), ("images", images, IMAGES)):
+            if not (self.out / TABLES[name]).exists():
+                parts = write_missing(self._parts, name, total, EXPLANATIONS_PER_PART, rows)
+                assemble(self.out / TABLES[name], parts, schema)
+        self.progress("explain", total, total)
+
+    def _measure(self) -> None:
+        predictions, maps = (read_table(self.out / TABLES[name]) for name in ("predictions", "maps"))
+        write_json(self.out / METRICS, measure(predictions, maps, self.spec.classes))
+        self.progress("measure", 1, 1)
+
+    def _ids(self, indices: Sequence[int] | np.ndarray[Any, Any]) -> list[str]:
+        ids = self.source.ids
+        return [ids[int(index)] for index in indices]
+
+
+def _visible(folder: Path) -> str | None:
+    """The name of something in the folder that is not our own leftover of a killed start."""
+    return next((p.name for p in sorted(folder.iterdir()) if p.name != PARTS and not p.name.endswith(".partial")), None)

@@ -1,0 +1,125 @@
+"""Layers, methods and targets as people write them; messages are part of the interface."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import whycam
+from whycam import WhycamError
+from whycam.cam import ClassScore, Margin, Predicted, Probability, resolve_layer, resolve_methods
+from whycam.cam.targets import resolve_target, scores_of
+
+
+@pytest.mark.parametrize(
+    ("written", "path"),
+    [
+        ("layer3[-2]", "layer3.0"),
+        ("layer3.0", "layer3.0"),
+        ("layer3[1].conv1", "layer3.1.conv1"),
+        ("layer2[0].shortcut[-1]", "layer2.0.shortcut.1"),
+        ("bn1", "bn1"),
+    ],
+)
+def test_layer_paths(model, written, path):
+    layer = resolve_layer(model, written)
+    assert (layer.name, layer.path) == (written, path)
+    assert layer.module is model.get_submodule(path)
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("layer5", r"unknown layer 'layer5' \(did you mean layer"),
+        ("layer3[7]", r"unknown layer 'layer3\[7\]' \(did you mean layer3"),
+        ("layer3.0.conv9", r"did you mean layer3.0.conv"),
+        ("layer3[", r"not a layer path; write it like layer3\[-2\]"),
+        (".layer3", "not a layer path"),
+        ("", "not a layer path"),
+    ],
+)
+def test_unknown_layers(model, written, message):
+    with pytest.raises(WhycamError, match=message):
+        resolve_layer(model, written)
+
+
+def test_foreign_module_and_doubles(model, batch):
+    with pytest.raises(WhycamError, match="the given Conv2d module is not part of this model"):
+        resolve_layer(model, nn.Conv2d(3, 3, 1))
+    with pytest.raises(WhycamError, match="layer 'bn1' is given twice"):
+        whycam.explain(model, batch, ["bn1", "bn1"])
+    with pytest.raises(WhycamError, match="no layer is given"):
+        whycam.explain(model, batch, [])
+
+
+@pytest.mark.parametrize("written", ["gradcam", "Grad-CAM", "GRAD_CAM", "GradCAM"])
+def test_method_names_ignore_case_and_separators(written):
+    assert [method.name for method in resolve_methods(written)] == ["gradcam"]
+
+
+def test_unknown_methods():
+    with pytest.raises(WhycamError, match=r"unknown method 'gradcamm' \(did you mean gradcam"):
+        resolve_methods(["gradcamm"])
+    with pytest.raises(WhycamError, match="method Grad-CAM is given twice"):
+        resolve_methods(["gradcam", "Grad-CAM"])
+    with pytest.raises(WhycamError, match="no method is given"):
+        resolve_methods([])
+
+
+LOGITS = torch.tensor([[1.0, 5.0, 2.0], [4.0, 0.0, 4.0]])
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        (None, [5.0, 4.0]),
+        (2, [2.0, 4.0]),
+        ([0, 1], [1.0, 0.0]),
+        (torch.tensor([1, 2]), [5.0, 4.0]),
+        (torch.tensor(1), [5.0, 0.0]),
+        (Predicted(), [5.0, 4.0]),
+        (ClassScore(torch.tensor([2, 2])), [2.0, 4.0]),
+        (Margin(1, 0), [4.0, -4.0]),
+        ([Margin(1, 0), ClassScore(2)], [4.0, 4.0]),
+        (lambda logits: logits.sum(1), [8.0, 8.0]),
+    ],
+)
+def test_targets(target, expected):
+    assert scores_of(resolve_target(target), LOGITS).tolist() == expected
+
+
+def test_probability_target():
+    expected = torch.softmax(LOGITS.double(), 1)[:, 1]
+    torch.testing.assert_close(scores_of(Probability(1), LOGITS.double()), expected)
+
+
+def test_predicted_has_the_gradient_of_one_logit_also_in_a_tie():
+    logits = LOGITS.clone().requires_grad_()
+    scores_of(Predicted(), logits).sum().backward()
+    assert logits.grad.tolist() == [[0, 1, 0], [1, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (3, "target class 3 does not exist; this model has classes 0 to 2"),
+        (-1, "target class -1 does not exist"),
+        ([0, 1, 2], "3 target classes are given for 2 images"),
+        ([Predicted()], "1 targets are given for 2 images"),
+        (torch.tensor([0.5, 1.0]), "whole numbers; got torch.float32"),
+        (True, "got a bool"),
+        ("cat", "got str"),
+        (lambda logits: logits, r"must return one score per image, shape \(2,\); it returned \(2, 3\)"),
+    ],
+)
+def test_bad_targets(target, message):
+    with pytest.raises(WhycamError, match=message):
+        scores_of(resolve_target(target), LOGITS)
+
+
+def test_target_that_does_not_depend_on_the_network(model, batch):
+    with pytest.raises(WhycamError, match="does not depend on 'bn1' in a differentiable way"):
+        whycam.explain(model, batch, "bn1", targets=lambda logits: torch.zeros(len(logits)))
+    with pytest.raises(WhycamError, match="targets is an empty mapping"):
+        whycam.explain(model, batch, "bn1", targets={})

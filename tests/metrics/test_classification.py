@@ -1,0 +1,73 @@
+"""Scores of a classifier against slow references and known values."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from whycam.metrics import score_classification, wilson_interval
+
+
+def reference(logits, labels):
+    """One image at a time, in Python floats."""
+    n, k = logits.shape
+    correct, loss = 0, 0.0
+    confusion = [[0] * k for _ in range(k)]
+    bins = [[] for _ in range(15)]
+    for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
+        total = sum(math.exp(v - max(row)) for v in row)
+        probabilities = [math.exp(v - max(row)) / total for v in row]
+        predicted = max(range(k), key=row.__getitem__)
+        confusion[label][predicted] += 1
+        correct += predicted == label
+        loss -= math.log(probabilities[label])
+        place = next(b for b in range(15) if probabilities[predicted] <= (b + 1) / 15 or b == 14)
+        bins[place].append((probabilities[predicted], predicted == label))
+    ece = sum(
+        len(entries) / n * abs(np.mean([p for p, _ in entries]) - np.mean([r for _, r in entries]))
+        for entries in bins
+        if entries
+    )
+    return correct, loss / n, float(ece), confusion
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 60), st.integers(2, 7), st.integers(0, 2**31))
+def test_equals_the_slow_reference(n, k, seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(n, k, generator=generator, dtype=torch.float64) * 3
+    labels = torch.randint(k, (n,), generator=generator)
+    scores = score_classification(logits, labels)
+    correct, loss, ece, confusion = reference(logits, labels)
+    assert scores.correct == correct
+    assert scores.cross_entropy == pytest.approx(loss, rel=1e-10)
+    assert scores.ece == pytest.approx(ece, abs=1e-10)
+    assert [list(row) for row in scores.confusion] == confusion
+    assert sum(entry.n for entry in scores.reliability) == n
+    values = scores.to_dict([str(i) for i in range(k)])
+    assert values["errors"] == n - correct
+    assert sum(row["n"] for row in values["per_class"]) == n
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "expected"),
+    # The score interval's closed form, evaluated by hand to four digits.
+    [(0, 10, (0.0, 0.2775)), (10, 10, (0.7225, 1.0)), (5, 10, (0.2366, 0.7634)), (8677, 10_000, (0.8609, 0.8742))],
+)
+def test_wilson_interval(successes, n, expected):
+    assert wilson_interval(successes, n) == pytest.approx(expected, abs=1e-4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 500), st.data())
+def test_wilson_interval_solves_its_own_equation(n, data):
+    """The ends are where the observed share lies 1.96 standard errors from the end itself."""
+    successes = data.draw(st.integers(0, n))
+    for end in wilson_interval(successes, n):
+        squared = (successes / n - end) ** 2
+        assert squared == pytest.approx(1.959963984540054**2 * end * (1 - end) / n, abs=1e-14)

@@ -1,0 +1,292 @@
+"""The study folder on real images: complete, right, continued after a kill, and never mixed up with anything else."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+import whycam
+from whycam import Study, WhycamError
+from whycam.data import ArraySource, take
+from whycam.study import Config, run_study
+
+N = 120
+CONFIG = Config(methods=("gradcam", "hirescam"), limit=N)
+
+
+@pytest.fixture(scope="module")
+def source():
+    bundled = whycam.open_source("bundled")
+    return take(bundled, N)
+
+
+@pytest.fixture(scope="module")
+def study(loaded, source, tmp_path_factory):
+    return run_study(*loaded, source, tmp_path_factory.mktemp("out") / "study", CONFIG)
+
+
+def test_folder_holds_what_the_design_says(study):
+    assert sorted(path.name for path in study.path.iterdir()) == [
+        "images.parquet",
+        "manifest.json",
+        "maps.parquet",
+        "metrics.json",
+        "predictions.parquet",
+    ]
+    manifest = study.manifest
+    assert (manifest["format"], manifest["status"], manifest["stage"]) == (1, "complete", "complete")
+    assert manifest["config"] == {
+        "layers": ["layer2[-2]", "layer3[-2]", "layer4[-1]"],
+        "methods": ["gradcam", "hirescam"],
+        "targets": ["predicted", "true"],
+        "limit": N,
+        "split": "test",
+        "batch_size": 64,
+    }
+    assert [(layer["path"], layer["channels"], layer["height"], layer["width"]) for layer in manifest["layers"]] == [
+        ("layer2.0", 128, 16, 16),
+        ("layer3.0", 256, 8, 8),
+        ("layer4.1", 512, 4, 4),
+    ]
+    assert "Total params: 11,173,962" in manifest["model"]["summary"]
+    for name, entry in manifest["files"].items():
+        content = (study.path / name).read_bytes()
+        assert (hashlib.sha256(content).hexdigest(), len(content)) == (entry["sha256"], entry["bytes"])
+
+
+def test_predictions_are_the_networks(study, loaded, source):
+    model, spec = loaded
+    with torch.no_grad():
+        logits = model(spec.preprocess(source.read(range(N)))).double()
+    rows = study.predictions.to_pydict()
+    assert rows["id"] == list(source.ids)
+    assert rows["index"] == list(range(N))
+    assert rows["label"] == source.labels.tolist()
+    assert rows["predicted"] == logits.argmax(1).tolist()
+    np.testing.assert_allclose(np.array(rows["logits"]), logits.numpy(), rtol=1e-4, atol=1e-4)
+    probabilities = logits.softmax(1).numpy()
+    np.testing.assert_allclose(np.array(rows["probabilities"]), probabilities, atol=1e-5)
+    truth = probabilities[np.arange(N), source.labels]
+    np.testing.assert_allclose(rows["margin"], probabilities.max(1) - truth, atol=1e-5)
+    np.testing.assert_allclose(rows["loss"], -np.log(truth), atol=1e-4)
+
+
+def test_every_error_has_every_map(study, loaded, source):
+    model, spec = loaded
+    wrong = study.errors["index"].to_pylist()
+    assert wrong == [i for i, right in enumerate(study.predictions["correct"].to_pylist()) if not right]
+    assert len(wrong) > 5
+    rows = study.maps.to_pylist()
+    expected = [
+        (index, method, layer, target)
+        for index in wrong
+        for method in ("gradcam", "hirescam")
+        for layer in ("layer2[-2]", "layer3[-2]", "layer4[-1]")
+        for target in ("predicted", "true")
+    ]
+    found = [(row["index"], row["method"], row["layer"], row["target"]) for row in rows]
+    assert sorted(found) == sorted(expected)
+    assert len(set(found)) == len(found)
+    for row in rows[:: max(1, len(rows) // 40)]:
+        image = spec.preprocess(source.read([row["index"]]))
+        explained = whycam.explain(model, image, row["layer"], row["method"], row["class_index"])
+        raw = explained.map()[0].numpy()
+        # Half precision keeps eleven bits of the largest value's scale.
+        np.testing.assert_allclose(study.raw_map(row), raw, atol=np.abs(raw).max() * 2**-10)
+        assert row["raw_max"] == pytest.approx(raw.max(), rel=1e-3, abs=1e-6)
+        assert row["negative_sum"] == pytest.approx(raw.clip(max=0).sum(), rel=1e-3, abs=1e-5)
+        assert row["score"] == pytest.approx(float(explained.scores["target"][0]), rel=1e-4)
+        key = "predicted" if row["target"] == "predicted" else "label"
+        assert row["class_index"] == study.predictions[key][row["index"]].as_py()
+
+
+def test_images_are_the_pixels(study, source):
+    assert list(study.images) == study.errors["id"].to_pylist()
+    for index, png in zip(study.errors["index"].to_pylist(), study.images.values(), strict=True):
+        pixels = np.asarray(Image.open(io.BytesIO(png)))
+        assert np.array_equal(pixels, source.read([index])[0].permute(1, 2, 0).numpy())
+
+
+def test_metrics_agree_with_the_tables(study):
+    metrics = study.metrics
+    label, predicted = (study.predictions[name].to_numpy() for name in ("label", "predicted"))
+    confusion = np.zeros((10, 10), int)
+    np.add.at(confusion, (label, predicted), 1)
+    assert metrics["confusion"] == confusion.tolist()
+    assert (metrics["n"], metrics["correct"]) == (N, int((label == predicted).sum()))
+    assert metrics["cross_entropy"] == pytest.approx(np.mean(study.predictions["loss"].to_numpy()), rel=1e-4)
+    low, high = metrics["accuracy_interval"]
+    assert low < metrics["accuracy"] < high
+    assert sum(row["n"] for row in metrics["reliability"]) == N
+    assert len(metrics["maps"]) == 12
+    last = next(m for m in metrics["maps"] if (m["layer"], m["target"]) == ("layer4[-1]", "predicted"))
+    assert last["n"] == len(study.errors)
+    assert last["negative_median"] <= 0 <= last["positive_median"]
+
+
+def test_batch_size_does_not_matter(study, loaded, source, tmp_path):
+    other = run_study(*loaded, source, tmp_path / "study", dataclasses.replace(CONFIG, batch_size=7))
+    assert other.manifest["key"] == study.manifest["key"]
+    assert other.predictions["predicted"].equals(study.predictions["predicted"])
+    assert other.maps.select(["id", "method", "layer", "target"]).equals(
+        study.maps.select(["id", "method", "layer", "target"])
+    )
+    np.testing.assert_allclose(other.maps["raw_max"].to_numpy(), study.maps["raw_max"].to_numpy(), rtol=1e-3, atol=1e-5)
+
+
+def test_finished_study_is_returned_as_it_is(study, loaded, source):
+    before = {path.name: path.stat().st_mtime_ns for path in study.path.iterdir()}
+    again = run_study(*loaded, source, study.path, CONFIG)
+    assert {path.name: path.stat().st_mtime_ns for path in study.path.iterdir()} == before
+    assert again.metrics == study.metrics
+
+
+def test_another_study_is_never_mixed_in(study, loaded, source):
+    for config, data in [
+        (dataclasses.replace(CONFIG, methods=("gradcam",)), source),
+        (dataclasses.replace(CONFIG, layers=("layer4[-1]",)), source),
+        (CONFIG, take(source, N - 1)),
+    ]:
+        with pytest.raises(WhycamError, match="holds another study .*give another folder"):
+            run_study(*loaded, data, study.path, config)
+
+
+def test_folder_that_holds_something_else(loaded, source, tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(WhycamError, match=r"holds something else \(thesis.tex\); give a new or empty folder"):
+        run_study(*loaded, source, tmp_path, CONFIG)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(WhycamError, match="is a file; give a folder"):
+        run_study(*loaded, source, tmp_path / "thesis.tex", CONFIG)
+    with pytest.raises(WhycamError, match="part of the path is a file, not a folder"):
+        run_study(*loaded, source, tmp_path / "thesis.tex" / "study", CONFIG)
+    with pytest.raises(WhycamError, match="not a study manifest"):
+        (tmp_path / "manifest.json").write_text('{"name": "a web page"}')
+        run_study(*loaded, source, tmp_path, CONFIG)
+
+
+def test_nothing_is_written_for_unknown_names(loaded, source, tmp_path):
+    for config in (Config(layers=("layer9",)), Config(methods=("gradcram",))):
+        with pytest.raises(WhycamError, match="unknown"):
+            run_study(*loaded, source, tmp_path / "study", config)
+    assert not (tmp_path / "study").exists()
+
+
+def test_no_errors_and_one_error(loaded, source, tmp_path, study):
+    wrong = study.errors["index"].to_pylist()
+    right = [index for index in range(N) if index not in wrong][:5]
+    for name, chosen in [("none", right), ("one", [*right, wrong[0]])]:
+        part = ArraySource(
+            source.read(chosen).numpy(),
+            source.labels[chosen],
+            source.classes,
+            tuple(source.ids[i] for i in chosen),
+            "some",
+            "test",
+        )
+        done = run_study(*loaded, part, tmp_path / name, CONFIG)
+        assert len(done.errors) == len(chosen) - len(right)
+        assert len(done.maps) == 12 * len(done.errors)
+        assert Study.load(done.path).metrics["errors"] == len(done.errors)
+
+
+def test_classes_that_do_not_belong_together(loaded, source, tmp_path):
+    def with_classes(classes):
+        return ArraySource(source.read([0]).numpy(), source.labels[:1] * 0, classes, ("a",), "pets", "test")
+
+    with pytest.raises(WhycamError, match="the network has 10 classes, pets has 2"):
+        run_study(*loaded, with_classes(("cat", "dog")), tmp_path / "a", CONFIG)
+    with pytest.raises(WhycamError, match="class 0 is 'airplane' for the network and 'truck' in pets.*another order"):
+        run_study(*loaded, with_classes(tuple(reversed(source.classes))), tmp_path / "b", CONFIG)
+
+
+SCRIPT = """
+import sys, whycam
+from whycam.data import take
+from whycam.study import Config, run, run_study
+run.PREDICTIONS_PER_PART, run.EXPLANATIONS_PER_PART = 16, 4
+def told(stage, done, total):
+    print(stage, done, total, flush=True)
+source = take(whycam.open_source("bundled"), 120)
+config = Config(methods=("gradcam", "hirescam"), limit=120, batch_size=8)
+run_study(*whycam.load("cifar10-resnet18"), source, sys.argv[1], config, progress=told)
+"""
+
+
+def test_killed_at_any_moment_it_says_so_and_continues(study, tmp_path):
+    """SIGKILL again and again until it gets through: what is left is always either whole or says it is not."""
+    out, kills, repeated = tmp_path / "study", 0, []
+    rng = random.Random(0)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    while True:
+        process = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(out)], stdout=subprocess.PIPE, text=True, env=environment
+        )
+        # Let it tell of some progress first, then strike a little later.
+        lines = rng.randrange(1, 8)
+        for count, line in enumerate(process.stdout, start=1):
+            repeated.append(line)
+            if count == lines and kills < 8:
+                time.sleep(rng.random() * 0.05)
+                process.send_signal(signal.SIGKILL)
+        process.stdout.close()
+        if process.wait() == 0:
+            break
+        kills += 1
+        assert process.returncode == -signal.SIGKILL
+        manifest = json.loads((out / "manifest.json").read_text())
+        if manifest["status"] != "complete":
+            with pytest.raises(WhycamError, match="this study is incomplete .*run the same whycam study command again"):
+                Study.load(out)
+        for name in ("predictions", "maps", "images"):
+            if (out / f"{name}.parquet").exists():
+                pq.read_table(out / f"{name}.parquet")  # whole
+    assert kills >= 4
+    done = Study.load(out)
+    columns = ["id", "method", "layer", "target", "class_index"]
+    assert done.maps.select(columns).equals(study.maps.select(columns))
+    assert done.predictions["predicted"].equals(study.predictions["predicted"])
+    assert not [path for path in out.rglob("*") if path.name.endswith(".partial")]
+    assert not (out / "parts").exists()
+    # Finished parts were kept: the work told of is less than that of as many runs from the start.
+    assert sum(line.startswith("predict") for line in repeated) < (kills + 1) * 16
+
+
+def test_progress_tells_of_every_stage(loaded, source, tmp_path):
+    told = []
+    run_study(
+        *loaded, take(source, 20), tmp_path / "study", Config(batch_size=8), progress=lambda *step: told.append(step)
+    )
+    assert [step for step in told if step[0] == "predict"][:3] == [
+        ("predict", 8, 20),
+        ("predict", 16, 20),
+        ("predict", 20, 20),
+    ]
+    assert told[-1] == ("measure", 1, 1)
+
+
+def test_network_that_answers_nan(loaded, source, tmp_path):
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10))
+    torch.nn.init.constant_(model[1].weight, torch.nan)
+    _, spec = loaded
+    config = Config(layers=("layer4[-1]",))
+    with pytest.raises(WhycamError):
+        run_study(model, spec, source, tmp_path / "study", config)
+    from whycam.study import evaluate
+
+    with pytest.raises(WhycamError, match=r"the network's output for test/\d{5} is NaN or infinite"):
+        evaluate(model, spec, source)

@@ -1,0 +1,256 @@
+"""The command line as a stranger meets it: real processes, real files, every mistake one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import whycam
+
+COMMANDS = ["demo", "data", "summary", "evaluate", "study", "report", "explain", "methods", "train", "lr-find"]
+
+
+def command(*arguments, **options):
+    environment = os.environ | {"COLUMNS": "100"}
+    return subprocess.run(
+        [sys.executable, "-m", "whycam", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        **options,
+    )
+
+
+def refused(*arguments, **options):
+    """Run what must fail; returns its one sentence."""
+    result = command(*arguments, **options)
+    assert result.returncode == 2, result
+    assert result.stdout == ""
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("whycam: error: ")
+    return lines[0].removeprefix("whycam: error: ")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """class/name.png with 24 real images."""
+    root = tmp_path_factory.mktemp("images")
+    source = whycam.open_source("bundled")
+    for index in range(24):
+        path = root / source.classes[source.labels[index]] / f"{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(source.read([index])[0].permute(1, 2, 0).numpy()).save(path)
+    return root
+
+
+@pytest.fixture(scope="module")
+def image(folder):
+    return sorted(folder.rglob("*.png"))[0]
+
+
+def test_alone_it_shows_where_to_start():
+    result = command()
+    assert result.returncode == 0
+    assert "whycam demo --out demo" in result.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_an_example(name):
+    result = command(name, "--help")
+    assert result.returncode == 0
+    assert f"example: whycam {name}" in result.stdout
+
+
+def test_every_command_is_listed():
+    listed = command("--help").stdout
+    assert all(re.search(rf"^ +{name} ", listed, re.MULTILINE) for name in COMMANDS)
+
+
+def test_evaluate_for_people_and_machines(folder):
+    text = command("evaluate", "cifar10-resnet18", folder, "--split", "all")
+    assert text.returncode == 0, text.stderr
+    assert re.search(r"\d+ of 24 right\naccuracy \d+\.\d+% \(95% interval", text.stdout)
+    machine = json.loads(command("evaluate", "cifar10-resnet18", folder, "--split", "all", "--json").stdout)
+    assert machine["n"] == 24
+    assert f"{machine['correct']} of 24 right" in text.stdout
+    assert text.stderr == ""  # piped: no progress
+
+
+def test_study_report_and_result_agree(tmp_path):
+    out = tmp_path / "study"
+    result = command("study", "cifar10-resnet18", "bundled", "--out", out, "--limit", 60, "--json")
+    assert result.returncode == 0, result.stderr
+    values = json.loads(result.stdout)
+    assert values["n"] == 60
+    assert Path(values["report"]) == out / "report.html"
+    assert (out / "report.html").stat().st_size > 10_000
+    figures = {path.name for path in (out / "figures").iterdir()}
+    assert {"misclassified.png", "confusion.png"} < figures
+    assert len([name for name in figures if name.startswith("gradcam-")]) == 3
+    (out / "report.html").unlink()
+    again = command("report", out)
+    assert again.returncode == 0
+    assert (out / "report.html").exists()
+
+
+def test_explain_writes_a_figure_and_says_what_is_in_it(image, tmp_path):
+    result = command("explain", "cifar10-resnet18", image, "--target", "Cat", "--out", tmp_path / "why")
+    assert result.returncode == 0, result.stderr
+    figure = tmp_path / "why" / f"{image.name}.whycam.png"
+    with Image.open(figure) as opened:
+        assert opened.format == "PNG"
+    assert str(figure) in result.stdout
+    assert len(re.findall(r"gradcam layer\d\[-\d\] for (?:predicted|cat)", result.stdout)) == 6
+    values = json.loads(command("explain", "cifar10-resnet18", image, "--json", "--out", tmp_path / "b").stdout)
+    assert sum(entry["probability"] for entry in values["images"][0]["ranking"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_summary_and_methods():
+    assert "Estimated Total Size (MB): 53.89" in command("summary").stdout
+    assert "Total params: 21,282,122" in command("summary", "resnet34").stdout
+    names = [entry["name"] for entry in json.loads(command("methods", "--json").stdout)["methods"]]
+    assert {"gradcam", "hirescam"} <= set(names)
+    assert "arXiv:1610.02391" in command("methods").stdout
+
+
+def test_exif_rotation_and_odd_modes_are_read_as_they_are_meant(tmp_path):
+    pixels = np.arange(32 * 24 * 3, dtype=np.uint8).reshape(32, 24, 3)
+    upright = Image.fromarray(pixels)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held on its side
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "rotated.png", exif=exif)
+    upright.save(tmp_path / "upright.png")
+    upright.convert("RGBA").save(tmp_path / "rgba.png")
+    rankings = {
+        name: json.loads(command("explain", "cifar10-resnet18", tmp_path / name, "--json", "--out", tmp_path).stdout)
+        for name in ("rotated.png", "upright.png", "rgba.png")
+    }
+    tops = [values["images"][0]["ranking"] for values in rankings.values()]
+    assert tops[0] == tops[1] == tops[2]
+    upright.convert("L").save(tmp_path / "grey.png")
+    Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save(tmp_path / "grey16.png")
+    result = command("explain", "cifar10-resnet18", tmp_path / "grey.png", tmp_path / "grey16.png", "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+def test_images_that_cannot_be_read(tmp_path, image):
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "animated.gif", save_all=True, append_images=frames[1:])
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "huge.png")
+    (tmp_path / "cut.png").write_bytes(image.read_bytes()[:200])
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "empty.png").touch()
+    out = tmp_path / "out"
+    for name in ("animated.gif", "huge.png", "cut.png", "text.png", "empty.png", "missing.png"):
+        assert name in refused("explain", "cifar10-resnet18", image, tmp_path / name, "--out", out)
+    assert not out.exists()
+
+
+def test_unknown_names(image, tmp_path):
+    study = ["study", "cifar10-resnet18", "bundled", "--out", tmp_path / "out"]
+    assert refused(*study, "--layers", "layer3[-9]").startswith("unknown layer 'layer3[-9]' (did you mean layer3")
+    assert "did you mean gradcam" in refused(*study, "--methods", "gradcan")
+    assert "unknown class 'cut' (did you mean cat" in refused("explain", "cifar10-resnet18", image, "--target", "cut")
+    assert "unknown class '10'" in refused("explain", "cifar10-resnet18", image, "--target", "10")
+    assert "no such checkpoint" in refused("evaluate", tmp_path / "nothing.pth", "bundled")
+    assert "nothing" in refused("evaluate", "cifar10-resnet18", tmp_path / "nothing")
+    assert "device 'cudaa' is not available" in refused("evaluate", "cifar10-resnet18", "bundled", "--device", "cudaa")
+    assert "--limit must be at least 1" in refused(*study, "--limit", 0)
+    assert "batch size must be at least 1" in refused(*study, "--batch-size", 0)
+    assert "train" in refused("evaluate", "cifar10-resnet18", "bundled", "--split", "train")
+    assert not (tmp_path / "out").exists()
+
+
+def test_folder_classes_that_the_network_lacks(tmp_path, image):
+    (tmp_path / "cats").mkdir()
+    (tmp_path / "cats" / "a.png").write_bytes(image.read_bytes())
+    sentence = refused("evaluate", "cifar10-resnet18", tmp_path, "--split", "all")
+    assert "cats" in sentence
+    assert "cat" in sentence.replace("cats", "")
+
+
+def test_output_that_holds_something_else(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    sentence = refused("study", "cifar10-resnet18", "bundled", "--out", tmp_path)
+    assert "holds something else (thesis.tex)" in sentence
+    assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+def test_output_on_a_read_only_file_system():
+    sentence = refused("study", "cifar10-resnet18", "bundled", "--out", "/proc/whycam-study")
+    assert "/proc/whycam-study: cannot be written" in sentence
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of one mebibyte."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_full_disk(small_disk):
+    (small_disk / "ballast").write_bytes(bytes(900 * 1024))
+    out = small_disk / "study"
+    sentence = refused("study", "cifar10-resnet18", "bundled", "--out", out, "--limit", 300)
+    assert "the disk is full; free some space and run the same command again" in sentence
+    assert not [path for path in out.rglob("*") if path.name.endswith(".partial")]
+    (small_disk / "ballast").unlink()
+    # It says it is incomplete, and goes on where it stopped; the figures may still need more than there is.
+    with pytest.raises(whycam.WhycamError, match="incomplete"):
+        whycam.Study.load(out)
+
+
+def test_file_size_limit_is_said_too(tmp_path):
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+
+    out = tmp_path / "study"
+    sentence = refused("study", "cifar10-resnet18", "bundled", "--out", out, "--limit", 50, preexec_fn=limit)
+    assert "cannot be written" in sentence
+
+
+def test_interrupt_says_so_and_the_same_command_goes_on(tmp_path):
+    out = tmp_path / "study"
+    arguments = ["study", "cifar10-resnet18", "bundled", "--out", str(out), "--limit", "300", "--batch-size", "8"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "whycam", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not (out / "manifest.json").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error == "whycam: interrupted; the same command continues where it can\n"
+    assert command(*arguments).returncode == 0
+    assert whycam.Study.load(out).metrics["n"] == 300
+
+
+def test_reader_that_leaves_early():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "whycam", "summary"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    error = process.stderr.read()
+    process.stderr.close()
+    assert process.wait() == 0
+    assert error == b""
