@@ -123,9 +123,8 @@ def main():
         result[name] = {"median": middle, "quartiles": [low, high]}
         print(f"{name:<62} {middle:6.2f}   ({low:.2f} to {high:.2f})")
     if options.json:
-        options.json.write_text(
-            json.dumps({"rounds": options.rounds, "batch": options.batch, "ratios": result}, indent=2)
-        )
+        record = {"rounds": options.rounds, "batch": options.batch, "ratios": result}
+        options.json.write_text(json.dumps(record, indent=2))
     return 0
 
 

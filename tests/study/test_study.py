@@ -161,7 +161,7 @@ def test_another_study_is_never_mixed_in(study, loaded, source):
         (dataclasses.replace(CONFIG, layers=("layer4[-1]",)), source),
         (CONFIG, take(source, N - 1)),
     ]:
-        with pytest.raises(WhycamError, match="holds another study .*give another folder"):
+        with pytest.raises(WhycamError, match=r"holds another study .*give another folder"):
             run_study(*loaded, data, study.path, config)
 
 
@@ -174,8 +174,8 @@ def test_folder_that_holds_something_else(loaded, source, tmp_path):
         run_study(*loaded, source, tmp_path / "thesis.tex", CONFIG)
     with pytest.raises(WhycamError, match="part of the path is a file, not a folder"):
         run_study(*loaded, source, tmp_path / "thesis.tex" / "study", CONFIG)
+    (tmp_path / "manifest.json").write_text('{"name": "a web page"}')
     with pytest.raises(WhycamError, match="not a study manifest"):
-        (tmp_path / "manifest.json").write_text('{"name": "a web page"}')
         run_study(*loaded, source, tmp_path, CONFIG)
 
 
@@ -210,7 +210,7 @@ def test_classes_that_do_not_belong_together(loaded, source, tmp_path):
 
     with pytest.raises(WhycamError, match="the network has 10 classes, pets has 2"):
         run_study(*loaded, with_classes(("cat", "dog")), tmp_path / "a", CONFIG)
-    with pytest.raises(WhycamError, match="class 0 is 'airplane' for the network and 'truck' in pets.*another order"):
+    with pytest.raises(WhycamError, match=r"class 0 is 'airplane' for the network and 'truck' in pets.*another order"):
         run_study(*loaded, with_classes(tuple(reversed(source.classes))), tmp_path / "b", CONFIG)
 
 
@@ -250,7 +250,9 @@ def test_killed_at_any_moment_it_says_so_and_continues(study, tmp_path):
         assert process.returncode == -signal.SIGKILL
         manifest = json.loads((out / "manifest.json").read_text())
         if manifest["status"] != "complete":
-            with pytest.raises(WhycamError, match="this study is incomplete .*run the same whycam study command again"):
+            with pytest.raises(
+                WhycamError, match=r"this study is incomplete .*run the same whycam study command again"
+            ):
                 Study.load(out)
         for name in ("predictions", "maps", "images"):
             if (out / f"{name}.parquet").exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -85,18 +86,12 @@ def explain(options: Namespace) -> None:
     for image in explained:
         figure = _save_figure(image.explanation, out / f"{image.path.name}.whycam.png")
         ranking = [{"class": name, "probability": probability} for name, probability in image.ranking]
-        results.append(
-            {
-                "image": str(image.path),
-                "figure": str(figure),
-                "ranking": ranking,
-                "maps": _map_facts(image.explanation),
-            }
-        )
+        facts = _map_facts(image.explanation)
+        results.append({"image": str(image.path), "figure": str(figure), "ranking": ranking, "maps": facts})
         if not options.json:
             top = ", ".join(f"{name} {console.percent(probability)}" for name, probability in image.ranking[:3])
             console.say(f"{image.path}: {top}")
-            for fact in results[-1]["maps"]:
+            for fact in facts:
                 flags = f" ({', '.join(fact['flags'])})" if fact["flags"] else ""
                 console.say(
                     f"  {fact['method']} {fact['layer']} for {fact['target']}: from {fact['raw_min']:.3g} to "
@@ -169,7 +164,7 @@ def _save_figure(explanation: Explanation, path: Path) -> Path:
     return path
 
 
-def _map_facts(explanation: Explanation) -> list[dict[str, object]]:
+def _map_facts(explanation: Explanation) -> list[dict[str, Any]]:
     flags = explanation.flags
     return [
         {

@@ -60,7 +60,7 @@ def decode_unguarded(source: str | os.PathLike[str] | bytes, name: str | None = 
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as image:
             _check_header(image, label)
             image.load()
-            return np.ascontiguousarray(_upright(_to_rgb(image, label), _orientation(image)))
+            return np.ascontiguousarray(_upright(_to_rgb(image), _orientation(image)))
     except WhycamError:
         raise
     except FileNotFoundError:
@@ -85,9 +85,7 @@ def encode_png(pixels: Pixels) -> bytes:
     except ImportError:
         raise missing_extra("Pillow", "study", "writing images") from None
     if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)):
-        raise WhycamError(
-            f"a PNG is written from (H, W, 3) or (H, W) uint8 pixels, got {pixels.shape} {pixels.dtype}"
-        )
+        raise WhycamError(f"a PNG is written from (H, W, 3) or (H, W) uint8 pixels, got {pixels.shape} {pixels.dtype}")
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG")
     return buffer.getvalue()
@@ -110,7 +108,7 @@ def _check_header(image: Image.Image, label: str) -> None:
         raise WhycamError(f"{label} stores {depth}, which have no defined brightness: convert it to 8 or 16 bits")
 
 
-def _to_rgb(image: Image.Image, label: str) -> Pixels:
+def _to_rgb(image: Image.Image) -> Pixels:
     from PIL import Image
 
     if image.mode.startswith("I;16"):

@@ -16,7 +16,7 @@ from whycam.data.decode import EXTENSIONS
 from whycam.data.encoded import Encoded, read_batch
 from whycam.data.labels import match_classes
 from whycam.data.source import IndexArray
-from whycam.data.splits import find_split
+from whycam.data.splits import canonical, choose, choose_unsplit
 from whycam.errors import WhycamError
 
 
@@ -45,7 +45,11 @@ class ImageFolder:
         """
         state = hashlib.sha256("\n".join(self.classes).encode())
         for image, label in zip(self.ids, self.labels, strict=True):
-            state.update(f"\n{image}\t{(self.root / image).stat().st_size}\t{label}".encode())
+            try:
+                length = (self.root / image).stat().st_size
+            except OSError as error:
+                raise WhycamError(f"{self.root / image} cannot be read any more ({error.strerror})") from error
+            state.update(f"\n{image}\t{length}\t{label}".encode())
         return state.hexdigest()
 
     def __len__(self) -> int:
@@ -74,18 +78,21 @@ def open_folder(
     Raises:
         WhycamError: the folder has no such split, or a class that is not among ``classes``.
     """
-    folders = {name: root / name for name in _subfolders(root)}
-    inside = {name: folder for name, folder in folders.items() if find_split(name) and _class_names(folder)}
+    inside: dict[str, Path] = {}
+    for folder in _subfolders(root):
+        spelled = canonical(folder.name)
+        if spelled and spelled not in inside and _class_names(folder):
+            inside[spelled] = folder
     if inside:
-        present = find_split(split, {find_split(name): name for name in inside}, str(root))
-        bases, chosen = list(inside.values()), inside[present]
-        split = find_split(present)
+        split = choose(split, inside, str(root))
+        bases, chosen = list(inside.values()), inside[split]
     else:
         bases, chosen = [root], root
-        split = _whole(root, split)
     names = sorted({name for base in bases for name in _class_names(base)})
     if not names:
         return None
+    if not inside:
+        split = choose_unsplit(split, root.resolve().name, str(root))
     positions = np.arange(len(names)) if classes is None else match_classes(names, classes, str(root))
     ids: list[str] = []
     labels: list[int] = []
@@ -102,3 +109,32 @@ def open_folder(
         labels=np.asarray(labels, dtype=np.int64),
         size=size,
     )
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(folder / entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise WhycamError(f"{folder} cannot be read ({error.strerror}): check its permissions") from error
+
+
+def _class_names(folder: Path) -> list[str]:
+    return [inside.name for inside in _subfolders(folder) if next(_images(inside), None) is not None]
+
+
+def _images(folder: Path) -> Iterator[Path]:
+    """Image files at any depth, in no particular order; linked files count, linked folders further down do not."""
+    for base, inner, files in os.walk(folder):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        for name in files:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS:  # noqa: PTH122
+                yield Path(base, name)
+
+
+def _encodable(image: str, root: Path) -> str:
+    try:
+        image.encode()
+    except UnicodeEncodeError:
+        raise WhycamError(f"{root} has a file whose name is not valid UTF-8 ({image!r}): rename it") from None
+    return image

@@ -37,7 +37,7 @@ class ImageSource(Protocol):
 
     @property
     def split(self) -> str:
-        """ "train", "test" or "all"."""
+        """Which part of the data set this is: "train", "test", "val" or "all"."""
         ...
 
     @property

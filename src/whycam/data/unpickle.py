@@ -32,7 +32,8 @@ _NAMES = {
 }
 _IGNORED = frozenset({"PROTO", "FRAME"})
 _LITERALS = frozenset(
-    "BININT BININT1 BININT2 LONG1 BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8".split()
+    {"BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
+    | {"BINBYTES", "SHORT_BINBYTES", "BINBYTES8"}
 )
 _BYTE_STRINGS = frozenset({"BINSTRING", "SHORT_BINSTRING"})  # Python 2's str; pickletools hands them over as Latin-1
 _CONSTANTS: dict[str, Callable[[], Any]] = {
@@ -60,7 +61,7 @@ class _Array:
     values: Pixels | None = None
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     pass
 
 
@@ -80,7 +81,7 @@ def unpickle_batch(data: bytes, where: str) -> dict[str, Any]:
     """
     try:
         result = _Machine(len(data)).run(data)
-    except _Refused as error:
+    except _RefusedError as error:
         raise WhycamError(
             f"{where} is not a plain CIFAR-10 batch ({error}): it was not opened; download the official archive"
         ) from None
@@ -106,7 +107,7 @@ class _Machine:
     def run(self, data: bytes) -> Any:
         for count, (code, argument, _) in enumerate(pickletools.genops(data)):
             if count >= _MAX_INSTRUCTIONS:
-                raise _Refused(f"it has more than {_MAX_INSTRUCTIONS:,} instructions")
+                raise _RefusedError(f"it has more than {_MAX_INSTRUCTIONS:,} instructions")
             if code.name == "STOP":
                 return self._stack.pop()
             self._step(code.name, argument)
@@ -150,7 +151,7 @@ class _Machine:
         elif name == "BUILD":
             _build(stack[-2], stack.pop())
         elif name not in _IGNORED:
-            raise _Refused(f"it uses the pickle instruction {name}")
+            raise _RefusedError(f"it uses the pickle instruction {name}")
 
     def _since_mark(self) -> list[Any]:
         position = self._marks.pop()
@@ -176,15 +177,15 @@ class _Machine:
             return _Array()
         if function == _Name(_DTYPE):
             if arguments[0] not in ("u1", b"u1"):
-                raise _Refused("it holds an array of another type than uint8")
+                raise _RefusedError("it holds an array of another type than uint8")
             return np.dtype(np.uint8)
         if function == _Name(_ENCODE):
             text, encoding = arguments
             self._encodable -= len(text)
             if encoding != "latin1" or self._encodable < 0:
-                raise _Refused("it encodes strings in a way no batch needs")
+                raise _RefusedError("it encodes strings in a way no batch needs")
             return text.encode("latin-1")
-        raise _Refused(f"it calls {getattr(function, 'value', 'something that is no function')}")
+        raise _RefusedError(f"it calls {getattr(function, 'value', 'something that is no function')}")
 
 
 def _look_up(module: Any, attribute: Any) -> _Name:
@@ -192,7 +193,7 @@ def _look_up(module: Any, attribute: Any) -> _Name:
         raise TypeError("names must be strings")  # and anything else may be too large to show
     name = f"{module}.{attribute}"
     if name not in _NAMES:
-        raise _Refused(f"it asks for {name[:80]}")
+        raise _RefusedError(f"it asks for {name[:80]}")
     return _Name(_NAMES[name])
 
 

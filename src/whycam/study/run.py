@@ -33,10 +33,10 @@ from whycam.study.folder import (
     read_manifest,
     write_json,
 )
+from whycam.study.layers import study_layers
 from whycam.study.measure import measure
 from whycam.study.parts import assemble, read_table, write_missing
 from whycam.study.predict import Progress, check_classes, logits_of, quiet
-from whycam.study.layers import study_layers
 from whycam.study.tables import IMAGES, MAPS, PREDICTIONS, image_rows, map_rows, prediction_rows
 
 # What a kill costs at most: about this many images' work is done again.
