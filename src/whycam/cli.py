@@ -46,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except WhycamError as error:
         sys.stderr.write(f"whycam: error: {error}\n")
         return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        sys.stderr.write("whycam: interrupted; the same command continues where it can\n")
+    except KeyboardInterrupt as stopped:
+        sys.stderr.write(f"whycam: interrupted; {str(stopped) or 'the same command continues where it can'}\n")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has gone; Python must not try to flush it again on exit.
@@ -104,6 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     _lr_find(
         command("lr-find", "training", "find a learning rate by a range test", "whycam lr-find --data data --out lr")
     )
+    _json(command("recipes", "training", "list the training recipes and their fields", "whycam recipes"))
     return parser
 
 
@@ -197,18 +198,46 @@ def _methods(sub: argparse.ArgumentParser) -> None:
     _json(sub)
 
 
-def _train(sub: argparse.ArgumentParser) -> None:
+def _recipe(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--data", required=True, metavar="DATA", help=DATA_HELP)
-    sub.add_argument("--out", required=True, metavar="DIR", help="checkpoint, history and curves")
-    sub.add_argument("--recipe", default="study", metavar="NAME", help="study, record, long, cpu (default: study)")
+    sub.add_argument(
+        "--recipe",
+        default="study",
+        metavar="NAME",
+        help="study, record, long, cpu (see whycam recipes), or a YAML file of fields (default: study)",
+    )
+    sub.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="change fields of the recipe: --set lr=0.3 epochs=10",
+    )
     sub.add_argument("--seed", type=int, default=0, metavar="N", help="(default: 0)")
+
+
+def _train(sub: argparse.ArgumentParser) -> None:
+    _recipe(sub)
+    sub.add_argument("--out", required=True, metavar="DIR", help="checkpoint, history and curves")
+    sub.add_argument("--seeds", type=int, metavar="K", help="train K seeds from --seed on and report mean and spread")
+    sub.add_argument(
+        "--validate",
+        type=int,
+        nargs="?",
+        const=5000,
+        metavar="N",
+        help="report on N held-out training images (default: 5000) instead of the test set, for tuning",
+    )
+    sub.add_argument("--limit", type=int, metavar="N", help="train on the first N images only")
     sub.add_argument("--resume", action="store_true", help="continue the run in --out")
+    sub.add_argument("--tensorboard", action="store_true", help="write TensorBoard events to DIR/tensorboard too")
     _common(sub)
 
 
 def _lr_find(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--data", required=True, metavar="DATA", help=DATA_HELP)
+    _recipe(sub)
     sub.add_argument("--out", default="lr-find", metavar="DIR", help="where figure and numbers go (default: lr-find)")
-    sub.add_argument("--recipe", default="study", metavar="NAME", help="study, record, long, cpu (default: study)")
-    sub.add_argument("--seed", type=int, default=0, metavar="N", help="(default: 0)")
+    sub.add_argument("--start", type=float, default=1e-5, metavar="LR", help="first learning rate (default: 1e-5)")
+    sub.add_argument("--end", type=float, default=10.0, metavar="LR", help="last learning rate (default: 10)")
+    sub.add_argument("--iterations", type=int, default=200, metavar="N", help="steps, one batch each (default: 200)")
     _common(sub)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from PIL import Image
+import torch
+
+from whycam.cam.maps import flags_of
+from whycam.study.folder import MANIFEST, METRICS, TABLES, write_json
+from whycam.study.manifest import digests
+from whycam.study.measure import measure
+from whycam.study.parts import write_table
+from whycam.study.tables import IMAGES, MAPS, PREDICTIONS, image_rows, prediction_rows
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 HOSTILE = (
@@ -55,76 +57,14 @@ class Recipe:
     seed: int = 0
     make_map: MapMaker = smooth_map
     limit: int | None = None
-    status: str = "complete"
+    unexplained: int = 0
     history: Sequence[dict[str, float]] = ()
     ids: Sequence[str] | None = None
-    training: dict[str, Any] = field(default_factory=dict)
     correct_explained: int = 0
+    noise: bool = False
 
 
-def wilson(k: int, n: int, z: float = 1.959963984540054) -> list[float]:
-    """The Wilson score interval for k successes in n trials."""
-    if n == 0:
-        return [0.0, 1.0]
-    p = k / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return [max(0.0, centre - half), min(1.0, centre + half)]
-
-
-def metrics_of(labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
-    """metrics.json of these predictions."""
-    n, k = probabilities.shape
-    predicted = probabilities.argmax(1)
-    confidence = probabilities.max(1)
-    correct = predicted == labels
-    confusion = np.zeros((k, k), int)
-    np.add.at(confusion, (labels, predicted), 1)
-    reliability, ece = [], 0.0
-    for b in range(15):
-        low, high = b / 15, (b + 1) / 15
-        inside = (confidence > low) & (confidence <= high)
-        m = int(inside.sum())
-        row = {"low": low, "high": high, "n": m, "confidence": None, "accuracy": None}
-        if m:
-            row |= {"confidence": float(confidence[inside].mean()), "accuracy": float(correct[inside].mean())}
-            ece += m / n * abs(row["confidence"] - row["accuracy"])
-        reliability.append(row)
-    per_class = []
-    for c, name in enumerate(classes):
-        m, good = int((labels == c).sum()), int((correct & (labels == c)).sum())
-        per_class.append({"class": name, "n": m, "correct": good, "accuracy": good / m if m else None})
-    return {
-        "n": n, "correct": int(correct.sum()), "errors": int((~correct).sum()), "accuracy": float(correct.mean()),
-        "accuracy_interval": wilson(int(correct.sum()), n),
-        "cross_entropy": float(-np.log(probabilities[np.arange(n), labels].clip(1e-12)).mean()),
-        "ece": ece, "ece_bins": 15, "reliability": reliability, "confusion": confusion.tolist(),
-        "per_class": per_class, "maps": [],
-    }  # fmt: skip
-
-
-def flags_of(values: np.ndarray, coarse: bool) -> list[str]:
-    """The flags that the study puts on a raw map."""
-    flags = []
-    if not np.isfinite(values).all():
-        flags.append("non-finite")
-    elif not values.any():
-        flags.append("all-zero")
-    elif values.max() <= 0:
-        flags.append("negative-only")
-    elif values.max() == values.min():
-        flags.append("constant")
-    return flags + (["coarse"] if coarse else [])
-
-
-def png(pixels: np.ndarray) -> bytes:
-    """(H, W, 3) uint8 as PNG."""
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "PNG")
-    return out.getvalue()
-
-
-def picture(rng: np.random.Generator, size: int) -> np.ndarray:
+def picture(rng: np.random.Generator, size: int, noise: bool = False) -> np.ndarray:
     """A smooth coloured picture with a disc in it."""
     y, x = np.mgrid[0:size, 0:size] / size
     base = rng.integers(30, 220, 3)
@@ -132,6 +72,8 @@ def picture(rng: np.random.Generator, size: int) -> np.ndarray:
     image = base + y[..., None] * slope[0] + x[..., None] * slope[1]
     cy, cx, r = *rng.uniform(0.3, 0.7, 2), rng.uniform(0.1, 0.3)
     image[(y - cy) ** 2 + (x - cx) ** 2 < r * r] = rng.integers(0, 255, 3)
+    if noise:
+        image = image + rng.normal(0, 40, image.shape)
     return image.clip(0, 255).astype(np.uint8)
 
 
@@ -139,101 +81,57 @@ def write_folder(
     path: Path,
     recipe: Recipe,
     labels: np.ndarray,
-    probabilities: np.ndarray,
+    logits: np.ndarray,
     ids: Sequence[str],
     images: dict[int, np.ndarray],
     maps: Sequence[dict[str, Any]],
-    extra: dict[str, Any] | None = None,
 ) -> Path:
     """Write the files of a study folder; ``maps`` rows hold "raw" (h, w) float32 and the identifying columns."""
     path.mkdir(parents=True, exist_ok=True)
-    n = len(labels)
-    predicted = probabilities.argmax(1)
-    confidence = probabilities.max(1)
-    true_p = probabilities[np.arange(n), labels]
-    predictions = pa.table({
-        "index": pa.array(np.arange(n), pa.int32()), "id": pa.array(list(ids), pa.string()),
-        "label": pa.array(labels, pa.int16()), "predicted": pa.array(predicted, pa.int16()),
-        "correct": pa.array(predicted == labels), "confidence": pa.array(confidence, pa.float32()),
-        "margin": pa.array(confidence - true_p, pa.float32()),
-        "loss": pa.array(-np.log(true_p.clip(1e-12)), pa.float32()),
-        "probabilities": pa.array(list(probabilities.astype(np.float32)), pa.list_(pa.float32())),
-    })  # fmt: skip
-    pq.write_table(predictions, path / "predictions.parquet")
+    predictions = prediction_rows(np.arange(len(labels)), ids, labels, torch.from_numpy(logits))
     order = sorted(images)
-    pq.write_table(
-        pa.table({
-            "index": pa.array(order, pa.int32()), "id": pa.array([ids[i] for i in order], pa.string()),
-            "height": pa.array([images[i].shape[0] for i in order], pa.int16()),
-            "width": pa.array([images[i].shape[1] for i in order], pa.int16()),
-            "png": pa.array([png(images[i]) for i in order], pa.binary()),
-        }),
-        path / "images.parquet",
-    )  # fmt: skip
-    columns: dict[str, list[Any]] = {name: [] for name in MAP_SCHEMA.names}
+    pictures = [
+        image_rows(np.array([i]), [ids[i]], torch.from_numpy(images[i]).permute(2, 0, 1)[None].contiguous())
+        for i in order
+    ]
+    columns: dict[str, list[Any]] = {name: [] for name in MAPS.names}
     for row in maps:
         raw = row["raw"].astype(np.float32)
-        finite = raw[np.isfinite(raw)]
-        scale = float(np.abs(finite).max()) if finite.size and finite.any() else 1.0
-        cells = {
-            "index": row["index"], "id": ids[row["index"]], "method": row["method"], "layer": row["layer"],
-            "target": row["target"], "class_index": row["class_index"], "score": row["score"],
-            "height": raw.shape[0], "width": raw.shape[1], "scale": scale,
-            "values": (raw / scale).astype(np.float16).ravel(),
+        magnitude = np.where(np.isfinite(raw), np.abs(raw), 0)
+        scale = float(magnitude.max())
+        cells = row | {
+            "id": ids[row["index"]], "height": raw.shape[0], "width": raw.shape[1], "scale": scale,
+            "values": (raw / scale if scale > 0 else raw).astype(np.float16).ravel(),
             "raw_min": float(raw.min()), "raw_max": float(raw.max()), "raw_sum": float(raw.sum()),
-            "negative_sum": float(np.minimum(raw, 0).sum()), "bias": row.get("bias"),
-            "flags": flags_of(raw, coarse=min(raw.shape) <= 4),
+            "negative_sum": float(np.minimum(raw, 0).sum()),
+            "flags": list(flags_of(torch.from_numpy(raw)[None])[0]),
         }  # fmt: skip
-        for name, value in cells.items():
-            columns[name].append(value)
-    pq.write_table(pa.table(columns, schema=MAP_SCHEMA), path / "maps.parquet")
-    metrics = metrics_of(labels, probabilities, recipe.classes)
-    for method in recipe.methods:
-        for name, *_ in recipe.layers:
-            for target in ("predicted", "true"):
-                rows = [i for i, m in enumerate(columns["method"])
-                        if (m, columns["layer"][i], columns["target"][i]) == (method, name, target)]  # fmt: skip
-                counted: dict[str, int] = {}
-                for i in rows:
-                    for flag in columns["flags"][i]:
-                        counted[flag] = counted.get(flag, 0) + 1
-                metrics["maps"].append(
-                    {"method": method, "layer": name, "target": target, "n": len(rows), "flags": counted}
-                )
-    (path / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
-    files = {
-        file.name: {"sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "bytes": file.stat().st_size}
-        for file in sorted(path.iterdir()) if file.name != "manifest.json"
-    }  # fmt: skip
+        for name in MAPS.names:
+            columns[name].append(cells[name])
+    table = pa.table(columns, schema=MAPS)
+    write_table(path / TABLES["predictions"], iter([predictions]), PREDICTIONS)
+    write_table(path / TABLES["images"], iter(pictures), IMAGES)
+    write_table(path / TABLES["maps"], iter([table]), MAPS)
+    write_json(path / METRICS, measure(predictions, table, recipe.classes))
+    training = {"history": list(recipe.history)} if recipe.history else {}
     manifest = {
-        "format": 1, "status": recipe.status, "stage": "done" if recipe.status == "complete" else "explain",
-        "whycam": "0.1.0", "created": "2025-01-31T12:00:00+00:00", "key": "ab" * 32,
+        "format": 1, "status": "complete", "stage": "complete", "whycam": "0.1.0",
+        "created": "2025-01-31T12:00:00+00:00", "key": "ab" * 32,
         "config": {"layers": [name for name, *_ in recipe.layers], "methods": list(recipe.methods),
                    "targets": ["predicted", "true"], "limit": recipe.limit, "split": "test", "batch_size": 64},
         "model": {"architecture": "resnet18", "classes": list(recipe.classes),
                   "preprocess": {"mean": [0.4914, 0.4822, 0.4465], "std": [0.247, 0.2435, 0.2616],
                                  "size": [recipe.size, recipe.size], "channels": "RGB"},
-                  "parameters": 11_173_962, "weights_sha256": "cd" * 32,
-                  "training": {**recipe.training, **({"history": list(recipe.history)} if recipe.history else {})},
+                  "parameters": 11_173_962, "weights_sha256": "cd" * 32, "training": training,
                   "notes": [], "summary": "----\nLayer (type)   Output Shape   Param #\n===="},
-        "data": {"name": "CIFAR-10", "split": "test", "n": n, "digest": "ef" * 32, "classes": list(recipe.classes)},
+        "data": {"name": "CIFAR-10", "split": "test", "n": len(labels), "digest": "ef" * 32,
+                 "classes": list(recipe.classes)},
         "layers": [{"name": a, "path": b, "channels": c, "height": d, "width": d} for a, b, c, d in recipe.layers],
-        "versions": {"python": "3.11", "torch": "2.13.0", "whycam": "0.1.0"}, "git": None, "device": "cpu",
-        "seed": recipe.seed, "timings": {"predict": 1.5, "explain": 2.25}, "files": files,
+        "versions": {"python": "3.11", "torch": "2.13.0"}, "git": None, "device": "cpu", "seed": None,
+        "timings": {"predict": 1.5, "explain": 2.25}, "files": digests(path),
     }  # fmt: skip
-    for key, value in (extra or {}).items():
-        manifest[key] = manifest[key] | value if isinstance(value, dict) else value
-    (path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    write_json(path / MANIFEST, manifest)
     return path
-
-
-MAP_SCHEMA = pa.schema([
-    ("index", pa.int32()), ("id", pa.string()), ("method", pa.string()), ("layer", pa.string()),
-    ("target", pa.string()), ("class_index", pa.int16()), ("score", pa.float32()), ("height", pa.int16()),
-    ("width", pa.int16()), ("scale", pa.float32()), ("values", pa.list_(pa.float16())),
-    ("raw_min", pa.float32()), ("raw_max", pa.float32()), ("raw_sum", pa.float32()),
-    ("negative_sum", pa.float32()), ("bias", pa.float32()), ("flags", pa.list_(pa.string())),
-])  # fmt: skip
 
 
 def make_study(path: Path, recipe: Recipe | None = None) -> Path:
@@ -254,19 +152,18 @@ def make_study(path: Path, recipe: Recipe | None = None) -> Path:
     probabilities = rest * (1 - top)[:, None]
     probabilities[np.arange(n), predicted] = top
     ids = list(recipe.ids) if recipe.ids is not None else [f"test/{i:05d}" for i in range(n)]
-    explained = np.flatnonzero(wrong)[: recipe.limit]
+    explained = np.flatnonzero(wrong)[: recipe.errors - recipe.unexplained]
     good = np.flatnonzero(~wrong)[: recipe.correct_explained]
-    images = {int(i): picture(rng, recipe.size) for i in [*explained, *good]}
+    images = {int(i): picture(rng, recipe.size, recipe.noise) for i in [*explained, *good]}
     maps = []
     for number, i in enumerate([*explained, *good]):
         for method in recipe.methods:
             for name, _, _, side in recipe.layers:
                 for target in ("predicted", "true") if wrong[i] else ("predicted",):
                     raw = recipe.make_map(rng, number, method, name, target, side)
-                    bias = 0.1 if name == "layer4[-1]" else None
                     maps.append({
                         "index": int(i), "method": method, "layer": name, "target": target, "raw": raw,
                         "class_index": int(predicted[i] if target == "predicted" else labels[i]),
-                        "score": float(np.nansum(raw)) + 0.1, "bias": bias,
+                        "score": float(np.nansum(raw)) + 0.1,
                     })  # fmt: skip
-    return write_folder(path, recipe, labels, probabilities, ids, images, maps)
+    return write_folder(path, recipe, labels, np.log(probabilities.clip(1e-12)), ids, images, maps)

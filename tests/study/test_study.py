@@ -237,11 +237,11 @@ def test_killed_at_any_moment_it_says_so_and_continues(study, tmp_path):
             [sys.executable, "-c", SCRIPT, str(out)], stdout=subprocess.PIPE, text=True, env=environment
         )
         # Let it tell of some progress first, then strike a little later.
-        lines = rng.randrange(1, 8)
+        lines = rng.randrange(1, 5)
         for count, line in enumerate(process.stdout, start=1):
             repeated.append(line)
             if count == lines and kills < 8:
-                time.sleep(rng.random() * 0.05)
+                time.sleep(rng.random() * 0.02)
                 process.send_signal(signal.SIGKILL)
         process.stdout.close()
         if process.wait() == 0:

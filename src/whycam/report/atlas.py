@@ -46,7 +46,9 @@ def pack_images(images: Sequence[tuple[int, bytes]]) -> list[Sheet]:
         try:
             pictures.append((number, Image.open(io.BytesIO(png)).convert("RGB")))
         except (UnidentifiedImageError, OSError) as error:
-            raise WhycamError(f"images.parquet: image {number} cannot be read ({error}): run the study again") from error
+            raise WhycamError(
+                f"images.parquet: image {number} cannot be read ({error}): run the study again"
+            ) from error
     if not pictures:
         return []
     width = max(picture.width for _, picture in pictures)

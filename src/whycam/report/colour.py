@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import numpy.typing as npt
 
@@ -9,6 +11,7 @@ SEQUENTIAL = ("viridis", "cividis", "inferno")
 DIVERGING = "RdBu_r"
 
 
+@cache
 def lookup_table(name: str) -> npt.NDArray[np.uint8]:
     """A palette as (256, 3) uint8 sRGB."""
     from matplotlib import colormaps

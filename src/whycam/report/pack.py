@@ -25,7 +25,7 @@ NON_FINITE = 255
 TOP = 254
 FLAGS = {"all-zero": 1, "negative-only": 2, "constant": 4, "non-finite": 8, "coarse": 16}
 MISSING = 128
-STATS = ("score", "raw_min", "raw_max", "raw_sum", "negative_sum", "bias")
+STATS = ("score", "raw_min", "raw_max", "raw_sum", "negative_sum")
 
 
 def quantise(raw: Floats) -> tuple[Bytes, Floats, Bytes]:
@@ -119,7 +119,9 @@ class MapBank:
         out = np.zeros((len(rows), cells), np.float32)
         present = rows >= 0
         index = self._starts[rows[present], None] + np.arange(cells)
-        out[present] = self._values[index].astype(np.float32) * self._scale[rows[present], None]
+        # A map without finite extent is stored as it is, with scale 0.
+        scale = self._scale[rows[present], None]
+        out[present] = self._values[index].astype(np.float32) * np.where(scale > 0, scale, np.float32(1))
         return out
 
     def stats(self, combination: Combination, where: slice | Indices) -> dict[str, Floats]:

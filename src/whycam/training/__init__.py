@@ -1,1 +1,32 @@
-"""Data sets, read from whatever layout they are in."""
+"""Training: recipes, a loop that resumes anywhere, evaluation, and the learning-rate range test."""
+
+from whycam.training.evaluate import Evaluation, evaluate, measure, predict
+from whycam.training.history import EpochRecord, Progress, read_history
+from whycam.training.lr_find import LrFindResult, lr_find, lr_range_test
+from whycam.training.many_seeds import SeedsResult, Spread, train_seeds
+from whycam.training.recipe import Recipe
+from whycam.training.recipes import RECIPES, find_recipe
+from whycam.training.split import hold_out
+from whycam.training.train import TrainingResult, train
+
+__all__ = [
+    "RECIPES",
+    "EpochRecord",
+    "Evaluation",
+    "LrFindResult",
+    "Progress",
+    "Recipe",
+    "SeedsResult",
+    "Spread",
+    "TrainingResult",
+    "evaluate",
+    "find_recipe",
+    "hold_out",
+    "lr_find",
+    "lr_range_test",
+    "measure",
+    "predict",
+    "read_history",
+    "train",
+    "train_seeds",
+]

@@ -39,7 +39,7 @@ class DeviceData:
         if pad:
             # Chunks bound the float copy that torch's reflection needs.
             kind = "reflect" if mode == "reflect" else "constant"
-            images = torch.cat([F.pad(c.float(), (pad,) * 4, mode=kind).byte() for c in images.split(4096)])
+            images = torch.cat([F.pad(c.float(), (pad,) * 4, mode=kind).byte() for c in torch.split(images, 4096)])
         self.images = images.permute(0, 2, 3, 1).contiguous().to(device)
         self.labels = torch.as_tensor(source.labels, dtype=torch.int64).to(device)
         self.side = height

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -42,6 +42,12 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, with the accuracy."""
         return asdict(self) | {"accuracy": self.accuracy, "per_class": list(self.per_class)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Evaluation:
+        """Read the JSON form back."""
+        names = ("images", "correct", "loss", "ece")
+        return cls(**{name: values[name] for name in names}, per_class=tuple(values["per_class"]))
 
 
 @torch.no_grad()

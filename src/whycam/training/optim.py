@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -17,63 +19,70 @@ def decay_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Paramete
     return [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
 
 
-class Optimizer:
-    """A torch optimiser whose learning rate and momentum are set anew each step, with decoupled decay.
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The optimiser that ``recipe`` asks for, over ``model``'s parameters.
 
     Decoupled decay (Loshchilov and Hutter, 2019, arXiv:1711.05101) multiplies the weights before the step and never
-    enters the momentum. For SGD it shrinks by lr · weight_decay / (1 − momentum), so that ``weight_decay`` means
-    what it means in L2 recipes.
+    enters the momentum. For SGD it shrinks them by lr · weight_decay / (1 − momentum) a step, so that
+    ``weight_decay`` means what it means in L2 recipes; for Adam this is AdamW.
     """
+    weights, others = decay_groups(model)
+    decays = (recipe.weight_decay, recipe.weight_decay if recipe.decay_all else 0.0)
+    groups: list[dict[str, Any]] = [
+        {"params": parameters, "weight_decay": decay}
+        for parameters, decay in zip((weights, others), decays, strict=True)
+        if parameters
+    ]
+    if recipe.optimizer == "adam":
+        adam = torch.optim.AdamW if recipe.decoupled else torch.optim.Adam
+        return adam(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999), fused=True)
+    kind = DecoupledSGD if recipe.decoupled else torch.optim.SGD
+    return kind(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=True)
 
-    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
-        weights, others = decay_groups(model)
-        self.decayed: list[nn.Parameter] = []
-        l2, l2_others = 0.0, 0.0
-        if recipe.decoupled:
-            self.decayed = weights + others if recipe.decay_all else weights
-        else:
-            l2, l2_others = recipe.weight_decay, recipe.weight_decay if recipe.decay_all else 0.0
-        groups = [{"params": weights, "weight_decay": l2}, {"params": others, "weight_decay": l2_others}]
-        self.weight_decay = recipe.weight_decay
-        self.adaptive = recipe.optimizer == "adam"
-        if self.adaptive:
-            self.torch: torch.optim.Optimizer = torch.optim.Adam(
-                groups, lr=recipe.lr, betas=(recipe.momentum, 0.999), fused=True
-            )
-        else:
-            self.torch = torch.optim.SGD(
-                groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=True
-            )
+
+class DecoupledSGD(torch.optim.SGD):
+    """SGD whose weight decay never enters the gradient or the momentum."""
 
     @torch.no_grad()
-    def step(self, lr: float, momentum: float) -> None:
-        """Update the parameters from their gradients and clear the gradients."""
-        for group in self.torch.param_groups:
-            group["lr"] = lr
-            if self.adaptive:
-                group["betas"] = (momentum, group["betas"][1])
-            else:
-                group["momentum"] = momentum
-        if self.decayed:
-            shrink = lr * self.weight_decay / (1.0 if self.adaptive else 1 - momentum)
-            torch._foreach_mul_(self.decayed, 1 - shrink)
-        self.torch.step()
-        self.torch.zero_grad(set_to_none=True)
+    def step(self, closure: Any = None) -> Any:
+        """Shrink the weights that decay, then take SGD's step."""
+        decays = [group["weight_decay"] for group in self.param_groups]
+        for group in self.param_groups:
+            if group["weight_decay"]:
+                factor = 1 - group["lr"] * group["weight_decay"] / (1 - group["momentum"])
+                torch._foreach_mul_(group["params"], factor)
+            group["weight_decay"] = 0.0
+        try:
+            return super().step(closure)
+        finally:
+            for group, decay in zip(self.param_groups, decays, strict=True):
+                group["weight_decay"] = decay
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """The optimiser's tensors under flat names: parameter index and slot."""
-        state = self.torch.state_dict()["state"]
-        return {
-            f"{index}.{slot}": value
-            for index, slots in state.items()
-            for slot, value in slots.items()
-            if isinstance(value, Tensor)
-        }
 
-    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        """Restore what ``state_dict`` returned."""
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            index, slot = name.split(".", 1)
-            state.setdefault(int(index), {})[slot] = value
-        self.torch.load_state_dict({"state": state, "param_groups": self.torch.state_dict()["param_groups"]})
+def set_rates(optimizer: torch.optim.Optimizer, lr: float, momentum: float) -> None:
+    """Set the learning rate and the momentum (Adam: β₁) of the next step."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+        if "betas" in group:
+            group["betas"] = (momentum, group["betas"][1])
+        else:
+            group["momentum"] = momentum
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as tensors under flat names, "parameter index.slot"; rates are the schedule's affair."""
+    return {
+        f"{index}.{slot}": value
+        for index, slots in optimizer.state_dict()["state"].items()
+        for slot, value in slots.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Restore what ``optimizer_tensors`` returned."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        index, slot = name.split(".", 1)
+        state.setdefault(int(index), {})[slot] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

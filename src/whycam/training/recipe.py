@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from functools import cache
 from typing import Any, Literal
 
 from whycam.errors import WhycamError
+from whycam.suggest import near_misses
 from whycam.training.fields import coerce
 
 _RANGES: tuple[tuple[str, float, float], ...] = (
@@ -157,7 +157,7 @@ class Recipe:
         """This recipe with some fields changed; values may be typed or text as on a command line."""
         for name in values:
             if name not in _types():
-                raise WhycamError(_unknown_field(name))
+                raise WhycamError(f"recipe: there is no field {name!r}{near_misses(name, _types())}")
         return dataclasses.replace(self, **values)
 
 
@@ -168,58 +168,3 @@ def _types() -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     return [_plain(part) for part in value] if isinstance(value, tuple) else value
-
-
-def _unknown_field(name: str) -> str:
-    near = difflib.get_close_matches(name, _types(), n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(_types())}"
-    return f"recipe: there is no field {name!r}; {hint}"
-
-
-STUDY = Recipe(
-    name="study",
-    epochs=20,
-    batch_size=128,
-    drop_last=False,
-    optimizer="adam",
-    lr=2.1e-3,
-    momentum=0.95,
-    momentum_range=(0.85, 0.95),
-    warmup=5 / 20,
-    lr_start=1 / 100,
-    lr_end=1 / 100 / 100,
-    weight_decay=1e-4,
-    decoupled=False,
-    decay_all=True,
-    label_smoothing=0.0,
-    pad=4,
-    pad_mode="zero",
-    flip="none",
-    cutout=16,
-    cutout_probability=0.5,
-    jitter=0.2,
-    jitter_probability=0.2,
-    averaging="none",
-    precision="fp32",
-)
-"""The recipe of the study that whycam starts from: 92.14% after 20 epochs."""
-
-RECORD = Recipe(name="record", epochs=20, batch_size=256, lr=0.4, weight_decay=5e-4, cutout=6, label_smoothing=0.1)
-"""Twenty epochs on one GPU, for at least 95%."""
-
-LONG = Recipe(name="long", epochs=60, batch_size=256, lr=0.3, weight_decay=5e-4, cutout=12, label_smoothing=0.1)
-"""Sixty epochs on one GPU, for at least 96%."""
-
-CPU = Recipe(
-    name="cpu",
-    epochs=15,
-    batch_size=128,
-    lr=0.2,
-    weight_decay=5e-4,
-    crops=((0.0, 24), (10 / 15, 0)),
-    label_smoothing=0.1,
-    evaluate_every=5,
-)
-"""Two laptop cores, about two hours: 24-pixel crops first, whole images for the last third."""
-
-RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for recipe in (STUDY, RECORD, LONG, CPU)}

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import pickle
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from whycam.errors import WhycamError
+from whycam.files import replacing
 from whycam.training.recipe import Recipe
 
 STATE_FILE = "state.pt"
@@ -33,7 +32,16 @@ class Meters:
     @classmethod
     def zero(cls, device: torch.device) -> Meters:
         """Nothing seen yet."""
-        return cls(torch.zeros((), dtype=torch.float64, device=device), torch.zeros((), dtype=torch.int64, device=device))
+        return cls.of(0.0, 0, 0, device=device)
+
+    @classmethod
+    def of(cls, loss: float, correct: int, images: int, *, device: torch.device) -> Meters:
+        """Sums that were read before."""
+        return cls(
+            torch.tensor(loss, dtype=torch.float64, device=device),
+            torch.tensor(correct, dtype=torch.int64, device=device),
+            images,
+        )
 
 
 @dataclass(frozen=True)
@@ -62,25 +70,24 @@ class RunKey:
 
     def check(self, saved: Mapping[str, Any], path: Path) -> None:
         """Raise one clear sentence if ``saved`` (a state's key) is another run."""
-        theirs, mine = dict(saved["recipe"]), self.recipe.to_dict()
-        changed = [
-            f"{name} was {theirs.get(name)!r} and is {mine.get(name)!r}"
-            for name in mine | theirs
-            if theirs.get(name) != mine.get(name)
-        ]
+        # Read back first: a field that is newer than the state has its default, which is how it was.
+        theirs, mine = Recipe.from_dict(saved["recipe"]).to_dict(), self.recipe.to_dict()
+        changed = [f"{name} was {theirs[name]!r} and is {mine[name]!r}" for name in mine if theirs[name] != mine[name]]
         if changed:
             raise WhycamError(
                 f"{path}: the run was started with another recipe ({'; '.join(changed)}); give the same recipe to "
                 "resume it, or another folder to start anew"
             )
-        for name, what in (("data", "training images"), ("test_data", "test images"), ("seed", "seed")):
-            if saved[name] != getattr(self, name):
+        if saved["seed"] != self.seed:
+            raise WhycamError(f"{path}: the run was started with seed {saved['seed']}, not {self.seed}; give that seed")
+        for what, then, now in (
+            ("training", saved["data"], self.data),
+            ("test", saved["test_data"], self.test_data),
+        ):
+            if then != now:
                 raise WhycamError(
-                    f"{path}: the run was started with another {what}"
-                    if name == "seed"
-                    else f"{path}: the {what} are not those that the run was started with "
-                    f"(SHA-256 {str(saved[name])[:12]}… then, {str(getattr(self, name))[:12]}… now); "
-                    "give the same data to resume it, or another folder to start anew"
+                    f"{path}: the {what} images are not those that the run was started with (SHA-256 {then[:12]}… "
+                    f"then, {now[:12]}… now); give the same data to resume it, or another folder to start anew"
                 )
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,28 +97,49 @@ class RunKey:
 
 @dataclass
 class State:
-    """Everything a run needs to continue as though it had never stopped."""
+    """Everything a run needs to continue as though it had never stopped.
+
+    Attributes:
+        key: the run's identity (``RunKey.to_dict``).
+        position: the next step.
+        tensors: the weights ("model"), the optimiser's ("optimizer") and the averaged weights ("average").
+        sums: the present epoch's loss, correct answers and images so far.
+        images, seconds: trained on and worked since the start of the run.
+        history: the finished epochs' records.
+    """
 
     key: dict[str, Any]
     position: Position
     tensors: dict[str, dict[str, Tensor]]
-    images: int = 0
-    seconds: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
+    sums: tuple[float, int, int]
+    images: int
+    seconds: float
+    history: list[dict[str, Any]]
 
 
 def save_state(path: Path, state: State) -> None:
-    """Write ``state`` to ``path``; whatever happens, ``path`` holds either the old state or the new one, whole."""
+    """Write ``state`` to ``path``; whatever happens, ``path`` holds either the old state or the new one, whole.
+
+    Raises:
+        WhycamError: the disk is full or the folder cannot be written to; the old state is untouched.
+    """
     header = {
         "format": FORMAT,
         "key": state.key,
         "position": asdict(state.position),
+        "sums": state.sums,
         "images": state.images,
         "seconds": state.seconds,
         "history": state.history,
     }
-    with replacing(path) as file:
-        torch.save({"header": json.dumps(header), "tensors": state.tensors}, file)
+    with replacing(path) as partial, partial.open("wb") as file:
+        try:
+            torch.save({"header": json.dumps(header), "tensors": state.tensors}, file)
+        except RuntimeError as error:
+            # torch's writer hides what the operating system said (a full disk, say) behind an error of its own.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
 
 
 def load_state(path: Path) -> State:
@@ -133,43 +161,19 @@ def load_state(path: Path) -> State:
             key=header["key"],
             position=Position(**header["position"]),
             tensors=content["tensors"],
+            sums=tuple(header["sums"]),
             images=header["images"],
             seconds=header["seconds"],
             history=header["history"],
         )
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as e:
+    except (
+        OSError,
+        RuntimeError,
+        pickle.UnpicklingError,
+        EOFError,
+        KeyError,
+        TypeError,
+        ValueError,
+        zipfile.BadZipFile,
+    ) as e:
         raise WhycamError(f"{path}: this is not a whycam training state, or it is damaged ({type(e).__name__})") from e
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Any:
-    """Open a temporary file beside ``path`` that replaces it, flushed to disk, when the block ends well.
-
-    Raises:
-        WhycamError: the disk is full or the folder cannot be written; the old file is untouched.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if os_error := _os_error(error):
-            raise WhycamError(
-                f"{path}: cannot be written ({os_error.strerror}); free some space or choose another folder, "
-                "then resume: what was saved before is intact"
-            ) from error
-        raise
-
-
-def _os_error(error: BaseException) -> OSError | None:
-    """The operating system's error behind ``error``: torch's writer wraps it in errors of its own."""
-    while error is not None:
-        if isinstance(error, OSError):
-            return error
-        error = error.__cause__ or error.__context__  # type: ignore[assignment]
-    return None

@@ -1,0 +1,214 @@
+"""What a training step costs beside what cannot be avoided, and beside the loop that most people write.
+
+    python benchmarks/training_throughput.py [--recipe record] [--rounds 7] [--set precision=fp32 …] [--json FILE]
+
+Three candidates take turns in every round, so that a machine whose speed drifts slows all of them alike:
+
+- the step of ``whycam train``: augmentation, forward, backward, optimiser, averaging, on the recipe's batch;
+- the bare convolutions of the same network: every convolution's forward and both its gradients, on tensors of the same
+  shapes and type, and nothing else: the limit of any loop that uses these convolutions;
+- the plain loop: a DataLoader with per-image transforms, contiguous fp32 tensors, the textbook order of calls.
+
+Quoted are medians over the rounds with the quartiles. On a GPU the step is also stated as a share of the measured bf16
+matrix rate, at 3.33 GFLOP an image of 32×32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+import whycam
+from whycam.data import ArraySource
+from whycam.device import reuse_freed_memory
+from whycam.models.resnet import resnet18
+from whycam.training import find_recipe
+from whycam.training.augment import plan_epoch
+from whycam.training.device_data import DeviceData
+from whycam.training.distributed import processes
+from whycam.training.loop import Loop
+from whycam.training.state import Position, RunKey
+from whycam.training.train import _precision, initial_model
+
+PREPROCESS = whycam.Preprocess((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), (32, 32))
+GFLOP_PER_IMAGE = 3.33
+
+
+def images(n: int) -> ArraySource:
+    """Random pixels: what they show costs nothing."""
+    draw = np.random.default_rng(0)
+    pixels = draw.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8)
+    classes = whycam.open_source("bundled").classes
+    return ArraySource(pixels, draw.integers(0, 10, n), classes, tuple(map(str, range(n))), "random", "train")
+
+
+def our_step(recipe, source: ArraySource, device: torch.device, folder: Path, team) -> Callable[[], None]:
+    data = DeviceData(source, PREPROCESS, device, recipe.pad, recipe.pad_mode)
+    model = initial_model(recipe, 10, 0, device)
+    key = RunKey(recipe, 0, source.digest, source.digest)
+    loop = Loop(model, data, data, key, folder, team, checkpoint_seconds=1e9, listener=None, stop=lambda: False)
+    plan = plan_epoch(recipe, len(data), data.side, 0, 0).to(device)
+    loop.network.train()
+
+    def step() -> None:
+        # Always the same step: the rates and the batch are then the same too.
+        loop.position = Position(1, 0)
+        loop.step(plan)
+
+    return step
+
+
+def bare_convolutions(recipe, batch: int, side: int, device: torch.device) -> Callable[[], None]:
+    dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
+    network = resnet18(10).to(device=device, dtype=dtype, memory_format=torch.channels_last)
+    shapes: list[tuple[nn.Conv2d, torch.Size]] = []
+    handles = [
+        module.register_forward_hook(lambda module, given, _out: shapes.append((module, given[0].shape)))
+        for module in network.modules()
+        if isinstance(module, nn.Conv2d)
+    ]
+    with torch.no_grad():
+        network(torch.zeros(1, 3, side, side, device=device, dtype=dtype))
+    for handle in handles:
+        handle.remove()
+    work: list[tuple[nn.Conv2d, Tensor, Tensor]] = []
+    for position, (conv, shape) in enumerate(shapes):
+        x = torch.randn(batch, *shape[1:], device=device, dtype=dtype).to(memory_format=torch.channels_last)
+        # Nothing lies below the first convolution, so no gradient goes there.
+        x.requires_grad_(position > 0)
+        with torch.no_grad():
+            slope = torch.randn_like(conv(x))
+        work.append((conv, x, slope))
+
+    def run() -> None:
+        for conv, x, slope in work:
+            torch.autograd.grad(conv(x), [conv.weight] + ([x] if x.requires_grad else []), slope)
+
+    return run
+
+
+class PerImage(Dataset):
+    """The study's augmentation as most people write it: one image at a time."""
+
+    def __init__(self, source: ArraySource) -> None:
+        self.images, self.labels = source.images, source.labels
+        self.mean = torch.tensor(PREPROCESS.mean)[:, None, None]
+        self.std = torch.tensor(PREPROCESS.std)[:, None, None]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int):
+        image = F.pad(torch.from_numpy(self.images[index]).float() / 255, (4, 4, 4, 4))
+        top, left = torch.randint(9, (2,)).tolist()
+        image = image[:, top : top + 32, left : left + 32]
+        if torch.rand(()) < 0.5:
+            image = image.flip(2)
+        row, column = torch.randint(25, (2,)).tolist()
+        image = image.clone()
+        image[:, row : row + 8, column : column + 8] = self.mean
+        return (image - self.mean) / self.std, int(self.labels[index])
+
+
+def plain_loop(source: ArraySource, batch: int, device: torch.device) -> Callable[[], None]:
+    model = resnet18(10).to(device).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    workers = 2 if device.type == "cuda" else 0
+    batches = iter(())
+
+    def step() -> None:
+        nonlocal batches
+        x, labels = next(batches, (None, None))
+        if x is None:
+            batches = iter(DataLoader(PerImage(source), batch, shuffle=True, drop_last=True, num_workers=workers))
+            x, labels = next(batches)
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x.to(device)), labels.to(device))
+        loss.backward()
+        optimizer.step()
+        loss.item()
+
+    return step
+
+
+def matrix_rate(device: torch.device, size: int = 8192) -> float:
+    """Measured bf16 multiply-add rate in TFLOP/s: the best of ten products of square matrices."""
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    seconds = min(timed(lambda: a @ b, device, 1) for _ in range(10))
+    return 2 * size**3 / seconds / 1e12
+
+
+def timed(run: Callable[[], object], device: torch.device, times: int) -> float:
+    start = time.perf_counter()
+    for _ in range(times):
+        run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / times
+
+
+def spread(values: list[float]) -> str:
+    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="record")
+    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--repeat", type=int, help="steps per round (default: 1 on a CPU, 20 on a GPU)")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    reuse_freed_memory()
+    with processes() as team, tempfile.TemporaryDirectory() as folder:
+        device = team.device
+        repeat = options.repeat or (20 if device.type == "cuda" else 1)
+        recipe = find_recipe(options.recipe, options.set)
+        recipe = recipe.override({"precision": _precision(recipe, device)})
+        side = recipe.crop_size(0, 32)
+        source = images(max(2048, 4 * recipe.batch_size))
+        candidates = {
+            "whycam": our_step(recipe, source, device, Path(folder), team),
+            "bare convolutions": bare_convolutions(recipe, recipe.batch_size, side, device),
+            "plain loop": plain_loop(source, recipe.batch_size, device),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in candidates}
+        for name, run in candidates.items():
+            timed(run, device, 2 if name != "plain loop" else 1)
+        for _ in range(options.rounds):
+            for name, run in candidates.items():
+                seconds[name].append(timed(run, device, repeat))
+        peak = matrix_rate(device) if device.type == "cuda" else None
+    share = [bare / ours for bare, ours in zip(seconds["bare convolutions"], seconds["whycam"], strict=True)]
+    against_plain = [plain / ours for plain, ours in zip(seconds["plain loop"], seconds["whycam"], strict=True)]
+    print(
+        f"{recipe.name}, {recipe.precision}, batch {recipe.batch_size}, {side}×{side}, {device}, n = {options.rounds}"
+    )
+    for name, values in seconds.items():
+        print(f"{name:<18} {spread([recipe.batch_size / value for value in values])} images/s")
+    print(f"share of the bare convolutions' speed: {spread(share)}")
+    print(f"times as fast as the plain loop:       {spread(against_plain)}")
+    result = {"recipe": recipe.to_dict(), "device": str(device), "rounds": options.rounds, "seconds": seconds}
+    if peak is not None:
+        flops = GFLOP_PER_IMAGE * (side / 32) ** 2 * 1e9
+        used = [recipe.batch_size / value * flops / 1e12 / peak for value in seconds["whycam"]]
+        print(f"share of the bf16 matrix rate ({peak:.0f} TFLOP/s measured): {spread(used)}")
+        result["matrix_tflops"] = peak
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""``whycam train``, ``lr-find`` and ``recipes``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from argparse import Namespace
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from whycam import console
+from whycam.data import ImageSource, open_source, take
+from whycam.data.preprocess import CIFAR10
+from whycam.device import reuse_freed_memory
+from whycam.errors import WhycamError, require_study_packages
+from whycam.files import write_bytes, writing
+from whycam.report.curves import write_curves, write_lr_find
+from whycam.training import (
+    RECIPES,
+    EpochRecord,
+    Progress,
+    Recipe,
+    SeedsResult,
+    TrainingResult,
+    find_recipe,
+    hold_out,
+    train_seeds,
+)
+from whycam.training import lr_find as range_test
+from whycam.training import train as train_once
+from whycam.training.distributed import is_first_process
+from whycam.training.live import Listener, live_view, tensorboard
+
+CURVES = "curves.png"
+
+
+def train(options: Namespace) -> None:
+    """Train a network by a recipe."""
+    require_study_packages("training on the command line")
+    recipe = find_recipe(options.recipe, options.set)
+    if options.seeds is not None and options.seeds < 1:
+        raise WhycamError(f"--seeds must be at least 1, got {options.seeds}")
+    training, testing = _sources(options)
+    reuse_freed_memory()
+    out = Path(options.out)
+    with ExitStack() as stack:
+        listeners: list[Listener] = []
+        if is_first_process():
+            listeners.append(stack.enter_context(live_view()))
+            if options.tensorboard:
+                listeners.append(stack.enter_context(tensorboard(out / "tensorboard")))
+
+        def listen(event: Progress | EpochRecord) -> None:
+            for listener in listeners:
+                listener(event)
+
+        common: dict[str, Any] = {"resume": options.resume, "device": options.device, "on_progress": listen}
+        if options.seeds is None:
+            result = train_once(recipe, training, testing, out, seed=options.seed, **common)
+            summary, runs = None, [result]
+        else:
+            seeds = range(options.seed, options.seed + options.seeds)
+            summary = train_seeds(recipe, training, testing, out, seeds=seeds, **common)
+            runs = list(summary.runs)
+    if not is_first_process():
+        return
+    for run in runs:
+        if run.history:
+            write_curves(run.history, run.folder / CURVES)
+    if not runs[-1].finished:
+        raise KeyboardInterrupt(f"{runs[-1].folder} is saved; the same command with --resume continues it")
+    if options.json:
+        console.say_json(_facts(runs, summary))
+        return
+    for run in runs:
+        console.say(f"seed {run.seed}: {_accuracies(run)}")
+        console.say(f"  checkpoint: {run.folder}")
+        console.say(f"  curves:     {run.folder / CURVES}")
+    if summary is not None:
+        for view, spread in summary.accuracy.items():
+            console.say(f"{view:<5} {spread}")
+
+
+def lr_find(options: Namespace) -> None:
+    """Find a learning rate by a range test."""
+    require_study_packages("the learning-rate range test")
+    recipe = find_recipe(options.recipe, options.set)
+    source = open_source(options.data, "train", size=CIFAR10.size)
+    reuse_freed_memory()
+    with console.progress() as show:
+        result = range_test(
+            recipe,
+            source,
+            seed=options.seed,
+            device=options.device,
+            start=options.start,
+            end=options.end,
+            iterations=options.iterations,
+            on_step=lambda done: show("range test", done, options.iterations),
+        )
+    out = Path(options.out)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    figure = write_lr_find(result, out / "lr-find.png")
+    numbers = dataclasses.asdict(result) | {"recipe": recipe.to_dict(), "seed": options.seed}
+    write_bytes(out / "lr-find.json", (json.dumps(numbers, indent=1) + "\n").encode())
+    if options.json:
+        console.say_json({"suggestion": result.suggestion, "exploded": result.exploded, "figure": str(figure)})
+        return
+    ended = "the loss exploded" if result.exploded else "the range was passed"
+    console.say(f"suggested peak learning rate: {result.suggestion:.3g} ({len(result.lrs)} iterations, until {ended})")
+    console.say(f"figure:  {figure}")
+    console.say(f"numbers: {out / 'lr-find.json'}")
+
+
+def recipes(options: Namespace) -> None:
+    """List the recipes and their fields."""
+    if options.json:
+        console.say_json({"recipes": [recipe.to_dict() for recipe in RECIPES.values()]})
+        return
+    defaults = Recipe().to_dict()
+    for name, recipe in RECIPES.items():
+        own = {field: value for field, value in recipe.to_dict().items() if value != defaults[field]}
+        console.say(
+            f"{name}: " + ", ".join(f"{field}={_text(value)}" for field, value in own.items() if field != "name")
+        )
+    console.say("else: " + ", ".join(f"{field}={_text(value)}" for field, value in defaults.items() if field != "name"))
+
+
+def _sources(options: Namespace) -> tuple[ImageSource, ImageSource]:
+    """What to train on and what to report on."""
+    training = open_source(options.data, "train", size=CIFAR10.size)
+    if options.limit is not None:
+        if options.limit < 1:
+            raise WhycamError(f"--limit must be at least 1, got {options.limit}")
+        training = take(training, options.limit)
+    if options.validate is not None:
+        return hold_out(training, options.validate)
+    return training, open_source(options.data, "test", size=CIFAR10.size, classes=training.classes)
+
+
+def _accuracies(run: TrainingResult) -> str:
+    plain = run.evaluations["plain"]
+    others = ", ".join(f"{view} {console.percent(run.evaluations[view].accuracy)}" for view in ("flip", "six"))
+    return (
+        f"{plain.correct} of {plain.images} right, accuracy {console.percent(plain.accuracy)} "
+        f"(with test-time augmentation: {others}), calibration error {plain.ece:.4f}"
+    )
+
+
+def _facts(runs: list[TrainingResult], summary: SeedsResult | None) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "runs": [
+            {
+                "seed": run.seed,
+                "checkpoint": str(run.folder),
+                "curves": str(run.folder / CURVES),
+                "evaluations": {view: result.to_dict() for view, result in run.evaluations.items()},
+            }
+            for run in runs
+        ]
+    }
+    if summary is not None:
+        facts["accuracy"] = {view: vars(spread) for view, spread in summary.accuracy.items()}
+    return facts
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, list | bool) or value is None else str(value)

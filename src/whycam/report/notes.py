@@ -1,0 +1,24 @@
+"""What the report says about methods and about reading heat maps."""
+
+from __future__ import annotations
+
+READING = (
+    "A map says where the network's own activations, weighted by its own gradients, point. It does not say that those "
+    "pixels caused the prediction; only changing them and looking again can show that.",
+    "Deep layers are coarse. The native grid is what was computed; anything smoother is interpolation and labelled so.",
+    "Colours are comparable only on the same scale. Each picture here states its scale in words, and raw ranges stand "
+    "beside every map.",
+    "The usual picture cuts negative evidence off. The negative share is stated, and the signed view shows it.",
+    "Maps of wrong predictions often look convincing. Compare the predicted class with the true one before believing "
+    "either.",
+)
+
+
+def method_note(name: str) -> dict[str, str]:
+    """Title, one-line description and source of a method; one that is not registered here is called by its name."""
+    from whycam.cam.methods import METHODS
+
+    if name not in METHODS:
+        return {"title": name, "about": "", "source": ""}
+    known = METHODS[name]
+    return {"title": known.title, "about": known.summary, "source": known.paper}

@@ -1,0 +1,131 @@
+"""What a run shows while it works: the study's log with a live bar, and TensorBoard events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from whycam.errors import missing_extra
+from whycam.training.history import EpochRecord, Progress
+
+Listener = Callable[[Progress | EpochRecord], None]
+
+
+def batch_line(progress: Progress) -> str:
+    """``Loss=0.5431 Batch_id=390 Accuracy=81.23``: this batch's loss, its number from 0, the epoch's accuracy in %."""
+    return f"Loss={progress.batch_loss:.4f} Batch_id={progress.step - 1} Accuracy={100 * progress.accuracy:.2f}"
+
+
+def epoch_lines(record: EpochRecord) -> list[str]:
+    """``Max Learning Rate: …`` and, for an epoch that was evaluated, ``Test set: Average loss: …, Accuracy: …``."""
+    lines = [f"Max Learning Rate: {record.max_lr:.6g}"]
+    if record.test_accuracy is not None:
+        lines.append(
+            f"Test set: Average loss: {record.test_loss:.4f}, "
+            f"Accuracy: {record.test_correct}/{record.test_images} ({100 * record.test_accuracy:.2f}%)"
+        )
+    return lines
+
+
+@contextmanager
+def live_view(file: IO[str] | None = None) -> Iterator[Listener]:
+    """A listener that writes the study's log, and on a terminal a bar with images/s and the time left.
+
+    Args:
+        file: where to; standard error by default.
+
+    Raises:
+        MissingExtraError: rich is not installed.
+    """
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Bars
+    except ModuleNotFoundError as error:
+        raise missing_extra("rich", "study", "the command line") from error
+
+    console = Console(file=file, stderr=file is None, highlight=False, soft_wrap=True)
+    columns = (
+        TextColumn("Epoch {task.fields[epoch]}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f}%  {task.fields[line]}  {task.fields[rate]}"),
+    )
+    latest: Progress | None = None
+    with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
+        task = bars.add_task("", total=None, epoch="", line="", rate="")
+
+        def listen(event: Progress | EpochRecord) -> None:
+            nonlocal latest
+            if isinstance(event, Progress):
+                latest = event
+                bars.update(
+                    task,
+                    completed=event.step,
+                    total=event.steps,
+                    epoch=f"{event.epoch}/{event.epochs}",
+                    line=batch_line(event),
+                    rate=f"{event.images_per_second:,.0f} images/s, {duration(event.seconds_left)} left",
+                )
+                return
+            console.print(f"Epoch {event.epoch}")
+            if latest is not None:
+                console.print(batch_line(latest))
+            for line in epoch_lines(event):
+                console.print(line)
+
+        yield listen
+
+
+@contextmanager
+def tensorboard(folder: Path) -> Iterator[Callable[[Progress | EpochRecord], None]]:
+    """A listener that writes TensorBoard events to ``folder``, by number of images trained on.
+
+    After a resume the curves go on where they were; what a killed run had written beyond its state is hidden.
+
+    Raises:
+        MissingExtraError: tensorboard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ModuleNotFoundError as error:
+        raise missing_extra("tensorboard", "train", "writing TensorBoard events") from error
+
+    writers: list[SummaryWriter] = []
+
+    def writer(step: int) -> SummaryWriter:
+        if not writers:
+            writers.append(SummaryWriter(str(folder), purge_step=step))
+        return writers[0]
+
+    def listen(event: Progress | EpochRecord) -> None:
+        if isinstance(event, Progress):
+            step = (event.epoch - 1) * event.steps + event.step
+            scalars = {
+                "step/loss": event.batch_loss,
+                "step/lr": event.lr,
+                "step/images_per_second": event.images_per_second,
+            }
+        else:
+            step = event.epoch
+            scalars = {
+                f"epoch/{name}": value
+                for name, value in event.to_dict().items()
+                if name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy") and value is not None
+            }
+        for name, value in scalars.items():
+            writer(step).add_scalar(name, value, step)
+
+    try:
+        yield listen
+    finally:
+        for open_writer in writers:
+            open_writer.close()
+
+
+def duration(seconds: float) -> str:
+    """``1:02:03`` or ``2:03``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,225 @@
+"""The training loop: one step, one epoch, and the state that lets it stop anywhere and go on."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from whycam.errors import WhycamError
+from whycam.training.augment import Plan, plan_epoch
+from whycam.training.averaging import Averager
+from whycam.training.device_data import DeviceData
+from whycam.training.distributed import Processes
+from whycam.training.evaluate import evaluate
+from whycam.training.history import EpochRecord, Progress, write_history
+from whycam.training.optim import load_optimizer_tensors, make_optimizer, optimizer_tensors, set_rates
+from whycam.training.schedule import schedule
+from whycam.training.state import STATE_FILE, Meters, Position, RunKey, State, load_state, save_state
+
+Listener = Callable[[Progress | EpochRecord], None]
+
+
+class Loop:
+    """A training run in memory.
+
+    Everything that is random derives from (seed, epoch), the schedule from the step, so the state is weights,
+    optimiser, average, position and the present epoch's sums: what ``save`` writes and ``load`` restores.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: DeviceData,
+        test: DeviceData,
+        key: RunKey,
+        folder: Path,
+        processes: Processes,
+        *,
+        checkpoint_seconds: float,
+        listener: Listener | None,
+        stop: Callable[[], bool],
+    ) -> None:
+        self.recipe, self.seed, self.key = key.recipe, key.seed, key
+        self.train, self.test = train, test
+        self.device = train.labels.device
+        self.folder, self.processes = folder, processes
+        self.checkpoint_seconds, self.listener, self.stop = checkpoint_seconds, listener, stop
+        self.model = model
+        self.network = processes.wrap(model, self.recipe)
+        self.optimizer = make_optimizer(model, self.recipe)
+        self.averager = Averager(model, self.recipe) if self.recipe.averaging != "none" else None
+        # Reading a value makes a GPU wait, so there it is done now and then only.
+        self.patience = 1 if self.device.type == "cpu" else 10
+        self.bf16 = self.recipe.precision == "bf16"
+        self.steps = self.recipe.steps_per_epoch(len(train))
+        self.position = Position()
+        self.meters = Meters.zero(self.device)
+        self.history: list[EpochRecord] = []
+        self.images, self.seconds = 0, 0.0
+        # Of this session alone, for the rate and the time left.
+        self.images_here, self.pixels_here = 0, 0
+        self.started = self.clock = self.saved = time.monotonic()
+
+    def run(self) -> bool:
+        """Train until the end, or until asked to stop (then the state is saved); whether it is the end."""
+        self.started = self.clock = self.saved = time.monotonic()
+        while self.position.epoch < self.recipe.epochs:
+            epoch = self.position.epoch
+            plan = plan_epoch(self.recipe, len(self.train), self.train.side, self.seed, epoch).to(self.device)
+            self.network.train()
+            while self.position.step < self.steps:
+                self.step(plan)
+                if self.position.step % self.patience:
+                    continue
+                due = time.monotonic() - self.saved > self.checkpoint_seconds
+                stop, due = self.processes.any(self.stop(), due)
+                if stop or due:
+                    self.save()
+                if stop:
+                    return False
+            self.finish_epoch()
+        return True
+
+    def step(self, plan: Plan) -> None:
+        """One optimiser step on this process's share of the next batch."""
+        recipe, (epoch, step) = self.recipe, (self.position.epoch, self.position.step)
+        lr, momentum = schedule(recipe, epoch * self.steps + step, recipe.epochs * self.steps)
+        size = recipe.crop_size(epoch, self.train.side)
+        start, stop = step * recipe.batch_size, min((step + 1) * recipe.batch_size, len(plan))
+        x, labels = self.train.augmented(plan.part(*self.processes.share(start, stop)), recipe, size)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            logits: Tensor = self.network(x)
+        logits = logits.float()
+        loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing, reduction="sum")
+        # The wrapped network averages gradients over processes; their shares of the batch may differ by one image.
+        torch.autograd.backward(loss * (self.processes.count / (stop - start)))
+        set_rates(self.optimizer, lr, momentum)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+        done = epoch * self.steps + step + 1
+        if self.averager is not None:
+            self.averager.update(self.model, done, recipe.epochs * self.steps)
+        loss = loss.detach().double()
+        self.meters.loss += loss
+        self.meters.correct += (logits.detach().argmax(1) == labels).sum()
+        self.meters.images += len(labels)
+        self.images += stop - start
+        self.images_here += stop - start
+        self.pixels_here += (stop - start) * size**2
+        self.position = Position(epoch, step + 1)
+        if (step + 1) % self.patience == 0 or step + 1 == self.steps:
+            self.report(float(loss) / max(1, len(labels)), lr)
+
+    def report(self, batch_loss: float, lr: float) -> None:
+        """Stop if the loss has diverged; tell the listener where the run is."""
+        if not math.isfinite(batch_loss):
+            raise self.diverged(f"the loss became {batch_loss} at a learning rate of {lr:g}")
+        if self.listener is None:
+            return
+        meters, position, elapsed = self.meters, self.position, time.monotonic() - self.started
+        sizes = [self.recipe.crop_size(epoch, self.train.side) for epoch in range(position.epoch, self.recipe.epochs)]
+        per_epoch = min(self.steps * self.recipe.batch_size, len(self.train))
+        left = per_epoch * (sum(size**2 for size in sizes) - sizes[0] ** 2 * position.step / self.steps)
+        self.listener(
+            Progress(
+                epoch=position.epoch + 1,
+                epochs=self.recipe.epochs,
+                step=position.step,
+                steps=self.steps,
+                batch_loss=batch_loss,
+                loss=float(meters.loss) / meters.images,
+                accuracy=float(meters.correct) / meters.images,
+                lr=lr,
+                images_per_second=self.images_here / elapsed,
+                seconds_left=left / self.pixels_here * elapsed,
+            )
+        )
+
+    def finish_epoch(self) -> None:
+        """Evaluate if it is time to, add to the history, save."""
+        recipe, epoch = self.recipe, self.position.epoch
+        sums = self.processes.sum(self.meters.loss, self.meters.correct, self.meters.images)
+        lrs = [schedule(recipe, epoch * self.steps + s, recipe.epochs * self.steps)[0] for s in range(self.steps)]
+        tested: dict[str, Any] = {}
+        if (epoch + 1) % recipe.evaluate_every == 0 or epoch + 1 == recipe.epochs:
+            with self.averaged():
+                result = evaluate(self.model, self.test, bf16=self.bf16)
+            tested = {"test_loss": result.loss, "test_correct": result.correct, "test_images": result.images}
+        self.position = Position(epoch + 1, 0)
+        self.meters = Meters.zero(self.device)
+        done = EpochRecord(
+            epoch=epoch + 1,
+            images=self.images,
+            seconds=self.tick(),
+            train_loss=sums[0] / sums[2],
+            train_accuracy=sums[1] / sums[2],
+            max_lr=max(lrs),
+            size=recipe.crop_size(epoch, self.train.side),
+            lr=lrs[-1],
+            **tested,
+        )
+        self.history.append(done)
+        self.save()
+        if self.listener is not None:
+            self.listener(done)
+
+    def tick(self) -> float:
+        """Seconds of work so far, in all sessions of this run."""
+        now = time.monotonic()
+        self.seconds += now - self.clock
+        self.clock = now
+        return self.seconds
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """A context in which the network has the averaged weights, if there are any."""
+        return self.averager.applied(self.model) if self.averager is not None else contextlib.nullcontext()
+
+    def save(self) -> None:
+        """Write the state, unless the weights are no longer numbers; every process takes part."""
+        if not all(bool(value.isfinite().all()) for value in self.model.state_dict().values()):
+            raise self.diverged("the weights are no longer finite")
+        sums = self.processes.sum(self.meters.loss, self.meters.correct, self.meters.images)
+        if self.processes.first:
+            tensors = {"model": dict(self.model.state_dict()), "optimizer": optimizer_tensors(self.optimizer)}
+            if self.averager is not None:
+                tensors["average"] = self.averager.average
+            records = [vars(entry) for entry in self.history]
+            state = State(self.key.to_dict(), self.position, tensors, sums, self.images, self.tick(), records)
+            save_state(self.folder / STATE_FILE, state)
+            write_history(self.folder, self.history)
+        self.saved = time.monotonic()
+
+    def load(self) -> None:
+        """Restore what ``save`` wrote.
+
+        Raises:
+            WhycamError: there is no state, it is damaged, or it belongs to another run.
+        """
+        path = self.folder / STATE_FILE
+        state = load_state(path)
+        self.key.check(state.key, path)
+        self.model.load_state_dict(state.tensors["model"])
+        load_optimizer_tensors(self.optimizer, state.tensors["optimizer"])
+        if self.averager is not None:
+            self.averager.load(state.tensors["average"])
+        self.position, self.images, self.seconds = state.position, state.images, state.seconds
+        self.history = [EpochRecord.from_dict(entry) for entry in state.history]
+        if self.processes.first:
+            self.meters = Meters.of(*state.sums, device=self.device)
+            write_history(self.folder, self.history)
+
+    def diverged(self, what: str) -> WhycamError:
+        """The sentence that ends a run that cannot go on."""
+        path = self.folder / STATE_FILE
+        kept = f"the last good state is {path}" if path.exists() else "nothing had been saved yet"
+        where = f"epoch {self.position.epoch + 1}, step {self.position.step}"
+        return WhycamError(f"training diverged: {what} ({where}); lower lr or lengthen warmup; {kept}")

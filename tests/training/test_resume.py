@@ -1,0 +1,220 @@
+"""A run that is killed, at any moment, ends with the very weights of one that was not."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import time
+
+import pytest
+import torch
+from tiny import RECIPE, Tiny, run, slow_steps, small
+
+from whycam.errors import WhycamError
+from whycam.training.history import EpochRecord, Progress, read_history
+from whycam.training.state import load_state
+from whycam.training.train import stop_on_signal
+
+KILLS = 20
+# Forked from a server that has torch loaded already: a life begins in hundredths of a second, with one thread.
+SPAWN = multiprocessing.get_context("forkserver")
+SPAWN.set_forkserver_preload(["torch", "torch._dynamo", "PIL.Image", "safetensors.torch", "whycam.training"])
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """(folder, seconds) of a run that nobody disturbed, in a process like those of the others."""
+    folder = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    lifetime(tmp_path_factory.mktemp("runs") / "warm-up")
+    seconds = lifetime(folder)
+    return folder, seconds
+
+
+def lifetime(folder, die=None, kill_after=None, number=signal.SIGKILL, **options):
+    """Let one process work on the run in ``folder``, until it ends or is killed; the seconds it took."""
+    from tiny import life
+
+    started = SPAWN.Event()
+    process = SPAWN.Process(target=life, args=(folder, options, die, started))
+    process.start()
+    assert started.wait(60)
+    began = time.monotonic()
+    if kill_after is not None:
+        process.join(kill_after)
+        if process.is_alive():
+            os.kill(process.pid, number)
+    process.join(120)
+    taken = time.monotonic() - began
+    lifetime.exitcode = process.exitcode
+    process.close()
+    return taken
+
+
+def same_end(folder, reference):
+    """Whether two runs ended in bit-identical weights, averages, optimiser states and histories."""
+    ours, theirs = load_state(folder / "state.pt"), load_state(reference / "state.pt")
+    for group, tensors in theirs.tensors.items():
+        assert ours.tensors[group].keys() == tensors.keys()
+        for name, value in tensors.items():
+            assert torch.equal(ours.tensors[group][name], value), f"{group} {name}"
+    assert (folder / "model.safetensors").read_bytes() == (reference / "model.safetensors").read_bytes()
+    for mine, other in zip(read_history(folder), read_history(reference), strict=True):
+        assert {**vars(mine), "seconds": 0} == {**vars(other), "seconds": 0}
+
+
+def test_random_kills_change_nothing(uninterrupted, tmp_path, capsys):
+    reference, seconds = uninterrupted
+    draw = random.Random(0)
+    hits, chains = [], 0
+    while len(hits) < KILLS or chains < 2:
+        folder = tmp_path / f"chain-{chains}"
+        # Saving after every step puts many of the kills into a write, saving seldom puts them into the work.
+        options = {"checkpoint_seconds": (0.0, 0.02)[chains % 2]}
+        chains += 1
+        while True:
+            lifetime(folder, kill_after=draw.uniform(0, seconds), **options)
+            if lifetime.exitcode == 0:
+                break
+            assert lifetime.exitcode == -signal.SIGKILL
+            state = folder / "state.pt"
+            position = load_state(state).position if state.exists() else None
+            where = "before the first save" if position is None else f"epoch {position.epoch} step {position.step}"
+            hits.append(where + (" while writing" if list(folder.glob(".*.partial")) else ""))
+        same_end(folder, reference)
+        assert not list(folder.glob(".*.partial"))
+    with capsys.disabled():
+        print(
+            f"\n{len(hits)} of {len(hits)} kills in {chains} runs resumed bit-identically; they hit: {'; '.join(hits)}"
+        )
+    assert len(hits) >= KILLS
+
+
+@pytest.mark.parametrize("where", ["half-written", "not yet in place", "just in place"])
+@pytest.mark.parametrize("save", [1, 2, 11])
+def test_kills_during_the_checkpoint_write_change_nothing(uninterrupted, tmp_path, where, save):
+    folder = tmp_path / "run"
+    lifetime(folder, die=(where, save), checkpoint_seconds=0.0)
+    assert lifetime.exitcode == -signal.SIGKILL
+    assert bool(list(folder.glob(".state.pt.*.partial"))) == (where != "just in place")
+    assert (folder / "state.pt").exists() == (save > 1 or where == "just in place")
+    lifetime(folder, checkpoint_seconds=0.0)
+    assert lifetime.exitcode == 0
+    same_end(folder, uninterrupted[0])
+    assert not list(folder.glob(".*.partial"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends_cleanly(uninterrupted, tmp_path, number):
+    folder = tmp_path / "run"
+    lifetime(folder, kill_after=0.35, number=number, on_progress=slow_steps)
+    assert lifetime.exitcode == 0
+    assert not (folder / "config.json").exists()
+    position = load_state(folder / "state.pt").position
+    assert position.epoch + position.step > 0
+    lifetime(folder)
+    same_end(folder, uninterrupted[0])
+
+
+def test_the_signal_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with stop_on_signal() as stop:
+        assert not stop()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop()
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_a_stopped_run_says_so_and_goes_on(tmp_path):
+    def stop_early(event):
+        if isinstance(event, Progress) and (event.epoch, event.step) == (2, 3):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    stopped = run(tmp_path / "a", on_progress=stop_early)
+    assert not stopped.finished
+    assert stopped.evaluations == {}
+    assert len(stopped.history) == 1
+    state = load_state(tmp_path / "a" / "state.pt")
+    assert (state.position.epoch, state.position.step, state.images) == (1, 3, 256 + 3 * 32)
+    seen = []
+    resumed = run(tmp_path / "a", resume=True, on_progress=seen.append)
+    assert resumed.finished
+    assert (seen[0].epoch, seen[0].step) == (2, 4)
+    whole = run(tmp_path / "b")
+    same_end(tmp_path / "a", tmp_path / "b")
+    assert resumed.evaluations == whole.evaluations
+
+
+def test_a_finished_run_is_read_back_not_repeated(tmp_path):
+    first = run(tmp_path / "run")
+    weights = (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns
+    seen = []
+    again = run(tmp_path / "run", resume=True, on_progress=seen.append)
+    assert (again.evaluations, again.history) == (first.evaluations, first.history)
+    assert seen == []
+    assert (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns == weights
+
+
+def test_a_full_disk_is_one_sentence_and_the_last_state_survives(tmp_path):
+    """The operating system itself refuses to write, through a limit on the size of files."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_up(event):
+        if isinstance(event, EpochRecord) and event.epoch == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+
+    try:
+        with pytest.raises(WhycamError) as error:
+            run(tmp_path / "run", on_progress=fill_up)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(error.value) == f"{tmp_path / 'run' / 'state.pt'}: cannot be written: File too large"
+    assert load_state(tmp_path / "run" / "state.pt").position.epoch == 2
+    assert not list((tmp_path / "run").glob(".*"))
+    assert run(tmp_path / "run", resume=True).finished
+
+
+def test_resuming_another_run_is_refused(tmp_path):
+    folder = tmp_path / "run"
+    run(folder)
+    state = folder / "state.pt"
+    before = state.read_bytes()
+    with pytest.raises(WhycamError) as error:
+        run(folder, resume=True, recipe=RECIPE.override({"lr": 0.1, "epochs": 5}))
+    assert str(error.value) == (
+        f"{state}: the run was started with another recipe (epochs was 4 and is 5; lr was 0.05 and is 0.1); "
+        "give the same recipe to resume it, or another folder to start anew"
+    )
+    with pytest.raises(WhycamError) as error:
+        run(folder, resume=True, seed=3)
+    assert str(error.value) == f"{state}: the run was started with seed 0, not 3; give that seed"
+    with pytest.raises(WhycamError) as error:
+        run(folder, resume=True, images=255)
+    then, now = small(0, 256).digest[:12], small(0, 255).digest[:12]
+    assert str(error.value) == (
+        f"{state}: the training images are not those that the run was started with (SHA-256 {then}… then, {now}… now); "
+        "give the same data to resume it, or another folder to start anew"
+    )
+    with pytest.raises(WhycamError, match="already holds a training run; resume it or choose another folder"):
+        run(folder)
+    assert state.read_bytes() == before
+
+
+def test_resuming_nothing_or_rubbish_is_refused(tmp_path):
+    with pytest.raises(WhycamError, match="there is no training state to resume; start without resuming"):
+        run(tmp_path / "none", resume=True)
+    assert not (tmp_path / "none").exists()
+    whole = tmp_path / "whole"
+    run(whole)
+    content = (whole / "state.pt").read_bytes()
+    for name, bad in {"cut": content[: len(content) // 2], "empty": b"", "text": b"hello"}.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "state.pt").write_bytes(bad)
+        with pytest.raises(WhycamError, match=r"state\.pt: this is not a whycam training state, or it is damaged"):
+            run(folder, resume=True)
+    torch.save({"header": Tiny(10)}, tmp_path / "text" / "state.pt")
+    with pytest.raises(WhycamError, match=r"state\.pt: this is not a whycam training state, or it is damaged"):
+        run(tmp_path / "text", resume=True)

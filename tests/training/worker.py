@@ -1,0 +1,33 @@
+"""What each process under torchrun runs: ``worker.py FOLDER [kill RANK STEP]``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from tiny import RECIPE, run
+
+from whycam.training.loop import Loop
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    folder, *kill = sys.argv[1:]
+    first_life = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+    if kill and first_life and os.environ["RANK"] == kill[1]:
+        step = Loop.step
+
+        def dying(self, plan):
+            step(self, plan)
+            if self.position.epoch == 1 and self.position.step == int(kill[2]):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        Loop.step = dying
+    run(Path(folder), recipe=RECIPE, checkpoint_seconds=0.0)
+
+
+if __name__ == "__main__":
+    main()
