@@ -4,6 +4,7 @@ from whycam.cam.capture import Trace, capture
 from whycam.cam.explain import Explainer, explain
 from whycam.cam.explanation import Explanation, load_explanation
 from whycam.cam.layers import Layer, resolve_layer, resolve_layers
+from whycam.cam.layout import Layout
 from whycam.cam.methods import METHODS, LayerTrace, Method, method, resolve_methods
 from whycam.cam.targets import ClassScore, Margin, Predicted, Probability
 
@@ -14,6 +15,7 @@ __all__ = [
     "Explanation",
     "Layer",
     "LayerTrace",
+    "Layout",
     "Margin",
     "Method",
     "Predicted",

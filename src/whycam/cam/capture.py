@@ -7,45 +7,53 @@ activations only, never into a weight and never below that leaf.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
+from whycam.cam.inputs import Inputs
 from whycam.cam.layers import Layer
-from whycam.cam.targets import Target, scores_of
+from whycam.cam.targets import Target, freeze, scores_of
 from whycam.errors import WhycamError
 from whycam.modules import first_tensor, in_eval_mode
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What one capture saw; tensors are detached and on the model's device.
+    """What one capture saw, on the model's device; tensors are detached unless asked otherwise.
 
     Attributes:
-        activations: layer name → (B, C, h, w), the layer's output before anything later changed it in place.
-        gradients: (layer name, target name) → (B, C, h, w), ∂score/∂activation.
-        logits: (B, K).
+        activations: layer name → (B, …), the layer's output before anything later changed it in place.
+        gradients: (layer name, target name) → as activations, ∂score/∂activation.
+        logits: (B, K), or whatever leading tensor the network returns for B images.
         scores: target name → (B,).
+        targets: target name → the target, with what it takes from the logits fixed.
+        curvature: (layer name, target name) → as activations, H·A, where it was asked for.
     """
 
     activations: dict[str, Tensor]
     gradients: dict[tuple[str, str], Tensor]
     logits: Tensor
     scores: dict[str, Tensor]
+    targets: dict[str, Target]
+    curvature: dict[tuple[str, str], Tensor] = field(default_factory=dict)
 
 
 def capture(
     model: nn.Module,
-    inputs: Tensor,
+    inputs: Inputs | Tensor,
     layers: Sequence[Layer],
     targets: Mapping[str, Target],
     *,
-    gradients: bool = True,
+    gradients: bool | Collection[str] = True,
+    curvature: Collection[str] = (),
+    copies: int = 1,
+    differentiable: bool = False,
 ) -> Trace:
     """Run ``model`` once forward and, for each target, once backward to the activations of all ``layers``.
 
@@ -53,52 +61,100 @@ def capture(
     ``.grad``, hooks, buffers; also after an exception.
 
     Args:
-        model: takes (B, C, H, W) and returns (B, K) logits, or a tuple, dict or dataclass that begins with them.
-        inputs: (B, C, H, W), as the model expects them. May come from under ``inference_mode``.
+        model: returns (B, K) logits, or a tuple, dict or dataclass that begins with them.
+        inputs: (B, C, H, W), as the model expects them, or several arguments. May come from under ``inference_mode``.
         layers: where to look.
         targets: name → target.
-        gradients: False when no method needs them: the run then builds no graph at all.
+        gradients: the targets whose gradients are needed, or all or none; without any, no graph is built at all.
+        curvature: the targets for which H·A is needed too: one more backward pass for each layer.
+        copies: the batch consists of so many copies of the images, one after the other; targets see each on its own.
+        differentiable: keep the graph, down to the parameters and through the gradients themselves.
 
     Raises:
         WhycamError: a layer did not run, gave no tensor, or the scores do not depend on it.
     """
+    sloped = list(targets) if gradients is True else list(gradients or ())
+    sloped += [name for name in curvature if name not in sloped]
     outputs: dict[str, Tensor] = {}
-    with torch.inference_mode(False), in_eval_mode(model), torch.set_grad_enabled(gradients):
-        parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-        # An inference tensor cannot be saved for a backward pass; its copy can.
-        x = inputs.clone() if inputs.is_inference() else inputs.detach()
-        with _recording(layers, outputs, leaf=gradients):
-            logits = _logits(functional_call(model, parameters, (x,)), len(x))
-        for layer in layers:
-            if layer.name not in outputs:
-                raise WhycamError(f"layer {layer.name!r} did not run in the forward pass, so it cannot be explained")
-        scores = {name: scores_of(target, logits) for name, target in targets.items()}
-        slopes = _gradients(scores, outputs) if gradients else {}
+    given = Inputs.of(inputs) if isinstance(inputs, Tensor) else inputs
+    with torch.inference_mode(False), in_eval_mode(model), torch.set_grad_enabled(bool(sloped) or differentiable):
+        if differentiable:
+            parameters: dict[str, Tensor] = dict(model.named_parameters())
+        else:
+            parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+            given = given.detached()
+        with _recording(layers, outputs, leaf=bool(sloped)):
+            output = functional_call(model, parameters, given.args, given.kwargs)
+            for layer in layers:
+                if layer.name not in outputs:
+                    raise WhycamError(
+                        f"layer {layer.name!r} did not run in the forward pass, so it cannot be explained"
+                    )
+            # Still under the hooks: a checkpointed block runs again during the backward pass and must find them.
+            logits = _leading(output, len(given.images), targets)
+            fixed = {name: freeze(target, logits[: len(logits) // copies]) for name, target in targets.items()}
+            scores = {name: _scores(target, logits, output, copies) for name, target in fixed.items()}
+            seen = dict(outputs)
+            slopes, curves = _gradients(scores, seen, sloped, curvature, keep=differentiable)
+
+    def free(tensor: Tensor) -> Tensor:
+        return tensor if differentiable else tensor.detach()
+
     return Trace(
-        activations={name: tensor.detach() for name, tensor in outputs.items()},
-        gradients=slopes,
-        logits=logits.detach(),
-        scores={name: score.detach() for name, score in scores.items()},
+        activations={name: free(tensor) for name, tensor in seen.items()},
+        gradients={key: free(tensor) for key, tensor in slopes.items()},
+        logits=free(logits),
+        scores={name: free(score) for name, score in scores.items()},
+        targets=fixed,
+        curvature={key: free(tensor) for key, tensor in curves.items()},
     )
 
 
-def _gradients(scores: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> dict[tuple[str, str], Tensor]:
-    result: dict[tuple[str, str], Tensor] = {}
-    last = len(scores) - 1
-    for position, (target, score) in enumerate(scores.items()):
+Slopes = dict[tuple[str, str], Tensor]
+
+
+def _gradients(
+    scores: Mapping[str, Tensor],
+    outputs: Mapping[str, Tensor],
+    sloped: Sequence[str],
+    curved: Collection[str],
+    *,
+    keep: bool,
+) -> tuple[Slopes, Slopes]:
+    slopes: Slopes = {}
+    curves: Slopes = {}
+    for position, target in enumerate(sloped):
+        score, last = scores[target], position + 1 == len(sloped)
         if not score.requires_grad:
             raise WhycamError(
                 f"the score of target {target!r} does not depend on {_names(outputs)} in a differentiable way"
             )
+        bend = target in curved
         # In eval mode images do not mix, so the gradient of the sum is every image's own gradient.
-        slopes = torch.autograd.grad(
-            score.sum(), list(outputs.values()), retain_graph=position < last, allow_unused=True
+        found = torch.autograd.grad(
+            score.sum(),
+            list(outputs.values()),
+            retain_graph=keep or bend or not last,
+            create_graph=keep or bend,
+            allow_unused=True,
         )
-        for name, slope in zip(outputs, slopes, strict=True):
+        for name, slope in zip(outputs, found, strict=True):
             if slope is None:
                 raise WhycamError(f"the score of target {target!r} does not depend on layer {name!r}")
-            result[name, target] = slope
-    return result
+            slopes[name, target] = slope
+            if bend:
+                curves[name, target] = _bend(slope, outputs[name])
+    return slopes, curves
+
+
+def _bend(slope: Tensor, activation: Tensor) -> Tensor:
+    """H·A: the derivative of Σ G·A in A, with the factor A held fixed; zero where G does not depend on A."""
+    if not slope.requires_grad:
+        return torch.zeros_like(activation)
+    (product,) = torch.autograd.grad(
+        (slope * activation.detach()).sum(), activation, retain_graph=True, allow_unused=True
+    )
+    return torch.zeros_like(activation) if product is None else product
 
 
 @contextmanager
@@ -116,7 +172,7 @@ def _recording(layers: Sequence[Layer], outputs: dict[str, Tensor], *, leaf: boo
             outputs[name] = tensor
             # What follows may work in place (an in-place ReLU is the usual case): it gets a copy, so that the
             # recorded tensor stays the layer's own output, and a leaf is never modified.
-            return _with_first_tensor(output, tensor.clone())
+            return with_first_tensor(output, tensor.clone())
 
         return hook
 
@@ -130,7 +186,7 @@ def _recording(layers: Sequence[Layer], outputs: dict[str, Tensor], *, leaf: boo
             handle.remove()
 
 
-def _with_first_tensor(output: object, replacement: Tensor) -> object:
+def with_first_tensor(output: object, replacement: Tensor) -> object:
     """``output`` with its leading tensor replaced, in the same container."""
     if isinstance(output, Tensor):
         return replacement
@@ -142,9 +198,21 @@ def _with_first_tensor(output: object, replacement: Tensor) -> object:
     raise WhycamError(f"a layer that returns a {type(output).__name__} cannot be captured; choose the layer inside it")
 
 
-def _logits(output: object, images: int) -> Tensor:
+def _scores(target: Target, logits: Tensor, output: object, copies: int) -> Tensor:
+    if getattr(target, "wants_output", False):
+        scores: Tensor = target(output)  # type: ignore[arg-type]
+        return scores
+    if copies == 1:
+        return scores_of(target, logits)
+    return torch.cat([scores_of(target, part) for part in logits.chunk(copies)])
+
+
+def _leading(output: object, images: int, targets: Mapping[str, Target]) -> Tensor:
+    """The tensor that begins with the batch; where all targets read the whole output, there need be none."""
     logits = first_tensor(output)
-    if logits is None or logits.ndim != 2 or len(logits) != images:
+    if logits is None or logits.ndim == 0 or len(logits) != images:
+        if all(getattr(target, "wants_output", False) for target in targets.values()):
+            return torch.zeros(images, 0)
         got = type(output).__name__ if logits is None else f"a {tuple(logits.shape)} tensor"
         raise WhycamError(f"the model must return (B, K) logits, got {got}")
     # Half-precision logits would make scores too coarse to differentiate well.

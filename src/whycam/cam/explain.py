@@ -8,14 +8,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from whycam.cam.capture import Trace, capture
 from whycam.cam.explanation import Explanation
+from whycam.cam.inputs import Inputs, InputsLike
 from whycam.cam.layers import Layer, LayerLike, default_layer, resolve_layers
-from whycam.cam.methods.registry import LayerTrace, Method, MethodLike, resolve_methods
+from whycam.cam.layout import Layout
+from whycam.cam.methods.registry import INPUT, Method, MethodLike, resolve_methods
+from whycam.cam.run import Run
 from whycam.cam.targets import TargetLike, resolve_targets
 from whycam.errors import WhycamError
 from whycam.modules import unwrapped
 
+LayoutsLike = Layout | Mapping[str, Layout] | None
 TargetsLike = TargetLike | Mapping[str, TargetLike]
 
 
@@ -25,9 +28,13 @@ class Explainer:
 
     Args:
         model: any module that takes (B, C, H, W) and returns (B, K) logits.
-        layers: names (``layer3[-2]``, ``layer3.0``) or modules; by default the last spatial layer.
-        methods: names or method objects.
+        layers: names (``layer3[-2]``, ``layer3.0``) or modules; by default the model's own ``cam_layers``, or else the
+            last spatial layer.
+        methods: names (``gradcam``, ``fem(k=3)``) or method objects.
         targets: what is explained unless a call says otherwise; see `whycam.cam.targets.resolve_targets`.
+        layout: where channels and positions lie in the layers' outputs, for all or by layer name; detected by default.
+        seed: of the methods that draw at random.
+        differentiable: keep the graph, so that a loss on the maps can be trained with; layer methods only.
 
     Raises:
         WhycamError: on construction, if a layer or method is unknown or the model cannot be looked into.
@@ -37,6 +44,9 @@ class Explainer:
     layers: Sequence[LayerLike] | LayerLike | None = None
     methods: Sequence[MethodLike] | MethodLike = "gradcam"
     targets: TargetsLike = None
+    layout: LayoutsLike = None
+    seed: int = 0
+    differentiable: bool = False
     _network: nn.Module = field(init=False, repr=False)
     _layers: tuple[Layer, ...] | None = field(init=False, repr=False, default=None)
     _methods: tuple[Method, ...] = field(init=False, repr=False)
@@ -44,15 +54,21 @@ class Explainer:
     def __post_init__(self) -> None:
         self._network = unwrapped(self.model)
         self._methods = resolve_methods(self.methods)
-        if self.layers is not None:
-            given = [self.layers] if isinstance(self.layers, str | nn.Module) else self.layers
+        layers = self.layers if self.layers is not None else getattr(self._network, "cam_layers", None)
+        if layers is not None:
+            given = [layers] if isinstance(layers, str | nn.Module) else layers
             self._layers = resolve_layers(self._network, given)
+        if self.differentiable:
+            for method in self._methods:
+                if method.scope == "input" or "reruns" in method.needs:
+                    raise WhycamError(f"{method.title} runs the network again and has no differentiable form")
 
-    def __call__(self, images: Tensor, targets: TargetsLike = None) -> Explanation:
+    def __call__(self, images: InputsLike, targets: TargetsLike = None) -> Explanation:
         """Explain a batch.
 
         Args:
-            images: (B, C, H, W) float, normalised as the model expects, on the model's device.
+            images: (B, C, H, W) float, normalised as the model expects, on the model's device; or a tuple or mapping
+                of the model's arguments, the first image-like tensor of which is what is explained.
             targets: overrides the constructor's.
 
         Returns:
@@ -61,32 +77,41 @@ class Explainer:
         Raises:
             WhycamError: the batch does not fit the model, a target does not exist, or a layer has no map.
         """
-        _check(images, self._network)
+        inputs = Inputs.of(images)
+        _check(inputs.images, self._network)
         if self._layers is None:
-            self._layers = (default_layer(self._network, images),)
+            self._layers = (default_layer(self._network, inputs),)
         named = resolve_targets(self.targets if targets is None else targets)
-        needs_gradients = any(method.needs_gradients for method in self._methods)
+        layouts = {"": self.layout} if isinstance(self.layout, Layout) else self.layout
         try:
-            trace = capture(self._network, images, self._layers, named, gradients=needs_gradients)
+            run = Run(self._network, inputs, self._layers, named, self._methods, layouts=layouts, seed=self.seed,
+                      differentiable=self.differentiable)  # fmt: skip
         except RuntimeError as error:
-            if (wrong := _channel_mismatch(self._network, images)) is not None:
+            if (wrong := _channel_mismatch(self._network, inputs.images)) is not None:
                 raise wrong from error
             raise
         return Explanation(
-            maps=derive(trace, self._layers, self._methods, tuple(named)),
-            logits=trace.logits,
-            scores=trace.scores,
-            inputs=images.detach(),
-            channels={layer.name: trace.activations[layer.name].shape[1] for layer in self._layers},
+            maps=derive(run, self._methods),
+            logits=run.trace.logits,
+            scores={name: run.trace.scores[name] for name in named},
+            inputs=inputs.images.detach(),
+            channels={
+                layer.name: run.layout(layer.name).to_map(run.trace.activations[layer.name]).shape[1]
+                for layer in self._layers
+            },
         )
 
 
 def explain(
     model: nn.Module,
-    images: Tensor,
+    images: InputsLike,
     layers: Sequence[LayerLike] | LayerLike | None = None,
     methods: Sequence[MethodLike] | MethodLike = "gradcam",
     targets: TargetsLike = None,
+    *,
+    layout: LayoutsLike = None,
+    seed: int = 0,
+    differentiable: bool = False,
 ) -> Explanation:
     """Explain what ``model`` sees in ``images``: one forward pass, one backward pass per target.
 
@@ -97,6 +122,9 @@ def explain(
         methods: names (``gradcam``, ``hirescam``) or method objects.
         targets: ``None`` (each image's predicted class), an int, (B,) indices, a callable on the logits, a list of
             these (one per image), or a mapping of names to any of these for several targets from one forward pass.
+        layout: where channels and positions lie in the layers' outputs; detected by default.
+        seed: of the methods that draw at random.
+        differentiable: keep the graph, so that a loss on the maps can be trained with.
 
     Returns:
         An `Explanation`.
@@ -111,49 +139,56 @@ def explain(
         >>> e.map("gradcam", "layer4[-1]").shape
         torch.Size([2, 4, 4])
     """
-    return Explainer(model, layers, methods, targets)(images)
+    return Explainer(model, layers, methods, targets, layout, seed, differentiable)(images)
 
 
-def derive(
-    trace: Trace, layers: Sequence[Layer], methods: Sequence[Method], targets: Sequence[str]
-) -> dict[tuple[str, str, str], Tensor]:
-    """Every (method, layer, target) map of one trace, reduced in at least float32."""
+def derive(run: Run, methods: Sequence[Method]) -> dict[tuple[str, str, str], Tensor]:
+    """Every (method, layer, target) map of one run, reduced in at least float32.
+
+    A method that joins all layers is found under their names joined by "+", one of the images alone under "input".
+    """
     maps: dict[tuple[str, str, str], Tensor] = {}
-    for layer in layers:
-        activations = _at_least_float32(trace.activations[layer.name])
-        if activations.ndim != 4 or activations.shape[-1] * activations.shape[-2] <= 1:
-            raise WhycamError(
-                f"layer {layer.name!r} has the output shape {tuple(activations.shape)}: a single position, so there "
-                "is no map of where; choose an earlier layer"
-                if activations.ndim == 4
-                else f"layer {layer.name!r} has the output shape {tuple(activations.shape)}; a map needs (B, C, h, w)"
-            )
-        for target in targets:
-            gradients = trace.gradients.get((layer.name, target))
-            view = LayerTrace(
-                activations=activations,
-                gradients=activations.new_empty(0) if gradients is None else _at_least_float32(gradients),
-                logits=trace.logits,
-                scores=trace.scores[target],
-            )
+    names = [layer.name for layer in run.layers]
+    if any(method.scope != "input" for method in methods):
+        for name in names:
+            _check_positions(name, run.layout(name).to_map(run.trace.activations[name]).shape)
+    device = run.images.device.type
+    # The sums over channels and positions stay in float32 also under the caller's autocast.
+    with torch.set_grad_enabled(run.differentiable), torch.autocast(device, enabled=False):
+        for name in names:
+            for target in run.names:
+                for method in methods:
+                    if method.scope == "layer":
+                        maps[method.name, name, target] = method(run.view(name, target, method))
+        for target in run.names:
             for method in methods:
-                # The sums over channels and positions stay in float32 also under the caller's autocast.
-                with torch.no_grad(), torch.autocast(activations.device.type, enabled=False):
-                    maps[method.name, layer.name, target] = method(view)
+                if method.scope == "layers":
+                    views = [run.view(name, target, method) for name in names]
+                    maps[method.name, "+".join(names), target] = method(views)
+                elif method.scope == "input":
+                    maps[method.name, INPUT, target] = method(run.input_view(target, method))
     return maps
 
 
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+def _check_positions(name: str, shape: torch.Size) -> None:
+    if len(shape) < 3:
+        raise WhycamError(f"layer {name!r} has the output shape {tuple(shape)}; a map needs (B, C, h, w)")
+    if shape[2:].numel() <= 1:
+        raise WhycamError(
+            f"layer {name!r} has the output shape {tuple(shape)}: a single position, so there is no map of where; "
+            "choose an earlier layer"
+        )
 
 
 def _check(images: Tensor, model: nn.Module) -> None:
-    if not isinstance(images, Tensor):
-        raise WhycamError(f"images must be a torch tensor (B, C, H, W), got {type(images).__name__}")
-    if images.ndim != 4:
+    takes: dict[type[nn.Module], int] = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
+    first = next((module for module in model.modules() if type(module) in takes), None)
+    axes = 4 if first is None else takes[type(first)]
+    if images.ndim != axes:
+        shape = {3: "(B, C, T)", 4: "(B, C, H, W)", 5: "(B, C, D, H, W)"}[axes]
         raise WhycamError(
-            f"images must have the shape (B, C, H, W), got {tuple(images.shape)}"
-            + ("; one image needs a batch axis: images[None]" if images.ndim == 3 else "")
+            f"images must have the shape {shape}, got {tuple(images.shape)}"
+            + ("; one image needs a batch axis: images[None]" if images.ndim == axes - 1 else "")
         )
     if not len(images):
         raise WhycamError("the batch of images is empty")

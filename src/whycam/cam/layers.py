@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from whycam.cam.inputs import Inputs, InputsLike
 from whycam.errors import WhycamError
 from whycam.modules import first_tensor, in_eval_mode
 from whycam.suggest import near_misses
@@ -106,16 +107,17 @@ def _child(module: nn.Module, step: str | int) -> tuple[str, nn.Module] | None:
     return names[step], children[names[step]]
 
 
-def default_layer(model: nn.Module, inputs: Tensor) -> Layer:
+def default_layer(model: nn.Module, inputs: Inputs | InputsLike) -> Layer:
     """The last layer, in order of execution, that still has a spatial map of more than one cell.
 
     Args:
         model: the network; it is run once, without gradients, on the first of ``inputs``, and left as it was.
-        inputs: (B, C, H, W).
+        inputs: the batch.
 
     Raises:
         WhycamError: no module returns a (B, C, h, w) tensor with h·w > 1.
     """
+    given = inputs if isinstance(inputs, Inputs) else Inputs.of(inputs)
     paths = {module: path for path, module in model.named_modules() if path}
     last: tuple[nn.Module, Tensor] | None = None
 
@@ -131,7 +133,8 @@ def default_layer(model: nn.Module, inputs: Tensor) -> Layer:
     handles = [module.register_forward_hook(record) for module in paths]
     try:
         with in_eval_mode(model), torch.no_grad():
-            model(inputs[:1])
+            first = given.with_images(given.images[:1], torch.zeros(1, dtype=torch.long))
+            model(*first.args, **first.kwargs)
     finally:
         for handle in handles:
             handle.remove()

@@ -54,12 +54,24 @@ def flags_of(raw: Tensor) -> list[tuple[Flag, ...]]:
 
 
 def resize(maps: Tensor, size: Sequence[int], interpolation: Interpolation = "bilinear") -> Tensor:
-    """(B, h, w) → (B, H, W); bilinear with half-pixel centres (``align_corners=False``), as OpenCV does it."""
-    if tuple(maps.shape[-2:]) == tuple(size):
+    """(B, h, w) → (B, H, W), and likewise for one and three axes of positions.
+
+    Linear with half-pixel centres (``align_corners=False``), as OpenCV does it, or the nearest cell.
+    """
+    if tuple(maps.shape[1:]) == tuple(size):
         return maps
     if interpolation == "nearest":
         return F.interpolate(maps[:, None], size=tuple(size), mode="nearest-exact")[:, 0]
-    return F.interpolate(maps[:, None], size=tuple(size), mode="bilinear", align_corners=False)[:, 0]
+    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(size)]
+    return F.interpolate(maps[:, None], size=tuple(size), mode=mode, align_corners=False)[:, 0]
+
+
+def to_unit(raw: Tensor) -> Tensor:
+    """Each map stretched so that its smallest value is 0 and its largest 1; a constant map becomes 0."""
+    flat = raw.flatten(1)
+    shape = (-1, *[1] * (raw.ndim - 1))
+    low, high = flat.amin(dim=1).view(shape), flat.amax(dim=1).view(shape)
+    return torch.where(high > low, (raw - low) / torch.where(high > low, high - low, 1), 0)
 
 
 def heatmaps(
@@ -84,7 +96,9 @@ def heatmaps(
         (B, H, W) float; an all-zero or negative-only map is zero, NaN counts as zero (see `flags_of`).
     """
     positive = raw.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).relu()
-    top = positive.amax(dim=(1, 2)) if scale is None else torch.as_tensor(scale, device=raw.device, dtype=raw.dtype)
-    top = top.expand(len(raw))[:, None, None]
+    top = (
+        positive.flatten(1).amax(dim=1) if scale is None else torch.as_tensor(scale, device=raw.device, dtype=raw.dtype)
+    )
+    top = top.expand(len(raw)).view(-1, *[1] * (raw.ndim - 1))
     unit = torch.where(top > 0, positive / top, 0.0).clamp(max=1)
     return resize(unit, size, interpolation)

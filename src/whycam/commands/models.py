@@ -28,6 +28,6 @@ def methods(options: Namespace) -> None:
         return
     width = max(len(method.name) for method in known)
     for method in known:
-        needs = "gradients" if method.needs_gradients else "activations only"
+        needs = ", ".join(sorted(method.needs)) or "activations only"
         console.say(f"{method.name:<{width}}  {method.title}: {method.summary}")
         console.say(f"{'':<{width}}  {method.paper}; needs {needs}")

@@ -11,8 +11,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from whycam.seeds import generator
 from whycam.training.recipe import Recipe
-from whycam.training.seeds import generator
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 from whycam.data.source import ImageSource
 from whycam.data.subset import Subset
 from whycam.errors import WhycamError
-from whycam.training.seeds import generator
+from whycam.seeds import generator
 
 
 def hold_out(source: ImageSource, images: int = 5000, *, seed: int = 0) -> tuple[Subset, Subset]:

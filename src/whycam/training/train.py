@@ -21,6 +21,7 @@ from whycam.errors import WhycamError
 from whycam.files import writing
 from whycam.models.checkpoint import CONFIG_FILE, ModelSpec, read_config, save_checkpoint
 from whycam.models.resnet import ARCHITECTURES
+from whycam.seeds import derive_seed
 from whycam.suggest import near_misses
 from whycam.training.device_data import DeviceData
 from whycam.training.distributed import processes
@@ -28,7 +29,6 @@ from whycam.training.evaluate import VIEWS, Evaluation, View, evaluate
 from whycam.training.history import EpochRecord
 from whycam.training.loop import Listener, Loop
 from whycam.training.recipe import Recipe
-from whycam.training.seeds import derive_seed
 from whycam.training.state import STATE_FILE, RunKey
 
 Network = Callable[[int], nn.Module]

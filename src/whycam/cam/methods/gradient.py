@@ -1,21 +1,178 @@
-"""Methods that weigh activations by gradients. A, G: (B, C, h, w); maps are signed, (B, h, w)."""
+"""Methods that weigh activations by gradients. A, G: (B, C, …positions); maps are signed, (B, …positions).
+
+Σ_c is over channels, Σ_p and mean_p over positions. Each function is its paper's formula without the final ReLU,
+which is a display step; where a method is positive by construction, its rectification is part of the formula.
+"""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
-from whycam.cam.methods.registry import LayerTrace, method
+from whycam.cam.head import pooled_linear_head
+from whycam.cam.maps import resize, to_unit
+from whycam.cam.methods.registry import method
+from whycam.cam.targets import ClassScore, Finer, Predicted, ReST, Target
+from whycam.cam.views import LayerTrace
+from whycam.errors import WhycamError
+
+
+def weighted(activations: Tensor, weights: Tensor) -> Tensor:
+    """Σ_c w_c · A_c: (B, C, …), (B, C) → (B, …)."""
+    return torch.einsum("bc...,bc->b...", activations, weights)
+
+
+def over_positions(tensor: Tensor) -> Tensor:
+    """Σ_p: (B, C, …) → (B, C)."""
+    return tensor.flatten(2).sum(dim=2)
 
 
 @method("Grad-CAM", paper="Selvaraju et al., 2017, arXiv:1610.02391")
 def gradcam(trace: LayerTrace) -> Tensor:
     """Activations weighed by each channel's mean gradient: Σ_c mean_p(G_c) · A_c."""
-    weights = trace.gradients.mean(dim=(2, 3))
-    return torch.einsum("bchw,bc->bhw", trace.activations, weights)
+    return weighted(trace.activations, trace.gradients.flatten(2).mean(dim=2))
 
 
 @method("HiResCAM", paper="Draelos & Carin, 2020, arXiv:2011.08891")
 def hirescam(trace: LayerTrace) -> Tensor:
     """Activations times gradients, position by position: Σ_c G_c · A_c; sums to what the layer contributes."""
     return (trace.gradients * trace.activations).sum(dim=1)
+
+
+@method("Grad-CAM element-wise", paper="Gildenblat et al., pytorch-grad-cam, 2021")
+def gradcamelementwise(trace: LayerTrace) -> Tensor:
+    """HiResCAM with each channel's negative evidence cut off first: Σ_c relu(G_c · A_c)."""
+    return (trace.gradients * trace.activations).relu().sum(dim=1)
+
+
+@method("Grad-CAM++", paper="Chattopadhay et al., 2018, arXiv:1710.11063")
+def gradcam_plus_plus(trace: LayerTrace) -> Tensor:
+    """Grad-CAM with positions weighed by higher derivatives of exp(score): w_c = Σ_p α · relu(G).
+
+    α = G² / (2G² + G³ · Σ_p A), which is the paper's for a score under an exponential; its common factor
+    exp(score), a positive scale per image, is left out. α is 0 where the denominator is.
+    """
+    return weighted(trace.activations, plus_plus_weights(trace.activations, trace.gradients))
+
+
+def plus_plus_weights(
+    activations: Tensor, gradients: Tensor, squares: Tensor | None = None, cubes: Tensor | None = None
+) -> Tensor:
+    """Grad-CAM++'s channel weights, (B, C); squares and cubes may be averages over noisy gradients."""
+    squares = gradients**2 if squares is None else squares
+    cubes = gradients**3 if cubes is None else cubes
+    total = over_positions(activations).reshape(*activations.shape[:2], *[1] * (activations.ndim - 2))
+    below = 2 * squares + total * cubes
+    alpha = torch.where(below != 0, squares / torch.where(below != 0, below, 1), 0)
+    return over_positions(alpha * gradients.relu())
+
+
+@method("XGrad-CAM", paper="Fu et al., 2020, arXiv:2008.02312")
+def xgradcam(trace: LayerTrace) -> Tensor:
+    """Each channel's gradient averaged where the channel is active: w_c = Σ_p G·A / Σ_p A.
+
+    A channel whose activations cancel (before a ReLU, say) has no such mean: its weight is 0.
+    """
+    total, size = over_positions(trace.activations), over_positions(trace.activations.abs())
+    cancels = total.abs() <= 1e-6 * size
+    share = over_positions(trace.gradients * trace.activations) / torch.where(cancels, 1, total)
+    return weighted(trace.activations, torch.where(cancels, 0, share))
+
+
+@method("LayerCAM", paper="Jiang et al., 2021, IEEE TIP 30:5875")
+def layercam(trace: LayerTrace) -> Tensor:
+    """Activations weighed by their own positive gradients: Σ_c relu(G_c) · A_c; shows no evidence against."""
+    return (trace.gradients.relu() * trace.activations).sum(dim=1)
+
+
+@method("CAM", paper="Zhou et al., 2016, arXiv:1512.04150")
+def cam(trace: LayerTrace) -> Tensor:
+    """The final linear layer's class weights on the last activations: Σ_c W[k,c] · A_c; needs mean pool + linear.
+
+    There Σ map / positions + bias = logit, and Grad-CAM is this map divided by the number of positions.
+    """
+    head = pooled_linear_head(trace.network.model, trace.activations, trace.logits)
+    if head is None:
+        raise WhycamError(
+            f"CAM needs a layer that is followed by a mean over positions and one linear layer alone; {trace.layer!r} "
+            "is not: use Grad-CAM, which is the same map there and exists everywhere"
+        )
+    return gradcam.function(trace) * trace.activations[0, 0].numel()
+
+
+@method("Counterfactual", paper="Selvaraju et al., 2017, section 3.3, arXiv:1610.02391")
+def counterfactual(trace: LayerTrace) -> Tensor:
+    """What speaks against the target: Grad-CAM of the negated score, −Σ_c mean_p(G_c) · A_c."""
+    return -gradcam.function(trace)
+
+
+def _rest(target: Target) -> Target:
+    if isinstance(target, Predicted):
+        return _PredictedReST()
+    return ReST(target.index) if type(target) is ClassScore else target
+
+
+class _PredictedReST:
+    """The residual softmax of the predicted class."""
+
+    def freeze(self, logits: Tensor) -> ReST:
+        return ReST(logits.argmax(dim=1))
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        return self.freeze(logits)(logits)
+
+
+@method("Shapley-CAM", paper="Cai, 2025, arXiv:2501.06261", needs=("gradients", "curvature"), retarget=_rest)
+def shapleycam(trace: LayerTrace) -> Tensor:
+    """Grad-CAM with a second-order share: w_c = mean_p(G − ½ H·A), for the residual-softmax target."""
+    share = trace.gradients - trace.curvature / 2
+    return weighted(trace.activations, share.flatten(2).mean(dim=2))
+
+
+def _finer(target: Target) -> Target:
+    if isinstance(target, Finer):
+        return target
+    if isinstance(target, Predicted):
+        return Finer()
+    if type(target) is ClassScore:
+        return Finer(target.index)
+    raise WhycamError("Finer-CAM compares a class with those most like it: give a class as the target")
+
+
+@method("Finer-CAM", paper="Zhang et al., 2025, arXiv:2501.11309", retarget=_finer)
+def finercam(trace: LayerTrace) -> Tensor:
+    """Grad-CAM of what tells the class from the three most like it: y_c − 0.6 · mean(y_similar)."""
+    return gradcam.function(trace)
+
+
+@method("Refine-CAM", paper="arXiv:2605.14641", scope="layers")
+def refinecam(traces: list[LayerTrace]) -> Tensor:
+    """The product over all layers of min-max scaled Grad-CAM++ maps, at the finest one's resolution.
+
+    A place counts only where every layer agrees; a layer without any positive evidence vetoes everything.
+    """
+    maps = [gradcam_plus_plus.function(trace).relu() for trace in traces]
+    size = max((tuple(raw.shape[1:]) for raw in maps), key=math.prod)
+    product = torch.ones_like(resize(maps[0], size))
+    for raw in maps:
+        product = product * resize(to_unit(raw), size)
+    return product
+
+
+@method("Smooth Grad-CAM++", paper="Omeiza et al., 2019, arXiv:1908.01224", needs=("gradients", "reruns"))
+def smoothgradcam_plus_plus(trace: LayerTrace, n: int = 4, sigma: float = 0.3) -> Tensor:
+    """Grad-CAM++ with G, G² and G³ averaged over noisy copies of the image (n copies, σ in input units)."""
+    network = trace.network
+    shape = (n, *network.images.shape)
+    key = f"noise n={n} sigma={sigma}"
+
+    def noisy(images: Tensor) -> Tensor:
+        noise = torch.randn(shape, generator=network.generator(key), dtype=torch.float32)
+        return (images + sigma * noise.to(images)).flatten(0, 1)
+
+    gradients = network.again(key, noisy, trace.layer, trace.target).gradients
+    gradients = gradients.reshape(n, -1, *gradients.shape[1:])
+    means = [(gradients**power).mean(dim=0) for power in (1, 2, 3)]
+    return weighted(trace.activations, plus_plus_weights(trace.activations, *means))

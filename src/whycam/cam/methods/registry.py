@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import ast
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, Literal
 
 from torch import Tensor
 
+from whycam.cam.targets import Target
+from whycam.cam.views import LayerTrace
 from whycam.errors import WhycamError
 from whycam.suggest import near_misses
 
+Need = Literal["gradients", "curvature", "reruns"]
+Scope = Literal["layer", "layers", "input"]
+Function = Callable[..., Tensor]
 
-@dataclass(frozen=True)
-class LayerTrace:
-    """What a method sees of one layer for one target.
-
-    Attributes:
-        activations: (B, C, h, w), at least float32.
-        gradients: (B, C, h, w), ∂score/∂activations; empty (0 elements) where the method does not need them.
-        logits: (B, K).
-        scores: (B,), the target's.
-    """
-
-    activations: Tensor
-    gradients: Tensor
-    logits: Tensor
-    scores: Tensor
+ENTRY_POINTS = "whycam.methods"
+INPUT = "input"
+"""The name under which maps of scope "input" are found in place of a layer's."""
 
 
 @dataclass(frozen=True)
@@ -33,29 +31,57 @@ class Method:
     """A map-making rule: a pure function and what is to be known about it.
 
     Attributes:
-        name: in lower case without separators, ``gradcam``.
+        name: in lower case without separators, ``gradcam``; with options, ``fem(k=3)``.
         title: as people write it, ``Grad-CAM``.
         summary: one line.
         paper: where it was published.
-        function: `LayerTrace` → (B, h, w) signed map at the layer's own resolution.
-        needs_gradients: whether a backward pass is needed.
+        function: scope "layer": `LayerTrace` → (B, h, w) signed map at the layer's own resolution; "layers": a list of
+            `LayerTrace`, one per layer → (B, h, w); "input": `LayerTrace` of the images themselves → (B, H, W).
+        needs: "gradients" (a backward pass), "curvature" (a second one), "reruns" (more passes of its own).
+        scope: what it looks at.
+        retarget: what it makes of the target before anything is differentiated; None leaves it.
+        options: keyword options that differ from the function's defaults.
     """
 
     name: str
     title: str
     summary: str
     paper: str
-    function: Callable[[LayerTrace], Tensor]
-    needs_gradients: bool = True
+    function: Function
+    needs: frozenset[Need] = frozenset({"gradients"})
+    scope: Scope = "layer"
+    retarget: Callable[[Target], Target] | None = None
+    options: tuple[tuple[str, Any], ...] = ()
 
-    def __call__(self, trace: LayerTrace) -> Tensor:
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether a backward pass is needed."""
+        return "gradients" in self.needs or "curvature" in self.needs
+
+    def __call__(self, trace: LayerTrace | Sequence[LayerTrace]) -> Tensor:
         """Compute the signed map."""
-        return self.function(trace)
+        return self.function(trace, **dict(self.options))
+
+    def using(self, **options: Any) -> Method:
+        """This method with options changed; ``METHODS["fem"].using(k=3)`` is also written ``"fem(k=3)"``.
+
+        Raises:
+            WhycamError: there is no such option.
+        """
+        known = list(inspect.signature(self.function).parameters)[1:]
+        for name in options:
+            if name not in known:
+                has = f"its options are {', '.join(known)}" if known else "it has no options"
+                raise WhycamError(f"{self.title} has no option {name!r}; {has}")
+        merged = tuple((dict(self.options) | options).items())
+        base = self.name.partition("(")[0]
+        return replace(self, name=f"{base}({', '.join(f'{k}={v!r}' for k, v in merged)})", options=merged)
 
     def __reduce__(self) -> tuple[object, ...]:
         # A registered function cannot be pickled by reference: its module's name for it is this object.
-        if METHODS.get(self.name) is self:
-            return (_registered, (self.name,))
+        base = METHODS.get(self.name.partition("(")[0])
+        if base is not None and base.function is self.function:
+            return (_registered, (base.name, self.options))
         return super().__reduce__()  # type: ignore[return-value]
 
 
@@ -64,32 +90,74 @@ METHODS: dict[str, Method] = {}
 
 
 def method(
-    title: str, *, paper: str, needs_gradients: bool = True
-) -> Callable[[Callable[[LayerTrace], Tensor]], Method]:
+    title: str,
+    *,
+    paper: str,
+    needs: Iterable[Need] = ("gradients",),
+    scope: Scope = "layer",
+    retarget: Callable[[Target], Target] | None = None,
+) -> Callable[[Function], Method]:
     """Register a function as a method; its name is the title's, its summary the docstring's first line.
+
+    Its keyword parameters are the method's options.
 
     Raises:
         WhycamError: the name is taken.
     """
 
-    def register(function: Callable[[LayerTrace], Tensor]) -> Method:
+    def register(function: Function) -> Method:
         name = normalised(title)
         if name in METHODS:
             raise WhycamError(f"a method named {name!r} exists already ({METHODS[name].title})")
         summary = (function.__doc__ or title).strip().splitlines()[0]
-        METHODS[name] = Method(name, title, summary, paper, function, needs_gradients)
+        METHODS[name] = Method(name, title, summary, paper, function, frozenset(needs), scope, retarget)
         return METHODS[name]
 
     return register
 
 
-def _registered(name: str) -> Method:
-    return METHODS[name]
+def _registered(name: str, options: tuple[tuple[str, Any], ...]) -> Method:
+    return METHODS[name].using(**dict(options)) if options else METHODS[name]
 
 
 def normalised(name: str) -> str:
-    """``Grad-CAM`` and ``grad_cam`` are ``gradcam``; ``++`` stays."""
-    return name.lower().replace("-", "").replace("_", "").replace(" ", "")
+    """``Grad-CAM`` and ``grad_cam`` are ``gradcam``; ``++`` and what stands in parentheses stay."""
+    base, parenthesis, options = name.partition("(")
+    return base.lower().replace("-", "").replace("_", "").replace(" ", "") + parenthesis + options
+
+
+def find_method(name: str) -> Method:
+    """The method of that name, with options where they are given: ``"FEM(k=3)"``.
+
+    Methods that other packages offer under the entry-point group ``whycam.methods`` are found too; their modules
+    register them on import.
+
+    Raises:
+        WhycamError: it is unknown (near misses are listed) or its options cannot be read.
+    """
+    base, _, options = normalised(str(name)).partition("(")
+    if base not in METHODS:
+        load_entry_points()
+    if base not in METHODS:
+        raise WhycamError(f"unknown method {name!r}{near_misses(base, METHODS)}")
+    return METHODS[base].using(**_options(name, options)) if options else METHODS[base]
+
+
+@cache
+def load_entry_points() -> None:
+    """Import what other packages offer as methods; done once, at the first unknown name and for listings."""
+    for entry in entry_points(group=ENTRY_POINTS):
+        entry.load()
+
+
+def _options(name: str, text: str) -> dict[str, Any]:
+    try:
+        call = ast.parse(f"f({text}", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args:
+            raise ValueError
+        return {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg}
+    except (SyntaxError, ValueError) as error:
+        raise WhycamError(f"method {name!r}: its options cannot be read; write them like fem(k=3)") from error
 
 
 def resolve_methods(methods: Sequence[MethodLike] | MethodLike) -> tuple[Method, ...]:
@@ -101,9 +169,7 @@ def resolve_methods(methods: Sequence[MethodLike] | MethodLike) -> tuple[Method,
     given = [methods] if isinstance(methods, str | Method) else list(methods)
     resolved: dict[str, Method] = {}
     for entry in given:
-        found = entry if isinstance(entry, Method) else METHODS.get(normalised(entry))
-        if found is None:
-            raise WhycamError(f"unknown method {entry!r}{near_misses(normalised(str(entry)), METHODS)}")
+        found = entry if isinstance(entry, Method) else find_method(entry)
         if found.name in resolved:
             raise WhycamError(f"method {found.title} is given twice")
         resolved[found.name] = found

@@ -1,0 +1,32 @@
+"""Recognise the commonest end of a network: a mean over positions and one linear layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def pooled_linear_head(model: nn.Module, activations: Tensor, logits: Tensor) -> nn.Linear | None:
+    """The linear layer for which logits = W · mean_p(A) + b holds, or None where there is none.
+
+    It is checked on the numbers themselves, so it does not matter how the network is written.
+
+    Args:
+        model: the network.
+        activations: (B, C, …positions).
+        logits: (B, K).
+    """
+    if logits.ndim != 2:
+        return None
+    pooled = activations.flatten(2).mean(dim=2)
+    for module in reversed(list(model.modules())):
+        if not isinstance(module, nn.Linear) or module.weight.shape != (logits.shape[1], pooled.shape[1]):
+            continue
+        weight, bias = module.weight.detach().to(pooled), module.bias
+        predicted = pooled @ weight.T + (0 if bias is None else bias.detach().to(pooled))
+        # A network in half precision agrees with this sum in single precision to half's rounding only.
+        coarse = module.weight.dtype.itemsize < 4 or torch.is_autocast_enabled(activations.device.type)
+        scale = float(logits.abs().max())
+        if float((predicted - logits.to(predicted)).abs().max()) <= (2e-2 if coarse else 1e-4) * scale:
+            return module
+    return None

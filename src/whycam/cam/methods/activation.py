@@ -1,0 +1,113 @@
+"""Methods that read activations alone or project them on their main axis. A: (B, C, …positions).
+
+A principal axis has no sign of its own. Here it is the one for which the map correlates with a reference: the sum over
+channels of what was projected, so that more of it is brighter; where that correlation is 0, the value that is largest
+in size is positive.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from whycam.cam.methods.gradient import weighted
+from whycam.cam.methods.registry import method
+from whycam.cam.views import LayerTrace
+
+
+def main_axis(features: Tensor) -> Tensor:
+    """The positions' coordinates on the first principal axis: (B, C, …) → (B, …), sign undetermined.
+
+    Per image X is positions × channels. The axis is that of the column-centred X, and X itself is projected on it,
+    uncentred, as Eigen-CAM's authors have it. Computed from the smaller Gram matrix, in float64: squaring X squares
+    its condition.
+    """
+    x = features.flatten(2).transpose(1, 2).double()
+    centred = x - x.mean(dim=1, keepdim=True)
+    if x.shape[1] < x.shape[2]:
+        _, vectors = torch.linalg.eigh(centred @ centred.transpose(1, 2))
+        axis = torch.einsum("bpc,bp->bc", centred, vectors[:, :, -1])
+        axis = axis / axis.norm(dim=1, keepdim=True).clamp(min=torch.finfo(axis.dtype).tiny)
+    else:
+        _, vectors = torch.linalg.eigh(centred.transpose(1, 2) @ centred)
+        axis = vectors[:, :, -1]
+    projected = torch.einsum("bpc,bc->bp", x, axis)
+    return projected.reshape(-1, *features.shape[2:]).to(features.dtype)
+
+
+def signed(maps: Tensor, reference: Tensor) -> Tensor:
+    """``maps`` (B, …) or its negative, image by image: whichever correlates with ``reference`` (B, …)."""
+    flat, against = maps.flatten(1), reference.flatten(1)
+    agreement = ((flat - flat.mean(dim=1, keepdim=True)) * (against - against.mean(dim=1, keepdim=True))).sum(dim=1)
+    largest = flat.gather(1, flat.abs().argmax(dim=1, keepdim=True))[:, 0]
+    sign = torch.where(agreement != 0, agreement.sign(), torch.where(largest < 0, -1.0, 1.0).to(agreement))
+    return maps * sign.view(-1, *[1] * (maps.ndim - 1))
+
+
+def _finite(features: Tensor) -> Tensor:
+    return features.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _unless_damaged(maps: Tensor, features: Tensor) -> Tensor:
+    """NaN where the features were not finite: a decomposition would hide it or fail."""
+    whole = features.flatten(1).isfinite().all(dim=1).view(-1, *[1] * (maps.ndim - 1))
+    return torch.where(whole, maps, torch.nan)
+
+
+def _eigen(features: Tensor) -> Tensor:
+    usable = _finite(features)
+    return _unless_damaged(signed(main_axis(usable), usable.sum(dim=1)), features)
+
+
+@method("Eigen-CAM", paper="Muhammad & Yeasin, 2020, arXiv:2008.00299", needs=())
+def eigencam(trace: LayerTrace) -> Tensor:
+    """The activations' first principal component; the same for every class."""
+    return _eigen(trace.activations)
+
+
+@method("EigenGrad-CAM", paper="Gildenblat et al., pytorch-grad-cam, 2021")
+def eigengradcam(trace: LayerTrace) -> Tensor:
+    """The first principal component of activations times gradients: Eigen-CAM that knows the class."""
+    return _eigen(trace.gradients * trace.activations)
+
+
+@method("SegEigen-CAM", paper="Kim et al., 2025, Applied Sciences 15:7562")
+def segeigencam(trace: LayerTrace) -> Tensor:
+    """The first principal component of |gradients| times activations, its largest value made positive."""
+    features = trace.gradients.abs() * trace.activations
+    component = main_axis(_finite(features))
+    flat = component.flatten(1)
+    flip = flat.amin(dim=1).abs() > flat.amax(dim=1).abs()
+    shape = (-1, *[1] * (component.ndim - 1))
+    return _unless_damaged(torch.where(flip.view(shape), -component, component), features)
+
+
+@method("KPCA-CAM", paper="Karmani et al., 2024, arXiv:2410.00267", needs=())
+def kpcacam(trace: LayerTrace, gamma: float | None = None) -> Tensor:
+    """The first component of a kernel PCA of the positions, kernel tanh(γ·x·y + 1), γ = 1 / C; class-agnostic."""
+    features = _finite(trace.activations)
+    x = features.flatten(2).transpose(1, 2).double()
+    x = x - x.mean(dim=1, keepdim=True)
+    kernel = torch.tanh((1 / x.shape[2] if gamma is None else gamma) * (x @ x.transpose(1, 2)) + 1)
+    kernel = (
+        kernel
+        - kernel.mean(dim=1, keepdim=True)
+        - kernel.mean(dim=2, keepdim=True)
+        + kernel.mean(dim=(1, 2), keepdim=True)
+    )
+    values, vectors = torch.linalg.eigh(kernel)
+    component = vectors[:, :, -1] * values[:, -1:].clamp(min=0).sqrt()
+    largest = component.gather(1, component.abs().argmax(dim=1, keepdim=True))
+    component = component * torch.where(largest < 0, -1.0, 1.0)
+    maps = component.reshape(-1, *features.shape[2:]).to(features.dtype)
+    return _unless_damaged(maps, trace.activations)
+
+
+@method("FEM", paper="Ahmed Asif Fuad et al., 2020, Feature-based Explanation Method, IPTA", needs=())
+def fem(trace: LayerTrace, k: float = 2.0) -> Tensor:
+    """Where channels are unusually active: Σ_c mean_p(A_c) · 1[A_c ≥ mean + k·sd]; the same for every class."""
+    flat = trace.activations.flatten(2)
+    mean = flat.mean(dim=2)
+    bound = mean + k * flat.std(dim=2, unbiased=False)
+    shape = (*bound.shape, *[1] * (trace.activations.ndim - 2))
+    return weighted((trace.activations >= bound.view(shape)).to(mean.dtype), mean)

@@ -1,0 +1,41 @@
+"""Controls: maps that know nothing of the decision. A method that does not beat them shows nothing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from whycam.cam.methods.gradient import weighted
+from whycam.cam.methods.registry import method
+from whycam.cam.views import LayerTrace
+
+
+@method("Random", paper="control: random channel weights", needs=())
+def random(trace: LayerTrace) -> Tensor:
+    """Activations weighed at random, uniformly from −1 to 1: what a map looks like that knows nothing of the class."""
+    channels = trace.activations.shape[1]
+    draw = trace.network.generator("random", trace.layer)
+    weights = 2 * torch.rand(channels, generator=draw, dtype=torch.float64) - 1
+    return weighted(trace.activations, weights.to(trace.activations).expand(len(trace.activations), -1))
+
+
+@method("Sobel", paper="control: Sobel & Feldman, 1968", needs=(), scope="input")
+def sobel(trace: LayerTrace) -> Tensor:
+    """The image's edges, the gradient magnitude of its grey values: what a map looks like that sees no network."""
+    grey = trace.activations.mean(dim=1, keepdim=True)
+    kernel = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]).to(grey)
+    padded = F.pad(grey, (1, 1, 1, 1), mode="replicate")
+    across, down = (F.conv2d(padded, k[None, None])[:, 0] for k in (kernel, kernel.T))
+    return (across.square() + down.square()).sqrt()
+
+
+@method("Center", paper="control: a Gaussian in the image's middle", needs=(), scope="input")
+def center(trace: LayerTrace, sigma: float = 0.25) -> Tensor:
+    """A Gaussian in the middle, σ in image sides: photographers centre their subjects, so this does well by itself."""
+    images = trace.activations
+    result = images.new_ones(1)
+    for size in images.shape[2:]:
+        place = (torch.arange(size, device=images.device, dtype=images.dtype) + 0.5) / size - 0.5
+        result = result[..., None] * torch.exp(-(place**2) / (2 * sigma**2))
+    return result.expand(len(images), *images.shape[2:]).clone()

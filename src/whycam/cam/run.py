@@ -1,0 +1,177 @@
+"""One call of `explain`: the network, the batch, what was captured so far, and every further pass over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from whycam.cam.capture import Trace, capture
+from whycam.cam.guided import guided_relu
+from whycam.cam.inputs import Inputs
+from whycam.cam.layers import Layer
+from whycam.cam.layout import Layout, detect_layout
+from whycam.cam.methods.registry import INPUT, Method
+from whycam.cam.tail import Tail
+from whycam.cam.targets import Target, score_rows
+from whycam.cam.views import LayerTrace, Scored
+from whycam.errors import WhycamError
+from whycam.modules import first_tensor, in_eval_mode
+from whycam.seeds import generator
+
+
+class Run:
+    """Captures once, and answers what methods ask beyond that.
+
+    Args:
+        model: unwrapped.
+        inputs: the batch.
+        layers: where to look.
+        targets: name → target, as the user named them.
+        methods: decide which passes are needed.
+        layouts: layer name → layout, where it was given; "" for all.
+        seed: of everything drawn at random.
+        differentiable: keep the graph.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        layers: Sequence[Layer],
+        targets: Mapping[str, Target],
+        methods: Sequence[Method],
+        *,
+        layouts: Mapping[str, Layout] | None = None,
+        seed: int = 0,
+        differentiable: bool = False,
+    ) -> None:
+        self._model, self.inputs, self.layers = model, inputs, tuple(layers)
+        self.names = tuple(targets)
+        self.seed, self.differentiable = seed, differentiable
+        self._given_layouts = dict(layouts or {})
+        self._layouts: dict[str, Layout] = {}
+        self._again: dict[str, tuple[Trace, int]] = {}
+        self._tails: dict[str, Tail] = {}
+        asked: dict[str, Target] = dict(targets)
+        sloped: dict[str, None] = {}
+        curved: dict[str, None] = {}
+        for method in methods:
+            for name in self.names:
+                mine = self.target_name(name, method)
+                if method.retarget is not None:
+                    asked[mine] = method.retarget(targets[name])
+                if method.needs_gradients and method.scope != "input":
+                    sloped[mine] = None
+                if "curvature" in method.needs:
+                    curved[mine] = None
+        self._asked, self._sloped, self._curved = asked, tuple(sloped), tuple(curved)
+        self.trace = self._capture(inputs, 1)
+
+    @property
+    def model(self) -> nn.Module:
+        """The network, unwrapped."""
+        return self._model
+
+    @property
+    def images(self) -> Tensor:
+        """(B, C, H, W)."""
+        return self.inputs.images
+
+    @staticmethod
+    def target_name(name: str, method: Method) -> str:
+        """The target that ``method`` differentiates when asked about ``name``."""
+        return name if method.retarget is None else f"{name}|{method.name}"
+
+    def layout(self, layer: str) -> Layout:
+        """Where channels and positions lie in a layer's output."""
+        if layer not in self._layouts:
+            given = self._given_layouts.get(layer, self._given_layouts.get(""))
+            module = next(known.module for known in self.layers if known.name == layer)
+            self._layouts[layer] = given or detect_layout(self.trace.activations[layer], self.images.shape[2:], module)
+        return self._layouts[layer]
+
+    def view(self, layer: str, name: str, method: Method) -> LayerTrace:
+        """What ``method`` sees of ``layer`` for the target ``name``."""
+        return self._view(self.trace, layer, self.target_name(name, method))
+
+    def input_view(self, name: str, method: Method) -> LayerTrace:
+        """What a method of scope "input" sees."""
+        target = self.target_name(name, method)
+        images = _at_least_float32(self.images.detach())
+        return LayerTrace(images, images.new_empty(0), self.trace.logits, self.trace.scores[target],
+                          layer=INPUT, target=target, runs=self)  # fmt: skip
+
+    def score_images(self, images: Tensor, rows: Tensor, target: str) -> Scored:
+        """See `whycam.cam.views.Reruns`."""
+        with torch.inference_mode(False), torch.no_grad(), in_eval_mode(self.model):
+            given = self.inputs.with_images(images.to(self.images.dtype), rows)
+            return self._scored(_leading(self.model(*given.args, **given.kwargs)), rows, target)
+
+    def score_activations(self, layer: str, maps: Tensor, rows: Tensor, target: str) -> Scored:
+        """See `whycam.cam.views.Reruns`."""
+        if layer not in self._tails:
+            found = next(known for known in self.layers if known.name == layer)
+            self._tails[layer] = Tail(self.model, found, self.inputs)
+        output = self.trace.activations[layer].detach()[rows.to(maps.device)]
+        replaced = self.layout(layer).from_map(maps.to(output.dtype), output)
+        with torch.inference_mode(False), torch.no_grad(), in_eval_mode(self.model):
+            return self._scored(_leading(self._tails[layer](replaced, rows)), rows, target)
+
+    def again(self, key: str, make: Callable[[Tensor], Tensor], layer: str, target: str) -> LayerTrace:
+        """See `whycam.cam.views.Reruns`."""
+        if key not in self._again:
+            images = make(self.images)
+            copies, rest = divmod(len(images), len(self.images))
+            if rest or not copies:
+                raise WhycamError(f"{key}: {len(images)} images are no whole number of copies of {len(self.images)}")
+            rows = torch.arange(len(self.images)).repeat(copies)
+            self._again[key] = (self._capture(self.inputs.with_images(images, rows), copies, fixed=True), copies)
+        return self._view(self._again[key][0], layer, target)
+
+    def image_gradient(self, images: Tensor, rows: Tensor, target: str, *, guided: bool = False) -> Tensor:
+        """See `whycam.cam.views.Reruns`."""
+        with torch.inference_mode(False), torch.enable_grad(), in_eval_mode(self.model), guided_relu(guided):
+            x = images.detach().clone().requires_grad_()
+            given = self.inputs.with_images(x, rows)
+            parameters = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+            logits = _leading(functional_call(self.model, parameters, given.args, given.kwargs))
+            score = score_rows(self.trace.targets[target], logits, rows, self.trace.logits)
+            (gradient,) = torch.autograd.grad(score.sum(), x)
+        return gradient
+
+    def generator(self, *purpose: int | str) -> torch.Generator:
+        """See `whycam.cam.views.Reruns`."""
+        return generator(self.seed, *purpose)
+
+    def _capture(self, inputs: Inputs, copies: int, *, fixed: bool = False) -> Trace:
+        targets = self.trace.targets if fixed else self._asked
+        return capture(self.model, inputs, self.layers, targets, gradients=self._sloped, curvature=self._curved,
+                       copies=copies, differentiable=self.differentiable)  # fmt: skip
+
+    def _view(self, trace: Trace, layer: str, target: str) -> LayerTrace:
+        to_map = self.layout(layer).to_map
+        activations = _at_least_float32(to_map(trace.activations[layer]))
+
+        def read(found: Mapping[tuple[str, str], Tensor]) -> Tensor:
+            tensor = found.get((layer, target))
+            return activations.new_empty(0) if tensor is None else _at_least_float32(to_map(tensor))
+
+        return LayerTrace(activations, read(trace.gradients), trace.logits, trace.scores[target],
+                          read(trace.curvature), layer, target, self)  # fmt: skip
+
+    def _scored(self, logits: Tensor, rows: Tensor, target: str) -> Scored:
+        logits = _at_least_float32(logits)
+        return Scored(logits, score_rows(self.trace.targets[target], logits, rows, self.trace.logits))
+
+
+def _leading(output: object) -> Tensor:
+    tensor = first_tensor(output)
+    assert tensor is not None  # the first pass has checked it
+    return tensor
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

@@ -1,0 +1,98 @@
+"""What a method is shown: one layer (or the images themselves) for one target, and the means to run the network again.
+
+The rerunning side is the `Reruns` protocol; `whycam.cam.run.Run` implements it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from whycam.errors import WhycamError
+
+
+class Reruns(Protocol):
+    """The network again, on something else; no call changes the model or leaves a graph behind."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The network."""
+
+    @property
+    def images(self) -> Tensor:
+        """(B, C, H, W) as they were given."""
+
+    def score_images(self, images: Tensor, rows: Tensor, target: str) -> Scored:
+        """Run the whole network: (n, C, H, W) that stand in for the images at ``rows`` (n,)."""
+
+    def score_activations(self, layer: str, maps: Tensor, rows: Tensor, target: str) -> Scored:
+        """Run what follows ``layer``: (n, C, h, w) that stand in for its output on the images at ``rows`` (n,)."""
+
+    def again(self, key: str, make: Callable[[Tensor], Tensor], layer: str, target: str) -> LayerTrace:
+        """Capture all layers and targets anew on ``make(images)``, once per ``key``; the batch may be k·B long.
+
+        Rows k·B … are copies of the batch, so that per-image targets keep their images.
+        """
+
+    def image_gradient(self, images: Tensor, rows: Tensor, target: str, *, guided: bool = False) -> Tensor:
+        """∂score/∂images, (n, C, H, W); ``guided`` lets only positive gradients through ReLUs."""
+
+    def generator(self, *purpose: int | str) -> torch.Generator:
+        """A CPU generator that depends on the explanation's seed and the purpose alone."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a rerun gave: (n, K) logits and the target's (n,) scores."""
+
+    logits: Tensor
+    scores: Tensor
+
+
+def _nothing() -> Tensor:
+    return torch.empty(0)
+
+
+@dataclass(frozen=True)
+class LayerTrace:
+    """What a method sees of one layer for one target. For scope "input", the layer is the batch of images.
+
+    Attributes:
+        activations: (B, C, …positions), at least float32.
+        gradients: as activations, ∂score/∂activations; empty (0 elements) where the method does not need them.
+        logits: (B, K).
+        scores: (B,), the target's.
+        curvature: as activations, H·A with H the second derivatives of the score in the activations; empty where the
+            method does not need it.
+        layer: its name.
+        target: its name.
+        runs: how to run the network again; None in a trace made by hand.
+    """
+
+    activations: Tensor
+    gradients: Tensor
+    logits: Tensor
+    scores: Tensor
+    curvature: Tensor = field(default_factory=_nothing)
+    layer: str = ""
+    target: str = ""
+    runs: Reruns | None = None
+
+    @property
+    def network(self) -> Reruns:
+        """The means to run the network again.
+
+        Raises:
+            WhycamError: this trace was made without any.
+        """
+        if self.runs is None:
+            raise WhycamError("this method runs the network again: call it through whycam.explain")
+        return self.runs
+
+    def with_(self, **changes: Tensor) -> LayerTrace:
+        """The same trace with some tensors exchanged."""
+        return replace(self, **changes)  # type: ignore[arg-type]
