@@ -55,4 +55,131 @@ def hirescam(activations, gradients):
     return result
 
 
-REFERENCES = {"gradcam": gradcam, "hirescam": hirescam}
+def gradcamelementwise(activations, gradients):
+    """HiResCAM with each product's negative part cut off."""
+    channels, height, width = activations.shape
+    result = np.zeros((height, width))
+    for k in range(channels):
+        for i in range(height):
+            for j in range(width):
+                result[i, j] += max(0.0, gradients[k, i, j] * activations[k, i, j])
+    return result
+
+
+def gradcam_plus_plus(activations, gradients):
+    """Chattopadhay et al., equations 5 and 19 with Y = exp(S), divided by exp(S)."""
+    channels, height, width = activations.shape
+    result = np.zeros((height, width))
+    for k in range(channels):
+        total, weight = 0.0, 0.0
+        for i in range(height):
+            for j in range(width):
+                total += activations[k, i, j]
+        for i in range(height):
+            for j in range(width):
+                g = gradients[k, i, j]
+                below = 2 * g**2 + total * g**3
+                if below != 0:
+                    weight += g**2 / below * max(0.0, g)
+        result += weight * activations[k]
+    return result
+
+
+def xgradcam(activations, gradients):
+    """Fu et al., equation 8; a channel without a usable sum counts nothing."""
+    channels, height, width = activations.shape
+    result = np.zeros((height, width))
+    for k in range(channels):
+        total = sum(activations[k, i, j] for i in range(height) for j in range(width))
+        size = sum(abs(activations[k, i, j]) for i in range(height) for j in range(width))
+        if abs(total) <= 1e-6 * size:
+            continue
+        weight = sum(gradients[k, i, j] * activations[k, i, j] / total for i in range(height) for j in range(width))
+        result += weight * activations[k]
+    return result
+
+
+def layercam(activations, gradients):
+    """Jiang et al., equations 5 and 6, without the tanh that the paper scales shallow layers with for display."""
+    channels, height, width = activations.shape
+    result = np.zeros((height, width))
+    for k in range(channels):
+        for i in range(height):
+            for j in range(width):
+                result[i, j] += max(0.0, gradients[k, i, j]) * activations[k, i, j]
+    return result
+
+
+def counterfactual(activations, gradients):
+    """Selvaraju et al., equation 3: the weights are means of the negated gradients."""
+    return gradcam(activations, -gradients)
+
+
+def _first_component(features):
+    """Positions × channels through numpy's singular value decomposition; sign as it comes."""
+    x = features.reshape(len(features), -1).T
+    _, _, axes = np.linalg.svd(x - x.mean(axis=0), full_matrices=False)
+    return (x @ axes[0]).reshape(features.shape[1:])
+
+
+def _correlating(component, features):
+    reference = features.sum(axis=0)
+    product = ((component - component.mean()) * (reference - reference.mean())).sum()
+    return component if product >= 0 else -component
+
+
+def eigencam(activations, _gradients):
+    """Muhammad & Yeasin, section III; the sign is the one that correlates with the sum over channels."""
+    return _correlating(_first_component(activations), activations)
+
+
+def eigengradcam(activations, gradients):
+    """The same of G·A."""
+    return _correlating(_first_component(activations * gradients), activations * gradients)
+
+
+def segeigencam(activations, gradients):
+    """The same of |G|·A; the value largest in size is positive."""
+    component = _first_component(activations * np.abs(gradients))
+    return -component if abs(component.min()) > abs(component.max()) else component
+
+
+def kpcacam(activations, _gradients):
+    """Karmani et al.: kernel principal component analysis with a sigmoid kernel, entry by entry."""
+    channels, height, width = activations.shape
+    x = activations.reshape(channels, -1).T
+    x = x - x.mean(axis=0)
+    points = len(x)
+    kernel = np.array([[np.tanh(np.dot(x[i], x[j]) / channels + 1) for j in range(points)] for i in range(points)])
+    ones = np.full((points, points), 1 / points)
+    kernel = kernel - ones @ kernel - kernel @ ones + ones @ kernel @ ones
+    values, vectors = np.linalg.eigh(kernel)
+    component = vectors[:, -1] * np.sqrt(max(0.0, values[-1]))
+    if component[np.abs(component).argmax()] < 0:
+        component = -component
+    return component.reshape(height, width)
+
+
+def fem(activations, _gradients):
+    """Fuad et al., equations 2 to 5 with k = 2: binary maps weighed by the channels' means."""
+    result = np.zeros(activations.shape[1:])
+    for channel in activations:
+        bound = channel.mean() + 2 * channel.std()
+        result += channel.mean() * (channel >= bound)
+    return result
+
+
+REFERENCES = {
+    "gradcam": gradcam,
+    "hirescam": hirescam,
+    "gradcamelementwise": gradcamelementwise,
+    "gradcam++": gradcam_plus_plus,
+    "xgradcam": xgradcam,
+    "layercam": layercam,
+    "counterfactual": counterfactual,
+    "eigencam": eigencam,
+    "eigengradcam": eigengradcam,
+    "segeigencam": segeigencam,
+    "kpcacam": kpcacam,
+    "fem": fem,
+}

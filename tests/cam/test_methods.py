@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from references import REFERENCES, activations_and_gradients
+from references_whole import WHOLE
 from torch.nn import functional as F
 
 import whycam
@@ -16,13 +17,30 @@ from whycam.cam import METHODS, Margin, resolve_layer
 STUDY_LAYERS = ["layer2[-2]", "layer3[-2]", "layer4[-1]"]
 
 
+# Principal axes are found by iteration, and from squared matrices.
+PRECISION = dict.fromkeys(("eigencam", "eigengradcam", "segeigencam", "kpcacam"), 1e-09)
+
+
+def scale(values):
+    return max(1.0, np.abs(values).max())
+
+
 @pytest.fixture(scope="module")
 def double(loaded):
     return copy.deepcopy(loaded[0]).double()
 
 
 def test_every_registered_method_has_a_reference():
-    assert set(METHODS) == set(REFERENCES)
+    assert set(METHODS) == {*REFERENCES, *WHOLE}
+
+
+def test_a_method_without_a_reference_would_be_noticed():
+    METHODS["upstart"] = METHODS["gradcam"]
+    try:
+        with pytest.raises(AssertionError):
+            test_every_registered_method_has_a_reference()
+    finally:
+        del METHODS["upstart"]
 
 
 @pytest.mark.parametrize("layer", STUDY_LAYERS)
@@ -34,7 +52,7 @@ def test_method_equals_its_float64_reference(double, batch, method, layer):
         a, g, score = activations_and_gradients(double, images[index], resolve_layer(double, layer).module, class_index)
         expected = REFERENCES[method](a, g)
         actual = explained.map()[index].numpy()
-        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12 * max(1.0, np.abs(expected).max()))
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=PRECISION.get(method, 1e-12) * scale(expected))
         assert float(explained.scores["target"][index]) == pytest.approx(score, rel=1e-12)
 
 
@@ -44,7 +62,10 @@ def test_float32_stays_near_float64(model, double, batch, method):
     exact = whycam.explain(double, batch.double(), STUDY_LAYERS, method)
     for key, raw in exact.maps.items():
         error = (single.maps[key].double() - raw).abs().amax() / raw.abs().amax()
-        assert float(error) < 1e-5, key
+        # FEM counts positions above a bound: one that lies on it may fall to either side.
+        if method == "fem":
+            error = (single.maps[key].double() - raw).abs().mean() / raw.abs().mean()
+        assert float(error) < {"eigencam": 1e-4, "eigengradcam": 1e-4, "fem": 1e-3}.get(method, 1e-5), key
 
 
 def grad_cam_post_processing(raw):
