@@ -18,7 +18,20 @@ from PIL import Image
 
 import whycam
 
-COMMANDS = ["demo", "data", "summary", "evaluate", "study", "report", "explain", "methods", "train", "lr-find"]
+COMMANDS = [
+    "demo",
+    "data",
+    "summary",
+    "layers",
+    "recipes",
+    "evaluate",
+    "study",
+    "report",
+    "explain",
+    "methods",
+    "train",
+    "lr-find",
+]
 
 
 def command(*arguments, **options):
@@ -124,6 +137,15 @@ def test_summary_and_methods():
     names = [entry["name"] for entry in json.loads(command("methods", "--json").stdout)["methods"]]
     assert {"gradcam", "hirescam"} <= set(names)
     assert "arXiv:1610.02391" in command("methods").stdout
+
+
+def test_layers():
+    text = command("layers").stdout
+    assert re.search(r"^layer2.1 +BasicBlock +128 +16×16  \d+×\d+ pixels$", text, re.MULTILINE)
+    assert re.search(r"^layer4.1 +BasicBlock +512 +4×4  the whole image  ← default$", text, re.MULTILINE)
+    values = json.loads(command("layers", "resnet34", "--json").stdout)
+    assert values["default"] == "layer4.2"
+    assert {"path", "grid", "channels", "reach"} <= values["layers"][0].keys()
 
 
 def test_exif_rotation_and_odd_modes_are_read_as_they_are_meant(tmp_path):

@@ -9,7 +9,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from whycam.cam import ClassScore, Explainer, Explanation, Margin, Predicted, Probability, explain, load_explanation
+    from whycam.cam import (
+        Binary,
+        ClassScore,
+        Explainer,
+        Explanation,
+        Finer,
+        Layout,
+        LogProbability,
+        Margin,
+        Output,
+        Predicted,
+        Probability,
+        ReST,
+        Segmentation,
+        Similarity,
+        explain,
+        load_explanation,
+    )
     from whycam.data import Preprocess, open_source
     from whycam.errors import WhycamError
     from whycam.models import ModelSpec, load, save_checkpoint, summarise
@@ -19,6 +36,14 @@ __version__ = "0.1.0"
 
 # Where each public name lives. Names are imported on first use, so that `whycam --help` answers without torch.
 _HOMES = {
+    "Similarity": "whycam.cam",
+    "Segmentation": "whycam.cam",
+    "ReST": "whycam.cam",
+    "Output": "whycam.cam",
+    "LogProbability": "whycam.cam",
+    "Layout": "whycam.cam",
+    "Finer": "whycam.cam",
+    "Binary": "whycam.cam",
     "ClassScore": "whycam.cam",
     "Explainer": "whycam.cam",
     "Explanation": "whycam.cam",
@@ -38,14 +63,22 @@ _HOMES = {
 }
 
 __all__ = [
+    "Binary",
     "ClassScore",
     "Explainer",
     "Explanation",
+    "Finer",
+    "Layout",
+    "LogProbability",
     "Margin",
     "ModelSpec",
+    "Output",
     "Predicted",
     "Preprocess",
     "Probability",
+    "ReST",
+    "Segmentation",
+    "Similarity",
     "Study",
     "WhycamError",
     "__version__",

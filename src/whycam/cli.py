@@ -79,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     _demo(command("demo", "study", "run the study on bundled weights and images, offline", "whycam demo --out demo"))
     _data(command("data", "data", "download CIFAR-10 and verify it", "whycam data data"))
     _summary(command("summary", "models", "print a network's layer table", "whycam summary cifar10-resnet18"))
+    _layers(command("layers", "models", "list a network's layers that have a map", "whycam layers cifar10-resnet18"))
     _evaluate(
         command("evaluate", "study", "score a checkpoint on a data set", "whycam evaluate cifar10-resnet18 bundled")
     )
@@ -160,6 +161,17 @@ def _summary(sub: argparse.ArgumentParser) -> None:
         default="cifar10-resnet18",
         help=f"{CHECKPOINT_HELP}; or an architecture, resnet18 or resnet34",
     )
+
+
+def _layers(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        nargs="?",
+        default="cifar10-resnet18",
+        help=f"{CHECKPOINT_HELP}; or an architecture, resnet18 or resnet34",
+    )
+    _json(sub)
 
 
 def _evaluate(sub: argparse.ArgumentParser) -> None:

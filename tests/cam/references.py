@@ -67,7 +67,7 @@ def gradcamelementwise(activations, gradients):
 
 
 def gradcam_plus_plus(activations, gradients):
-    """Chattopadhay et al., equations 5 and 19 with Y = exp(S), divided by exp(S)."""
+    """Chattopadhay et al.: α from the second and third derivatives of Y = exp(S), the factor exp(S) divided out."""
     channels, height, width = activations.shape
     result = np.zeros((height, width))
     for k in range(channels):
@@ -86,7 +86,7 @@ def gradcam_plus_plus(activations, gradients):
 
 
 def xgradcam(activations, gradients):
-    """Fu et al., equation 8; a channel without a usable sum counts nothing."""
+    """Fu et al.: gradients averaged by activation; a channel without a usable sum counts nothing."""
     channels, height, width = activations.shape
     result = np.zeros((height, width))
     for k in range(channels):
@@ -100,7 +100,7 @@ def xgradcam(activations, gradients):
 
 
 def layercam(activations, gradients):
-    """Jiang et al., equations 5 and 6, without the tanh that the paper scales shallow layers with for display."""
+    """Jiang et al.: positive gradients as weights, place by place; without the tanh that shallow layers are shown with."""
     channels, height, width = activations.shape
     result = np.zeros((height, width))
     for k in range(channels):
@@ -111,7 +111,7 @@ def layercam(activations, gradients):
 
 
 def counterfactual(activations, gradients):
-    """Selvaraju et al., equation 3: the weights are means of the negated gradients."""
+    """Selvaraju et al., counterfactual explanations: the weights are means of the negated gradients."""
     return gradcam(activations, -gradients)
 
 
@@ -129,7 +129,7 @@ def _correlating(component, features):
 
 
 def eigencam(activations, _gradients):
-    """Muhammad & Yeasin, section III; the sign is the one that correlates with the sum over channels."""
+    """Muhammad & Yeasin: the first principal component; its sign correlates with the sum over channels."""
     return _correlating(_first_component(activations), activations)
 
 
@@ -161,7 +161,7 @@ def kpcacam(activations, _gradients):
 
 
 def fem(activations, _gradients):
-    """Fuad et al., equations 2 to 5 with k = 2: binary maps weighed by the channels' means."""
+    """Fuad et al. with k = 2: binary maps weighed by the channels' means."""
     result = np.zeros(activations.shape[1:])
     for channel in activations:
         bound = channel.mean() + 2 * channel.std()

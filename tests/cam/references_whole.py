@@ -25,7 +25,7 @@ def _activations(model, image, layer):
 
 
 def cam(model, image, layers, class_index):
-    """Zhou et al., equation 2: the class's row of the last weight matrix."""
+    """Zhou et al.: the class's row of the last weight matrix."""
     a = _activations(model, image, layers[0])
     return sum(model.linear.weight[class_index, k].item() * a[k] for k in range(len(a)))
 
@@ -47,7 +47,7 @@ def _gradient_of(model, image, layer, score):
 
 
 def shapleycam(model, image, layers, class_index):
-    """Cai, equation 13 with the residual softmax as the target; H·A by finite differences along A."""
+    """Cai: first- minus half the second-order share, for the residual softmax; H·A by finite differences along A."""
 
     def rest(logits):
         return logits[class_index] + logits.log_softmax(0)[class_index]
@@ -69,7 +69,7 @@ def shapleycam(model, image, layers, class_index):
 
 
 def finercam(model, image, layers, class_index):
-    """Zhang et al., equation 4 averaged over the three most similar classes, γ = 0.6."""
+    """Zhang et al.: the class minus 0.6 of a similar one, averaged over the three most similar classes."""
     with torch.no_grad():
         logits = model(image[None])[0]
     similar = [k for k in logits.argsort(descending=True).tolist() if k != class_index][:3]
@@ -110,7 +110,7 @@ def refinecam(model, image, layers, class_index):
 
 
 def smoothgradcam_plus_plus(model, image, layers, class_index):
-    """Omeiza et al., equation 5: derivatives averaged over four noisy images; activations of the image itself."""
+    """Omeiza et al.: derivatives averaged over four noisy images; activations of the image itself."""
     noise = torch.randn((4, 1, *image.shape), generator=generator(0, "noise n=4 sigma=0.3"), dtype=torch.float32)
     gradients = []
     for k in range(4):
@@ -205,19 +205,19 @@ def guidedbackprop(model, image, _layers, class_index):
 
 
 def guidedgradcam(model, image, layers, class_index):
-    """Selvaraju et al., section 3.2: the product with the upsampled positive map."""
+    """Selvaraju et al.: the product with the upsampled positive map."""
     raw = np.maximum(_map("gradcam", model, image, layers[0], class_index), 0)
     return guidedbackprop(model, image, layers, class_index) * _bilinear(raw, tuple(image.shape[1:]))
 
 
 def integratedgradients(model, image, _layers, class_index):
-    """Sundararajan et al., equation 3 with 32 midpoints from black-in-the-mean."""
+    """Sundararajan et al. with 32 midpoints from black-in-the-mean."""
     total = sum(_input_gradient(model, image * (k + 0.5) / 32, class_index) for k in range(32))
     return (image * total / 32).sum(0).numpy()
 
 
 def smoothgrad(model, image, _layers, class_index):
-    """Smilkov et al., equation 2 with 16 noisy images of σ 0.15 of the range."""
+    """Smilkov et al. with 16 noisy images of σ 0.15 of the range."""
     draw = generator(0, "smoothgrad", 16)
     spread = 0.15 * (image.max() - image.min())
     total = torch.zeros_like(image)

@@ -6,26 +6,48 @@ from whycam.cam.explanation import Explanation, load_explanation
 from whycam.cam.layers import Layer, resolve_layer, resolve_layers
 from whycam.cam.layout import Layout
 from whycam.cam.methods import METHODS, LayerTrace, Method, method, resolve_methods
-from whycam.cam.targets import ClassScore, Margin, Predicted, Probability
+from whycam.cam.survey import default_layer, survey
+from whycam.cam.targets import (
+    Binary,
+    ClassScore,
+    Finer,
+    LogProbability,
+    Margin,
+    Output,
+    Predicted,
+    Probability,
+    ReST,
+    Segmentation,
+    Similarity,
+)
 
 __all__ = [
     "METHODS",
+    "Binary",
     "ClassScore",
     "Explainer",
     "Explanation",
+    "Finer",
     "Layer",
     "LayerTrace",
     "Layout",
+    "LogProbability",
     "Margin",
     "Method",
+    "Output",
     "Predicted",
     "Probability",
+    "ReST",
+    "Segmentation",
+    "Similarity",
     "Trace",
     "capture",
+    "default_layer",
     "explain",
     "load_explanation",
     "method",
     "resolve_layer",
     "resolve_layers",
     "resolve_methods",
+    "survey",
 ]

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from whycam.cam.explanation import Explanation
 from whycam.cam.inputs import Inputs, InputsLike
-from whycam.cam.layers import Layer, LayerLike, default_layer, resolve_layers
+from whycam.cam.layers import Layer, LayerLike, resolve_layers
 from whycam.cam.layout import Layout
 from whycam.cam.methods.registry import INPUT, Method, MethodLike, resolve_methods
 from whycam.cam.run import Run
+from whycam.cam.survey import default_layer
 from whycam.cam.targets import TargetLike, resolve_targets
 from whycam.errors import WhycamError
 from whycam.modules import unwrapped

@@ -95,7 +95,7 @@ class Explanation:
     ) -> Tensor:
         """Positive evidence on [0, 1] at the image's size, (B, H, W); see `whycam.cam.maps.heatmaps`."""
         raw = self.map(method, layer, target)
-        return heatmaps(raw, self.inputs.shape[-2:], scale=scale, interpolation=interpolation)
+        return heatmaps(raw, self.inputs.shape[2:], scale=scale, interpolation=interpolation)
 
     def plot(self, index: int = 0) -> Figure:
         """One image's heatmaps as a matplotlib figure: rows are targets and methods, columns layers."""
@@ -132,11 +132,14 @@ class Explanation:
         from whycam.cam.methods.registry import Method, normalised
 
         name = method.name if isinstance(method, Method) else normalised(method) if method is not None else None
-        return (
-            _choose("method", name, self.methods),
-            _choose("layer", layer, self.layers),
-            _choose("target", target, self.targets),
-        )
+        asked = (name, layer, target)
+        chosen = list(self.maps)
+        # What is named narrows down what the rest may be: a method may have maps of one layer only.
+        for place in sorted(range(3), key=lambda place: asked[place] is None):
+            known = tuple(dict.fromkeys(key[place] for key in chosen))
+            value = _choose(("method", "layer", "target")[place], asked[place], known)
+            chosen = [key for key in chosen if key[place] == value]
+        return chosen[0]
 
 
 def load_explanation(path: str | Path) -> Explanation:

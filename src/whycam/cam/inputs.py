@@ -50,8 +50,8 @@ class Inputs:
             raise WhycamError(f"images must be a torch tensor (B, C, H, W), got {type(given).__name__}")
         if not any(isinstance(value, Tensor) for value in (*wrapped[0], *wrapped[1].values())):
             raise WhycamError(
-                f"images must be a torch tensor (B, C, H, W), or a tuple or mapping of the model's arguments that holds "
-                f"one; got {type(given).__name__} without any"
+                "images must be a torch tensor (B, C, H, W), or a tuple or mapping of the model's arguments that "
+                f"holds one; got {type(given).__name__} without any"
             )
         if place is None:
             raise WhycamError("none of the inputs is a batch of images, a float tensor (B, C, H, W)")

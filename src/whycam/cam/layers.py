@@ -6,12 +6,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from whycam.cam.inputs import Inputs, InputsLike
 from whycam.errors import WhycamError
-from whycam.modules import first_tensor, in_eval_mode
 from whycam.suggest import near_misses
 
 LayerLike = str | nn.Module
@@ -105,43 +102,3 @@ def _child(module: nn.Module, step: str | int) -> tuple[str, nn.Module] | None:
     if not -len(names) <= step < len(names):
         return None
     return names[step], children[names[step]]
-
-
-def default_layer(model: nn.Module, inputs: Inputs | InputsLike) -> Layer:
-    """The last layer, in order of execution, that still has a spatial map of more than one cell.
-
-    Args:
-        model: the network; it is run once, without gradients, on the first of ``inputs``, and left as it was.
-        inputs: the batch.
-
-    Raises:
-        WhycamError: no module returns a (B, C, h, w) tensor with h·w > 1.
-    """
-    given = inputs if isinstance(inputs, Inputs) else Inputs.of(inputs)
-    paths = {module: path for path, module in model.named_modules() if path}
-    last: tuple[nn.Module, Tensor] | None = None
-
-    def record(module: nn.Module, _inputs: object, output: object) -> None:
-        nonlocal last
-        tensor = first_tensor(output)
-        if tensor is None or tensor.ndim != 4 or tensor.shape[-1] * tensor.shape[-2] <= 1:
-            return
-        # The block that made the tensor, not the containers that only hand it on.
-        if last is None or last[1] is not tensor:
-            last = (module, tensor)
-
-    handles = [module.register_forward_hook(record) for module in paths]
-    try:
-        with in_eval_mode(model), torch.no_grad():
-            first = given.with_images(given.images[:1], torch.zeros(1, dtype=torch.long))
-            model(*first.args, **first.kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if last is None:
-        raise WhycamError(
-            f"{type(model).__name__} has no layer with a spatial map (a (B, C, h, w) output larger than 1×1) for this "
-            "input; name the layer to explain"
-        )
-    path = paths[last[0]]
-    return Layer(path, path, last[0])

@@ -1,11 +1,16 @@
-"""``whycam summary`` and ``whycam methods``."""
+"""``whycam summary``, ``layers`` and ``methods``."""
 
 from __future__ import annotations
 
+import dataclasses
 from argparse import Namespace
+
+import torch
 
 from whycam import console
 from whycam.cam.methods import METHODS
+from whycam.cam.methods.registry import load_entry_points
+from whycam.cam.survey import default_layer, survey
 from whycam.models import ARCHITECTURES, load, summarise
 
 
@@ -19,11 +24,39 @@ def summary(options: Namespace) -> None:
     console.say(str(summarise(model, (channels, *spec.preprocess.size))))
 
 
+def layers(options: Namespace) -> None:
+    """List a network's layers that have a map."""
+    if options.checkpoint in ARCHITECTURES:
+        model, size, channels = ARCHITECTURES[options.checkpoint](10).eval(), (32, 32), 3
+    else:
+        model, spec = load(options.checkpoint)
+        size, channels = spec.preprocess.size, 1 if spec.preprocess.channels == "L" else 3
+    # What a cell sees is measured by gradients, which need an image that leaves no ReLU at rest everywhere.
+    image = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
+    places = survey(model, image)
+    chosen = default_layer(model, image).path
+    if options.json:
+        console.say_json({"default": chosen, "layers": [dataclasses.asdict(place) for place in places]})
+        return
+    width = max(len(place.path) for place in places)
+    console.say(f"{'layer':<{width}}  {'type':<12} {'channels':>8} {'grid':>9}  a cell sees")
+    for place in places:
+        grid, reach = ("×".join(map(str, values)) for values in (place.grid, place.reach))
+        sees = "the whole image" if place.reach == tuple(size) else f"{reach} pixels"
+        note = "  ← default" if place.path == chosen else ""
+        note += "" if place.counts else "  (the answer does not depend on it)"
+        console.say(f"{place.path:<{width}}  {place.kind:<12} {place.channels:>8} {grid:>9}  {sees}{note}")
+
+
 def methods(options: Namespace) -> None:
     """List the explanation methods."""
+    load_entry_points()
     known = sorted(METHODS.values(), key=lambda method: method.name)
     if options.json:
-        rows = [{"name": m.name, "title": m.title, "summary": m.summary, "paper": m.paper} for m in known]
+        rows = [
+            {"name": m.name, "title": m.title, "summary": m.summary, "paper": m.paper, "needs": sorted(m.needs)}
+            for m in known
+        ]
         console.say_json({"methods": rows})
         return
     width = max(len(method.name) for method in known)

@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 from whycam.cam.explain import Explainer
-from whycam.cam.layers import default_layer, resolve_layers
+from whycam.cam.layers import resolve_layers
 from whycam.cam.methods import resolve_methods
+from whycam.cam.survey import default_layer
 from whycam.data.source import ImageSource, IndexArray
 from whycam.errors import WhycamError
 from whycam.files import writing

@@ -71,7 +71,7 @@ def eigengradcam(trace: LayerTrace) -> Tensor:
     return _eigen(trace.gradients * trace.activations)
 
 
-@method("SegEigen-CAM", paper="Kim et al., 2025, Applied Sciences 15:7562")
+@method("SegEigen-CAM", paper="Chung & Ying, 2025, Applied Sciences 15(13):7562")
 def segeigencam(trace: LayerTrace) -> Tensor:
     """The first principal component of |gradients| times activations, its largest value made positive."""
     features = trace.gradients.abs() * trace.activations
@@ -103,7 +103,7 @@ def kpcacam(trace: LayerTrace, gamma: float | None = None) -> Tensor:
     return _unless_damaged(maps, trace.activations)
 
 
-@method("FEM", paper="Ahmed Asif Fuad et al., 2020, Feature-based Explanation Method, IPTA", needs=())
+@method("FEM", paper="Fuad et al., 2020, IPTA, doi:10.1109/IPTA50016.2020.9286629", needs=())
 def fem(trace: LayerTrace, k: float = 2.0) -> Tensor:
     """Where channels are unusually active: Σ_c mean_p(A_c) · 1[A_c ≥ mean + k·sd]; the same for every class."""
     flat = trace.activations.flatten(2)

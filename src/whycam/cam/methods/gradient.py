@@ -102,7 +102,7 @@ def cam(trace: LayerTrace) -> Tensor:
     return gradcam.function(trace) * trace.activations[0, 0].numel()
 
 
-@method("Counterfactual", paper="Selvaraju et al., 2017, section 3.3, arXiv:1610.02391")
+@method("Counterfactual", paper="Selvaraju et al., 2017, arXiv:1610.02391")
 def counterfactual(trace: LayerTrace) -> Tensor:
     """What speaks against the target: Grad-CAM of the negated score, −Σ_c mean_p(G_c) · A_c."""
     return -gradcam.function(trace)

@@ -1,0 +1,167 @@
+"""Look a network over: which layers have a map, how fine it is, how much of the image a cell sees, which to take."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from whycam.cam.inputs import Inputs, InputsLike
+from whycam.cam.layers import Layer
+from whycam.cam.layout import Layout, detect_layout
+from whycam.errors import WhycamError
+from whycam.modules import first_tensor, in_eval_mode
+
+
+@dataclass(frozen=True)
+class Place:
+    """A layer that has a map.
+
+    Attributes:
+        path: as ``named_modules`` calls it.
+        kind: the module's type.
+        shape: of its output for one image, without the batch.
+        grid: positions along each of the image's axes.
+        channels: C.
+        reach: along each axis, how many pixels of the image a cell in the middle was seen to depend on; the image's own
+            size means that it sees all of it. Measured, so it is a lower bound.
+        counts: whether the network's answer depends on any of the positions.
+    """
+
+    path: str
+    kind: str
+    shape: tuple[int, ...]
+    grid: tuple[int, ...]
+    channels: int
+    reach: tuple[int, ...]
+    counts: bool
+
+
+@dataclass
+class _Seen:
+    module: nn.Module
+    tensor: Tensor
+    layout: Layout
+
+
+def survey(model: nn.Module, inputs: Inputs | InputsLike) -> list[Place]:
+    """List every layer that has a map of more than one cell, in order of execution.
+
+    Args:
+        model: the network, left as it was.
+        inputs: a batch; its first image is used.
+
+    Raises:
+        WhycamError: no layer has one.
+    """
+    paths = {module: path for path, module in model.named_modules()}
+    seen, image, slopes = _look(model, inputs)
+    places = []
+    for entry, slope in zip(seen, slopes, strict=True):
+        mapped = entry.layout.to_map(entry.tensor)
+        grid = tuple(mapped.shape[2:])
+        cell = sum(size // 2 * math.prod(grid[axis + 1 :]) for axis, size in enumerate(grid))
+        middle = mapped.flatten(2)[0, :, cell].sum()
+        (reach,) = torch.autograd.grad(middle, image, retain_graph=True, allow_unused=True)
+        places.append(
+            Place(
+                path=paths[entry.module],
+                kind=type(entry.module).__name__,
+                shape=tuple(entry.tensor.shape[1:]),
+                grid=grid,
+                channels=mapped.shape[1],
+                reach=_extent(reach, image.shape[2:]),
+                counts=_counts(entry, slope),
+            )
+        )
+    return places
+
+
+def default_layer(model: nn.Module, inputs: Inputs | InputsLike) -> Layer:
+    """The last layer, in order of execution, whose positions the network's answer depends on.
+
+    Of convolutional layers any will do; of token layers a block or a LayerNorm (behind the last attention a class
+    token alone counts, so the patches' last word is the LayerNorm before it). The network's output itself and layers
+    of a single cell are no candidates.
+
+    Args:
+        model: the network; it is run once on the first of ``inputs``, and left as it was.
+        inputs: a batch.
+
+    Raises:
+        WhycamError: there is no such layer.
+    """
+    paths = {module: path for path, module in model.named_modules()}
+    seen, _, slopes = _look(model, inputs)
+    chosen: _Seen | None = None
+    for entry, slope in zip(seen, slopes, strict=True):
+        token_part = entry.layout.kind == "tokens" and not (
+            isinstance(entry.module, nn.LayerNorm) or any(True for _ in entry.module.children())
+        )
+        if token_part or not _counts(entry, slope):
+            continue
+        # The block that made the tensor, not the containers that only hand it on.
+        if chosen is None or chosen.tensor is not entry.tensor:
+            chosen = entry
+    if chosen is None:
+        raise WhycamError(
+            f"{type(model).__name__} has no layer with a spatial map (a (B, C, h, w) output larger than 1×1) for this "
+            "input; name the layer to explain"
+        )
+    path = paths[chosen.module]
+    return Layer(path, path, chosen.module)
+
+
+def _look(model: nn.Module, inputs: Inputs | InputsLike) -> tuple[list[_Seen], Tensor, tuple[Tensor | None, ...]]:
+    """Run the first image: the layers that have a map, the image, and the answer's gradient in each layer's output."""
+    given = inputs if isinstance(inputs, Inputs) else Inputs.of(inputs)
+    given = given.with_images(given.images[:1], torch.zeros(1, dtype=torch.long)).detached()
+    image = given.images.clone().requires_grad_()
+    given = given.with_images(image)
+    seen: list[_Seen] = []
+
+    def record(module: nn.Module, _inputs: object, output: object) -> None:
+        tensor = first_tensor(output)
+        if tensor is None or tensor.ndim < 3 or not tensor.requires_grad:
+            return
+        try:
+            layout = detect_layout(tensor, image.shape[2:], module)
+        except WhycamError:
+            return
+        if tensor.ndim == image.ndim or layout.kind == "tokens":
+            grid = layout.to_map(tensor).shape[2:]
+            if math.prod(grid) > 1 and all(cells <= size for cells, size in zip(grid, image.shape[2:], strict=True)):
+                seen.append(_Seen(module, tensor, layout))
+
+    handles = [module.register_forward_hook(record) for module in model.modules() if module is not model]
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), in_eval_mode(model):
+            answer = first_tensor(model(*given.args, **given.kwargs))
+    finally:
+        for handle in handles:
+            handle.remove()
+    seen = [entry for entry in seen if entry.tensor is not answer]
+    if answer is None or not seen or not answer.requires_grad:
+        return seen, image, (None,) * len(seen)
+    score = answer.float().flatten(1).amax(dim=1).sum()
+    slopes = torch.autograd.grad(score, [entry.tensor for entry in seen], retain_graph=True, allow_unused=True)
+    return seen, image, slopes
+
+
+def _counts(entry: _Seen, slope: Tensor | None) -> bool:
+    return slope is not None and bool((entry.layout.to_map(slope) != 0).any())
+
+
+def _extent(gradient: Tensor | None, size: torch.Size) -> tuple[int, ...]:
+    """Along each axis, from the first to the last pixel with a gradient."""
+    if gradient is None:
+        return (0,) * len(size)
+    touched = (gradient[0] != 0).any(dim=0)
+    extents = []
+    for axis in range(len(size)):
+        others = [other for other in range(len(size)) if other != axis]
+        along = (touched.amax(dim=others) if others else touched).nonzero().flatten()
+        extents.append(int(along[-1] - along[0]) + 1 if len(along) else 0)
+    return tuple(extents)

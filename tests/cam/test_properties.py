@@ -1,0 +1,168 @@
+"""What holds for every network, on random small ones: in-place, residual, reused, grouped, strided layers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+import whycam
+from whycam.cam import METHODS, resolve_layers
+
+LAYER_METHODS = sorted(
+    name for name, known in METHODS.items() if known.scope == "layer" and "reruns" not in known.needs and name != "cam"
+)
+
+
+class Block(nn.Module):
+    """One convolution with whatever habits were drawn."""
+
+    def __init__(self, kind: str, channels: int, shared: nn.Module):
+        super().__init__()
+        self.kind = kind
+        groups = 2 if kind == "grouped" else 1
+        stride = 2 if kind == "strided" else 1
+        self.conv = shared if kind == "reused" else nn.Conv2d(channels, channels, 3, stride, 1, groups=groups)
+        self.norm = nn.BatchNorm2d(channels)
+        self.norm.running_mean.normal_()
+        self.norm.running_var.uniform_(0.5, 2)
+
+    def forward(self, x):
+        y = self.norm(self.conv(x))
+        if self.kind == "residual":
+            return F.relu(y + x, inplace=True)
+        if self.kind == "in-place":
+            return F.relu_(y)
+        return F.relu(y)
+
+
+class Network(nn.Module):
+    def __init__(self, kinds, channels):
+        super().__init__()
+        shared = nn.Conv2d(channels, channels, 3, 1, 1)
+        self.stem = nn.Conv2d(3, channels, 3, 1, 1)
+        self.blocks = nn.Sequential(*(Block(kind, channels, shared) for kind in kinds))
+        self.head = nn.Linear(channels, 5)
+
+    def forward(self, x):
+        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+
+
+KINDS = st.lists(
+    st.sampled_from(["plain", "in-place", "residual", "reused", "grouped", "strided"]), min_size=1, max_size=4
+)
+
+
+@st.composite
+def cases(draw):
+    torch.manual_seed(draw(st.integers(0, 2**31)))
+    kinds = draw(KINDS)
+    model = Network(kinds, 4).double().eval()
+    images = torch.randn(draw(st.integers(1, 3)), 3, 16, draw(st.sampled_from([16, 12])), dtype=torch.float64)
+    layer = f"blocks[{draw(st.integers(0, len(kinds) - 1))}]"
+    return model, images, layer, draw(st.integers(0, 4))
+
+
+@given(case=cases())
+@settings(max_examples=25, deadline=None)
+def test_one_capture_gives_what_a_plain_backward_gives(case):
+    model, images, layer, target = case
+    module = resolve_layers(model, [layer])[0].module
+    seen = {}
+
+    def keep(_module, _inputs, output):
+        seen["a"] = output
+        output.retain_grad()
+        return output.clone()
+
+    handle = module.register_forward_hook(keep)
+    model(images)[:, target].sum().backward()
+    handle.remove()
+    model.zero_grad()
+    a, g = seen["a"].detach(), seen["a"].grad
+    explained = whycam.explain(model, images, layer, ["gradcam", "hirescam"], target)
+    torch.testing.assert_close(explained.map("hirescam"), (a * g).sum(1), rtol=0, atol=1e-11)
+    expected = (a * g.mean((2, 3), keepdim=True)).sum(1)
+    torch.testing.assert_close(explained.map("gradcam"), expected, rtol=0, atol=1e-11)
+
+
+@given(case=cases(), data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_batches_permute_and_split(case, data):
+    model, images, layer, target = case
+    order = data.draw(st.permutations(range(len(images))))
+    together = whycam.explain(model, images, layer, LAYER_METHODS, target)
+    shuffled = whycam.explain(model, images[list(order)], layer, LAYER_METHODS, target)
+    for key, raw in together.maps.items():
+        torch.testing.assert_close(shuffled.maps[key], raw[list(order)], rtol=1e-7, atol=1e-9, equal_nan=True)
+    alone = whycam.explain(model, images[:1], layer, LAYER_METHODS, target)
+    for key, raw in alone.maps.items():
+        torch.testing.assert_close(together.maps[key][:1], raw, rtol=1e-7, atol=1e-9, equal_nan=True)
+
+
+@given(case=cases())
+@settings(max_examples=15, deadline=None)
+def test_the_last_block_sums_to_the_logit(case):
+    model, images, _, target = case
+    last = f"blocks[{len(model.blocks) - 1}]"
+    explained = whycam.explain(model, images, last, ["gradcam", "hirescam", "xgradcam"], target)
+    total = explained.map("hirescam").sum((1, 2)) + model.head.bias[target].detach()
+    torch.testing.assert_close(total, explained.logits[:, target], rtol=0, atol=1e-11)
+    torch.testing.assert_close(explained.map("gradcam"), explained.map("hirescam"), rtol=0, atol=1e-11)
+    torch.testing.assert_close(explained.map("xgradcam"), explained.map("gradcam"), rtol=0, atol=1e-10)
+
+
+@given(case=cases(), factor=st.floats(0.1, 10))
+@settings(max_examples=15, deadline=None)
+def test_scaling_the_score_scales_what_is_linear_in_it(case, factor):
+    model, images, layer, target = case
+    linear = ["gradcam", "hirescam", "gradcamelementwise", "xgradcam", "layercam", "counterfactual"]
+    one = whycam.explain(model, images, layer, linear, target)
+    other = whycam.explain(model, images, layer, linear, lambda logits: factor * logits[:, target])
+    for key, raw in one.maps.items():
+        torch.testing.assert_close(other.maps[key], factor * raw, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("where", ["forward", "hook", "target", "method"])
+def test_an_exception_anywhere_leaves_the_model_as_it_was(where, batch):
+    torch.manual_seed(0)
+    model = Network(["in-place", "residual"], 4)
+    model.train()
+    model.blocks[0].eval()
+    model.stem.weight.requires_grad_(False)
+    model.head.weight.grad = torch.ones_like(model.head.weight)
+
+    class StopError(Exception):
+        pass
+
+    def fail(*_):
+        raise StopError
+
+    @whycam.cam.method("Failing", paper="none")
+    def failing(trace):
+        """Fails."""
+        raise StopError
+
+    handle = None
+    if where in ("forward", "hook"):
+        module = model.head if where == "forward" else model.blocks[1]
+        handle = module.register_forward_pre_hook(fail) if where == "forward" else module.register_forward_hook(fail)
+    try:
+        before = [(m.training, dict(m._forward_hooks), dict(m._forward_pre_hooks)) for m in model.modules()]
+        with pytest.raises(StopError):
+            whycam.explain(
+                model, batch, "blocks[0]", "failing" if where == "method" else "gradcam",
+                fail if where == "target" else None,
+            )  # fmt: skip
+        assert before == [(m.training, dict(m._forward_hooks), dict(m._forward_pre_hooks)) for m in model.modules()]
+        assert not model.stem.weight.requires_grad
+        assert model.blocks[0].conv.weight.requires_grad
+        assert model.blocks[0].conv.weight.grad is None
+        assert bool((model.head.weight.grad == 1).all())
+    finally:
+        del METHODS["failing"]
+        if handle is not None:
+            handle.remove()
