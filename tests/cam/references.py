@@ -100,7 +100,7 @@ def xgradcam(activations, gradients):
 
 
 def layercam(activations, gradients):
-    """Jiang et al.: positive gradients as weights, place by place; without the tanh that shallow layers are shown with."""
+    """Jiang et al.: positive gradients as weights, without the tanh that the paper shows shallow layers with."""
     channels, height, width = activations.shape
     result = np.zeros((height, width))
     for k in range(channels):

@@ -51,22 +51,17 @@ def gradcamelementwise(trace: LayerTrace) -> Tensor:
 def gradcam_plus_plus(trace: LayerTrace) -> Tensor:
     """Grad-CAM with positions weighed by higher derivatives of exp(score): w_c = Σ_p α · relu(G).
 
-    α = G² / (2G² + G³ · Σ_p A), which is the paper's for a score under an exponential; its common factor
-    exp(score), a positive scale per image, is left out. α is 0 where the denominator is.
+    α = G² / (2G² + G³ · Σ_p A) = 1 / (2 + G · Σ_p A), which is the paper's for a score under an exponential; its
+    common factor exp(score), a positive scale per image, is left out. α is 0 where its denominator is.
     """
-    return weighted(trace.activations, plus_plus_weights(trace.activations, trace.gradients))
+    below = trace.gradients * spread(over_positions(trace.activations), trace.gradients) + 2
+    share = trace.gradients.relu() / torch.where(below != 0, below, torch.inf)
+    return weighted(trace.activations, over_positions(share))
 
 
-def plus_plus_weights(
-    activations: Tensor, gradients: Tensor, squares: Tensor | None = None, cubes: Tensor | None = None
-) -> Tensor:
-    """Grad-CAM++'s channel weights, (B, C); squares and cubes may be averages over noisy gradients."""
-    squares = gradients**2 if squares is None else squares
-    cubes = gradients**3 if cubes is None else cubes
-    total = over_positions(activations).reshape(*activations.shape[:2], *[1] * (activations.ndim - 2))
-    below = 2 * squares + total * cubes
-    alpha = torch.where(below != 0, squares / torch.where(below != 0, below, 1), 0)
-    return over_positions(alpha * gradients.relu())
+def spread(values: Tensor, like: Tensor) -> Tensor:
+    """(B, C) with as many further axes of one as ``like`` (B, C, …) has."""
+    return values.reshape(*values.shape, *[1] * (like.ndim - 2))
 
 
 @method("XGrad-CAM", paper="Fu et al., 2020, arXiv:2008.02312")
@@ -174,5 +169,7 @@ def smoothgradcam_plus_plus(trace: LayerTrace, n: int = 4, sigma: float = 0.3) -
 
     gradients = network.again(key, noisy, trace.layer, trace.target).gradients
     gradients = gradients.reshape(n, -1, *gradients.shape[1:])
-    means = [(gradients**power).mean(dim=0) for power in (1, 2, 3)]
-    return weighted(trace.activations, plus_plus_weights(trace.activations, *means))
+    first, second, third = (power.mean(dim=0) for power in (gradients, gradients**2, gradients**2 * gradients))
+    below = 2 * second + spread(over_positions(trace.activations), third) * third
+    alpha = torch.where(below != 0, second / torch.where(below != 0, below, 1), 0)
+    return weighted(trace.activations, over_positions(alpha * first.relu()))
