@@ -49,7 +49,7 @@ def leading_eigenvector(gram: Tensor, squarings: int = 16) -> Tensor:
         if float(trace.amin()) > 1 - 1e-14:
             break
     column = power.diagonal(dim1=1, dim2=2).argmax(dim=1)
-    vector = power.gather(2, column.view(-1, 1, 1).expand(-1, power.shape[1], 1))[:, :, 0]
+    vector: Tensor = power.gather(2, column.view(-1, 1, 1).expand(-1, power.shape[1], 1))[:, :, 0]
     image = torch.einsum("bij,bj->bi", gram, vector)
     vector = image / image.norm(dim=1, keepdim=True).clamp(min=torch.finfo(gram.dtype).tiny)
     image = torch.einsum("bij,bj->bi", gram, vector)
