@@ -1,0 +1,143 @@
+"""Put a training run's weights into the package: fp16, with a config and a model card that state what was measured.
+
+    python tools/make_bundled_weights.py RUN CIFAR10 [--seeds SEEDS.json]
+
+RUN is a finished run of ``whycam train`` (the seed-0 run, not the best of several), CIFAR10 anything that whycam opens
+as CIFAR-10. Both the run's own fp32 weights and their fp16 form are evaluated on the official test set; the card quotes
+both. SEEDS.json is what ``whycam train --seeds`` writes: with it the card states mean and spread over seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import whycam
+from whycam.data import ImageSource
+from whycam.models.checkpoint import save_checkpoint
+from whycam.training.device_data import DeviceData
+from whycam.training.evaluate import VIEWS, Evaluation, evaluate
+
+FOLDER = Path(__file__).resolve().parent.parent / "src" / "whycam" / "assets" / "cifar10-resnet18"
+
+
+def main() -> None:
+    """Evaluate, write weights, config and card."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("cifar10")
+    parser.add_argument("--seeds", type=Path)
+    parser.add_argument("--out", type=Path, default=FOLDER)
+    options = parser.parse_args()
+    model, spec = whycam.load(options.run)
+    test = whycam.open_source(options.cifar10, "test")
+    data = DeviceData(test, spec.preprocess, torch.device("cpu"))
+    single = {view: evaluate(model, data, view=view) for view in VIEWS}
+    half = half_precision(model)
+    stored = {view: evaluate(half, data, view=view) for view in VIEWS}
+    training = dict(spec.training)
+    training["evaluations_fp32"] = {view: result.to_dict() for view, result in single.items()}
+    training["evaluations"] = {view: result.to_dict() for view, result in stored.items()}
+    spec = dataclasses.replace(spec, training=training)
+    save_checkpoint(options.out, half, spec, dtype=torch.float16)
+    seeds = json.loads(options.seeds.read_text()) if options.seeds else None
+    (options.out / "README.md").write_text(card(spec.training, spec.classes, test, single, stored, seeds))
+    for view in VIEWS:
+        sys.stdout.write(f"{view:<5} fp32 {single[view].correct}, fp16 {stored[view].correct} of {len(test)} right\n")
+
+
+def half_precision(model: nn.Module) -> nn.Module:
+    """A copy whose weights are rounded to fp16 and computed with in fp32, as the package's are."""
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        for value in copied.state_dict().values():
+            if value.is_floating_point():
+                value.copy_(value.half().float())
+    return copied.eval()
+
+
+def card(
+    training: dict[str, Any],
+    classes: tuple[str, ...],
+    test: ImageSource,
+    single: dict[Any, Evaluation],
+    stored: dict[Any, Evaluation],
+    seeds: dict[str, Any] | None,
+) -> str:
+    """The model card, in Markdown; every number in it is computed here or read from the run's record."""
+    recipe, plain = training["recipe"], stored["plain"]
+    hours = training["seconds"] / 3600
+    views = {"plain": "plain", "flip": "with the mirror image", "six": "six views"}
+    accuracy = "\n".join(
+        f"| {name} | {single[view].correct:,} ({single[view].accuracy:.2%}) | "
+        f"{stored[view].correct:,} ({stored[view].accuracy:.2%}) | {stored[view].loss:.4f} | {stored[view].ece:.4f} |"
+        for view, name in views.items()
+    )
+    per_class = "\n".join(
+        f"| {name} | {share:.1%} |" for name, share in zip(classes, plain.per_class, strict=True) if share is not None
+    )
+    changed = {name: value for name, value in recipe.items() if name not in ("name", "architecture")}
+    if seeds is None:
+        spread = "One run, seed 0, n = 1: no spread over seeds was measured for these weights."
+    else:
+        values = seeds["accuracy"]["plain"]
+        spread = (
+            f"Over {values['n']} seeds the plain accuracy is {values['mean']:.2%} ± {values['sd']:.2%} (sample "
+            "standard deviation); these are the weights of seed 0, not of the best seed."
+        )
+    return f"""\
+# cifar10-resnet18
+
+ResNet-18 for 32×32 input (11,173,962 parameters), trained on CIFAR-10's training images by the recipe
+`{recipe["name"]}`: {recipe["epochs"]} epochs, the {training["weights"].upper()} weights after the last one. Neither the
+epoch nor the seed was chosen by the test set.
+
+## Measured
+
+On the {len(test):,} official test images, computed in fp32 from the run's own weights and from the fp16 form that the
+package ships:
+
+| view | right, fp32 weights | right, fp16 weights | cross-entropy | calibration error |
+|---|---|---|---|---|
+{accuracy}
+
+Cross-entropy (nats, no smoothing) and expected calibration error (15 bins) are of the fp16 weights. "Plain" is one
+forward pass per image and the number to compare with; the others average views of each image. `whycam evaluate
+cifar10-resnet18 CIFAR10` gives the plain numbers again.
+
+{spread}
+
+| class | right, plain |
+|---|---|
+{per_class}
+
+## Training
+
+- Recipe: `{json.dumps(changed)}`
+- Seed {training["seed"]}; {training["images"]:,} images in {hours:.2f} hours of work on one {training["device"]} device,
+  {training["processes"]} process, arithmetic {recipe["precision"]}, torch {training["torch"]}.
+- Training images SHA-256 `{training["train_data_sha256"]}`, test images `{training["test_data_sha256"]}`
+  (digests over labels and pixels, whatever file they come from).
+- `config.json` holds the whole record: the recipe, one line per epoch, all evaluations.
+
+## Intended use and limits
+
+Made for studying explanations of image classifiers: to repeat and better the study that whycam starts from, to compare
+methods, to try the library without training anything. It knows ten classes, in 32×32 colour images like CIFAR-10's;
+on anything else its answers mean nothing, however confident. Label smoothing makes it less confident than it is right.
+Some of its errors on the test set are the labels' (54 of 10,000 are confirmed wrong, Northcutt et al., 2021).
+
+CIFAR-10: Krizhevsky, 2009, "Learning Multiple Layers of Features from Tiny Images".
+"""
+
+
+if __name__ == "__main__":
+    main()
