@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from docs_blocks import OUTPUT, run_python
 from docs_tables import TABLES
+
+FOREIGN = re.compile(r"<(?:script|img|iframe)\b[^>]*\bsrc=.https?:[^>]*>|<link\b[^>]*stylesheet[^>]*https?:[^>]*>")
+"""What would make a reader's browser ask somebody else."""
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_rest: Any) -> str:
@@ -35,3 +39,10 @@ def with_outputs(markdown: str, page: str) -> str:
     if OUTPUT in result:
         raise ValueError(f"{page}: a line '{OUTPUT}' follows no Python block")
     return result
+
+
+def on_post_page(output: str, *, page: Any, **_rest: Any) -> str:
+    """Called with each finished page: it must not load anything from elsewhere."""
+    if foreign := FOREIGN.search(output):
+        raise ValueError(f"{page.file.src_uri}: the page would load {foreign[0]}")
+    return output
