@@ -10,10 +10,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 from docs_blocks import OUTPUT, run_python
-from docs_tables import TABLES
+from docs_tables import TABLES, namesakes
 
 FOREIGN = re.compile(r"<(?:script|img|iframe)\b[^>]*\bsrc=.https?:[^>]*>|<link\b[^>]*stylesheet[^>]*https?:[^>]*>")
 """What would make a reader's browser ask somebody else."""
+
+NAMESAKES = re.compile(r"<!-- namesakes of ([\w.]+) -->")
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_rest: Any) -> str:
@@ -23,7 +25,7 @@ def on_page_markdown(markdown: str, *, page: Any, **_rest: Any) -> str:
     for marker, table in TABLES.items():
         if marker in markdown:
             markdown = markdown.replace(marker, table())
-    return markdown
+    return NAMESAKES.sub(lambda match: namesakes(match[1]), markdown)
 
 
 def with_outputs(markdown: str, page: str) -> str:

@@ -6,11 +6,17 @@ import argparse
 import json
 import re
 from collections.abc import Iterable, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+import whycam
 from whycam.cam.methods import METHODS
 from whycam.cli import build_parser
 from whycam.training import RECIPES, Recipe
+
+API = Path(__file__).resolve().parent.parent / "docs" / "api"
 
 
 def methods_table() -> str:
@@ -77,13 +83,38 @@ def command_line_reference() -> str:
     return "\n".join(parts)
 
 
+def public_names() -> str:
+    """Every name of ``import whycam`` with its first line, linked to where it is described if a page describes it."""
+    rows = []
+    for name, home in sorted(whycam._HOMES.items()):
+        text = (getattr(whycam, name).__doc__ or "").strip().splitlines()[0]
+        target = f"{home}.{name}.{name}" if _is_module(f"{home}.{name}") else f"{home}.{name}"
+        described = home == "whycam.errors" or (API / f"{home.removeprefix('whycam.')}.md").is_file()
+        rows.append((f"[`{name}`][{target}]" if described else f"`{name}`", text, f"`{home}`"))
+    return _table(("Name", "What it is", "Lives in"), rows)
+
+
+def namesakes(package: str) -> str:
+    """Directives for the functions that are called like the module they live in; the package's own shows neither."""
+    names = import_module(package).__all__
+    return "".join(f"\n::: {package}.{name}.{name}\n" for name in names if _is_module(f"{package}.{name}"))
+
+
 TABLES = {
+    "<!-- public names -->": public_names,
     "<!-- methods -->": methods_table,
     "<!-- recipes -->": recipes_table,
     "<!-- recipe fields -->": fields_table,
     "<!-- commands -->": command_line_reference,
 }
 """What stands in a page's source in place of each generated part."""
+
+
+def _is_module(path: str) -> bool:
+    try:
+        return find_spec(path) is not None
+    except ModuleNotFoundError:  # a name inside a module that is no package
+        return False
 
 
 def _needs(method: Any) -> str:
