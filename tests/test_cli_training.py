@@ -43,7 +43,7 @@ def start(*arguments, launcher=(sys.executable,)):
 def run(*arguments, **options):
     """(exit status, standard output, standard error) of a process that ends by itself."""
     process = start(*arguments, **options)
-    out, error = process.communicate(timeout=120)
+    out, error = process.communicate(timeout=300)
     return process.returncode, out, error
 
 
@@ -131,7 +131,7 @@ def test_sigterm_saves_and_resume_ends_where_an_undisturbed_run_does(data, tmp_p
     process = start(*arguments)
     wait_for(lambda: (out / "state.pt").exists(), process)
     process.send_signal(signal.SIGTERM)
-    said, log = process.communicate(timeout=60)
+    said, log = process.communicate(timeout=300)
     assert process.returncode == 130
     assert said == ""
     assert log.splitlines()[-1] == (f"whycam: interrupted; {out} is saved; the same command with --resume continues it")
@@ -302,7 +302,7 @@ def test_a_mistaken_range_test_leaves_nothing(arguments, sentence, data, tmp_pat
 
 
 def wait_for(done, process):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not done():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
