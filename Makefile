@@ -8,7 +8,7 @@ LOCK := requirements.lock
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint types bench clean
+.PHONY: help install demo test test-all lint types docs bench clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -36,8 +36,11 @@ lint: install ## style
 types: install ## strict types
 	$(BIN)/mypy
 
+docs: install ## the documentation site, into site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 bench: install ## measured ratios: what an explanation costs beside a bare forward pass
 	$(BIN)/python benchmarks/explain_cost.py
 
 clean: ## remove what the targets above made
-	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 from argparse import Namespace
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,23 +46,17 @@ def train(options: Namespace) -> None:
     reuse_freed_memory()
     out = Path(options.out)
     with ExitStack() as stack:
-        listeners: list[Listener] = []
-        if is_first_process():
-            listeners.append(stack.enter_context(live_view()))
-            if options.tensorboard:
-                listeners.append(stack.enter_context(tensorboard(out / "tensorboard")))
-
-        def listen(event: Progress | EpochRecord) -> None:
-            for listener in listeners:
-                listener(event)
-
-        common: dict[str, Any] = {"resume": options.resume, "device": options.device, "on_progress": listen}
+        log = RunLog(stack, events=options.tensorboard) if is_first_process() else None
+        common: dict[str, Any] = {"resume": options.resume, "device": options.device, "on_progress": log}
         if options.seeds is None:
+            if log is not None:
+                log.begin(out)
             result = train_once(recipe, training, testing, out, seed=options.seed, **common)
             summary, runs = None, [result]
         else:
             seeds = range(options.seed, options.seed + options.seeds)
-            summary = train_seeds(recipe, training, testing, out, seeds=seeds, **common)
+            on_seed = None if log is None else log.begin_seed
+            summary = train_seeds(recipe, training, testing, out, seeds=seeds, on_seed=on_seed, **common)
             runs = list(summary.runs)
     if not is_first_process():
         return
@@ -82,13 +77,40 @@ def train(options: Namespace) -> None:
             console.say(f"{view:<5} {spread}")
 
 
+class RunLog:
+    """What a run shows and writes while it works: the study's log and, if asked for, each run's TensorBoard events."""
+
+    def __init__(self, stack: ExitStack, *, events: bool) -> None:
+        self._view = stack.enter_context(live_view())
+        self._events = stack.enter_context(ExitStack()) if events else None
+        self._event_log: Listener | None = None
+
+    def __call__(self, event: Progress | EpochRecord) -> None:
+        """Pass an event on."""
+        self._view(event)
+        if self._event_log is not None:
+            self._event_log(event)
+
+    def begin(self, folder: Path) -> None:
+        """The next events belong to the run in ``folder``."""
+        if self._events is not None:
+            self._events.close()
+            self._event_log = self._events.enter_context(tensorboard(folder / "tensorboard"))
+
+    def begin_seed(self, seed: int, folder: Path) -> None:
+        """Likewise, and say which seed it is."""
+        console.note(f"seed {seed}")
+        self.begin(folder)
+
+
 def lr_find(options: Namespace) -> None:
     """Find a learning rate by a range test."""
     require_study_packages("the learning-rate range test")
     recipe = find_recipe(options.recipe, options.set)
     source = open_source(options.data, "train", size=CIFAR10.size)
     reuse_freed_memory()
-    with console.progress() as show:
+    out = Path(options.out)
+    with _folder(out), console.progress() as show:
         result = range_test(
             recipe,
             source,
@@ -99,9 +121,6 @@ def lr_find(options: Namespace) -> None:
             iterations=options.iterations,
             on_step=lambda done: show("range test", done, options.iterations),
         )
-    out = Path(options.out)
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
     figure = write_lr_find(result, out / "lr-find.png")
     numbers = dataclasses.asdict(result) | {"recipe": recipe.to_dict(), "seed": options.seed}
     write_bytes(out / "lr-find.json", (json.dumps(numbers, indent=1) + "\n").encode())
@@ -121,11 +140,28 @@ def recipes(options: Namespace) -> None:
         return
     defaults = Recipe().to_dict()
     for name, recipe in RECIPES.items():
-        own = {field: value for field, value in recipe.to_dict().items() if value != defaults[field]}
-        console.say(
-            f"{name}: " + ", ".join(f"{field}={_text(value)}" for field, value in own.items() if field != "name")
-        )
-    console.say("else: " + ", ".join(f"{field}={_text(value)}" for field, value in defaults.items() if field != "name"))
+        _say_fields(name, {field: value for field, value in recipe.to_dict().items() if value != defaults[field]})
+    _say_fields("every other field", defaults)
+
+
+def _say_fields(title: str, values: dict[str, Any]) -> None:
+    texts = [f"{field}={_text(value)}" for field, value in values.items() if field != "name"]
+    console.say(f"{title}: {', '.join(texts)}")
+
+
+@contextmanager
+def _folder(out: Path) -> Iterator[None]:
+    """Make ``out`` before the work, so that an impossible one is said at once; if the work fails, it is as before."""
+    before = out.exists()
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if not before:
+            with suppress(OSError):
+                out.rmdir()
+        raise
 
 
 def _sources(options: Namespace) -> tuple[ImageSource, ImageSource]:

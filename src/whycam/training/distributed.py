@@ -109,6 +109,8 @@ def processes(device: str = "auto") -> Iterator[Processes]:
         kind = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     except RuntimeError as error:
         raise WhycamError(f"device {device!r} is not known; give auto, cpu, cuda or cuda:N") from error
+    if kind.type not in ("cpu", "cuda"):
+        raise WhycamError(f"device {device!r} is none to train on; give auto, cpu, cuda or cuda:N")
     if kind.type == "cuda":
         index = local if count > 1 else kind.index or 0
         if index >= torch.cuda.device_count():

@@ -21,7 +21,7 @@ from whycam.training.augment import plan_epoch
 from whycam.training.device_data import DeviceData
 from whycam.training.optim import make_optimizer
 from whycam.training.recipe import Recipe
-from whycam.training.train import Network, initial_model
+from whycam.training.train import Network, check_crops, enough_for_batchnorm, initial_model
 
 
 @dataclass(frozen=True)
@@ -138,17 +138,19 @@ def lr_find(
     """
     place = pick_device(device)
     data = DeviceData(source, preprocess, place, recipe.pad, recipe.pad_mode)
+    check_crops(recipe, data)
     model = initial_model(recipe, len(source.classes), seed, place, network)
-    return lr_range_test(
-        model,
-        make_optimizer(model, recipe),
-        _batches(recipe, data, seed),
-        start=start,
-        end=end,
-        iterations=iterations,
-        label_smoothing=recipe.label_smoothing,
-        on_step=on_step,
-    )
+    with enough_for_batchnorm():
+        return lr_range_test(
+            model,
+            make_optimizer(model, recipe),
+            _batches(recipe, data, seed),
+            start=start,
+            end=end,
+            iterations=iterations,
+            label_smoothing=recipe.label_smoothing,
+            on_step=on_step,
+        )
 
 
 def _batches(recipe: Recipe, data: DeviceData, seed: int) -> Iterator[tuple[Tensor, Tensor]]:

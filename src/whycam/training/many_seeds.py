@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,7 @@ def train_seeds(
     *,
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
     resume: bool = False,
+    on_seed: Callable[[int, Path], None] | None = None,
     **options: Any,
 ) -> SeedsResult:
     """Train once per seed, into ``out/seed-N``, and write mean, standard deviation and n to ``out/seeds.json``.
@@ -84,17 +85,21 @@ def train_seeds(
         out: a folder for all runs.
         seeds: which ones; each once.
         resume: continue: finished seeds are read, a begun one is resumed, the others are started.
+        on_seed: called with each seed and its folder before that seed is trained.
         options: as for ``train``.
 
     Raises:
-        WhycamError: as for ``train``, or a seed is named twice.
+        WhycamError: as for ``train``, a seed is named twice, or ``out`` holds something besides seeds' runs.
     """
     out = Path(out)
     if not seeds or len(set(seeds)) != len(seeds):
         raise WhycamError(f"seeds are {list(seeds)}; name at least one, and each once")
+    _check_folder(out)
     runs: list[TrainingResult] = []
     for seed in seeds:
         folder = out / f"seed-{seed}"
+        if on_seed is not None:
+            on_seed(seed, folder)
         again = resume and (folder / STATE_FILE).exists()
         runs.append(train(recipe, train_source, test_source, folder, seed=seed, resume=again, **options))
         if not runs[-1].finished:
@@ -107,3 +112,12 @@ def train_seeds(
     }
     write_bytes(out / SUMMARY_FILE, (json.dumps(summary, indent=2) + "\n").encode())
     return SeedsResult(tuple(runs), accuracy)
+
+
+def _check_folder(out: Path) -> None:
+    if not out.is_dir():
+        return
+    for entry in sorted(out.iterdir()):
+        ours = entry.name == SUMMARY_FILE or entry.name.startswith("seed-") or entry.name.endswith(".partial")
+        if not ours:
+            raise WhycamError(f"{out}: holds something else already ({entry.name}); choose a new folder")

@@ -99,11 +99,12 @@ def train(
         _check_classes(train_source, test_source)
         train_data = DeviceData(train_source, preprocess, team.device, recipe.pad, recipe.pad_mode)
         test_data = DeviceData(test_source, preprocess, team.device)
-        _check_crops(recipe, train_data)
-        resume = resume or (team.restarts > 0 and (out / STATE_FILE).exists())
-        _check_folder(out, resume)
+        check_crops(recipe, train_data)
         key = RunKey(recipe, seed, train_source.digest, test_source.digest)
         model = team.prepare(initial_model(recipe, len(train_source.classes), seed, team.device, network), recipe)
+        # Last, since it makes the folder: what is refused above leaves nothing behind.
+        resume = resume or (team.restarts > 0 and (out / STATE_FILE).exists())
+        _check_folder(out, resume)
         loop = Loop(
             model,
             train_data,
@@ -122,7 +123,8 @@ def train(
         else:
             loop.save()
         with torch.backends.cudnn.flags(enabled=True, benchmark=True):
-            finished = loop.run()
+            with enough_for_batchnorm():
+                finished = loop.run()
             evaluations = _finish(loop, train_source, preprocess) if finished else {}
         team.wait()
     return TrainingResult(out, recipe, seed, finished, tuple(loop.history), evaluations)
@@ -186,13 +188,28 @@ def _check_classes(train_source: ImageSource, test_source: ImageSource) -> None:
         )
 
 
-def _check_crops(recipe: Recipe, data: DeviceData) -> None:
+def check_crops(recipe: Recipe, data: DeviceData) -> None:
+    """Refuse crops that are larger than the padded images."""
     for _, size in recipe.crops:
         if size > data.side + 2 * recipe.pad:
             raise WhycamError(
                 f"recipe: crops of {size} pixels do not fit into images of {data.side} with a pad of {recipe.pad}; "
                 "make crops smaller or pad larger"
             )
+
+
+@contextlib.contextmanager
+def enough_for_batchnorm() -> Iterator[None]:
+    """Say in our words that a batch was too small: one image whose last stage is a single position has no variance."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise WhycamError(
+            "recipe: a batch of one image with crops this small leaves BatchNorm a single value per channel; make "
+            "batch_size or crops larger, or leave an incomplete last batch out with drop_last=true"
+        ) from error
 
 
 def _check_folder(out: Path, resume: bool) -> None:

@@ -1,0 +1,57 @@
+"""Photograph the demo's report for the README: run the study, open the report in Chromium, write a small PNG.
+
+    python tools/make_picture.py [--study demo]
+
+Needs what `make install` installs and a Chromium on the machine. Made again whenever the report or the bundled weights
+change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+PICTURE = Path(__file__).resolve().parent.parent / "docs" / "images" / "demo.png"
+SIZE = {"width": 1440, "height": 1000}
+
+
+def photograph(report: Path) -> bytes:
+    """The report with its first error open, as PNG."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport=SIZE, reduced_motion="reduce", color_scheme="light")
+        page.goto(report.as_uri())
+        # The errors fill the window: the gallery, and beside it the first one at every layer.
+        page.locator("#errors").evaluate("section => section.scrollIntoView()")
+        page.wait_for_timeout(1500)
+        content: bytes = page.screenshot()
+        browser.close()
+    return content
+
+
+def main() -> None:
+    """Write the picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", type=Path, help="a finished study to show instead of a new demo")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        study = options.study or Path(folder) / "demo"
+        if options.study is None:
+            subprocess.run([sys.executable, "-m", "whycam", "demo", "--out", str(study)], check=True)
+        screenshot = Image.open(io.BytesIO(photograph((study / "report.html").resolve()))).convert("RGB")
+    PICTURE.parent.mkdir(parents=True, exist_ok=True)
+    # Lossless: a palette of its own would falsify the maps' colours.
+    screenshot.save(PICTURE, optimize=True)
+    sys.stdout.write(f"{PICTURE}: {PICTURE.stat().st_size:,} bytes\n")
+
+
+if __name__ == "__main__":
+    main()
