@@ -1,75 +1,112 @@
 """What an explanation costs, in units of the fastest bare forward pass of the same batch.
 
-    python benchmarks/explain_cost.py [--batch 64] [--rounds 15] [--json FILE]
+    python benchmarks/explain_cost.py [--network cifar] [--batch 64] [--rounds 15] [--slow-peers] [--json FILE]
 
 All candidates take turns in every round, so that a machine whose speed drifts slows all of them alike; quoted is the
 median over the rounds of time / (fastest bare forward of that round), with the quartiles. Peers are measured in the
-same rounds where they are installed: pytorch-grad-cam, torch-cam, captum.
+same rounds where they are installed: pytorch-grad-cam, torch-cam, captum; what takes them more than about ten forward
+passes is measured with --slow-peers alone. ``--network resnet50`` and ``vit-b16`` are 224×224 networks with random
+weights (they need transformers). The last column is the process's peak memory after the first turn of the candidate, less
+that before it, in MiB: an upper bound on what it adds, since memory that was freed before is used again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import statistics
 import sys
 import time
 from pathlib import Path
 
 import torch
+from torch import nn
 
 import whycam
 
-STUDY_LAYERS = ["layer2[-2]", "layer3[-2]", "layer4[-1]"]
+GRADIENT_METHODS = [
+    "gradcam", "hirescam", "gradcamelementwise", "gradcam++", "xgradcam", "layercam", "eigengradcam", "segeigencam",
+    "counterfactual", "refinecam",
+]  # fmt: skip
+
+
+class Logits(nn.Module):
+    """A network that answers with a dataclass, made to answer with its logits, for the peers' sake."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return self.network(x).logits
+
+
+def build(name, batch):
+    """(model, images, layers from shallow to deep, the stages' ends)."""
+    if name == "cifar":
+        model, spec = whycam.load("cifar10-resnet18")
+        images = spec.preprocess(whycam.open_source("bundled").read(range(batch)))
+        return model, images, ["layer2[-2]", "layer3[-2]", "layer4[-1]"], [f"layer{i}[-1]" for i in (1, 2, 3, 4)]
+    import transformers
+
+    torch.manual_seed(0)
+    images = torch.randn(batch, 3, 224, 224)
+    if name == "resnet50":
+        model = Logits(transformers.ResNetForImageClassification(transformers.ResNetConfig(num_labels=1000))).eval()
+        stages = [f"network.resnet.encoder.stages[{i}]" for i in range(4)]
+        return model.to(memory_format=torch.channels_last), images, stages[1:], stages
+    model = Logits(transformers.ViTForImageClassification(transformers.ViTConfig(num_labels=1000))).eval()
+    blocks = [path for path, module in model.named_modules() if path.endswith("layernorm_before")]
+    return model, images, [blocks[5], blocks[8], blocks[11]], [blocks[i] for i in (2, 5, 8, 11)]
 
 
 def bare_forwards(model, images):
     """The forward pass alone, in both memory layouts; the faster one is the unit."""
-    other = whycam.load("cifar10-resnet18")[0].to(memory_format=torch.contiguous_format)
-    channels_last = images.contiguous(memory_format=torch.channels_last)
 
-    def bare(network, x):
+    def bare(x):
         with torch.inference_mode():
-            return network(x)
+            return model(x)
 
+    channels_last = images.contiguous(memory_format=torch.channels_last)
     return {
-        "bare forward, channels last": lambda: bare(model, channels_last),
-        "bare forward, contiguous": lambda: bare(other, images),
+        "bare forward, channels last": lambda: bare(channels_last),
+        "bare forward, contiguous": lambda: bare(images),
     }
 
 
-def ours(model, images):
-    targets = {"predicted": None, "true": torch.arange(len(images)) % 10}
+def ours(model, images, layers, stages):
+    classes = model(images[:1]).shape[1]
+    targets = {"predicted": None, "true": torch.arange(len(images)) % classes}
     cases = {
-        "Grad-CAM, layer4[-1]": (["layer4[-1]"], ["gradcam"], None),
-        "Grad-CAM, three layers": (STUDY_LAYERS, ["gradcam"], None),
-        "Grad-CAM + HiResCAM, three layers, two targets": (STUDY_LAYERS, ["gradcam", "hirescam"], targets),
+        "Grad-CAM, last layer": (layers[-1:], ["gradcam"], None),
+        "Grad-CAM, three layers": (layers, ["gradcam"], None),
+        "Grad-CAM, three layers, two targets": (layers, ["gradcam"], targets),
+        "ten gradient methods, three layers, two targets": (layers, GRADIENT_METHODS, targets),
+        "Refine-CAM, four stages": (stages, ["refinecam"], None),
     }
-    for name, (layers, methods, target) in cases.items():
-        explainer = whycam.Explainer(model, layers, methods, target)
+    for name, (where, methods, target) in cases.items():
+        explainer = whycam.Explainer(model, where, methods, target)
         yield f"whycam: {name}", lambda explainer=explainer: explainer(images)
 
 
-def peers(model, images):
+def peers(model, images, layers, stages, slow):
     """The same maps by other libraries, as their documentation has them called."""
-    modules = [model.layer2[-2], model.layer3[-2], model.layer4[-1]]
+    from whycam.cam import resolve_layer
+
+    modules, ends = ([resolve_layer(model, layer).module for layer in group] for group in (layers, stages))
     classes = model(images).argmax(1).tolist()
-    try:
-        from pytorch_grad_cam import GradCAM
-    except ImportError:
-        pass
-    else:
-        for name, layers in [("layer4[-1]", modules[2:]), ("three layers", modules)]:
-            # One object per layer: a single one would average the layers into one map.
-            cams = [GradCAM(model=model, target_layers=[layer]) for layer in layers]
-            yield f"pytorch-grad-cam: Grad-CAM, {name}", lambda cams=cams: [cam(input_tensor=images) for cam in cams]
+    places = [("last layer", modules[2:]), ("three layers", modules)]
+    if any(isinstance(module, nn.LayerNorm) for module in modules):
+        return  # each of them needs a reshape of its own for tokens
+    yield from incumbent(model, images, modules, ends, places, slow)
     try:
         from captum.attr import LayerGradCam
     except ImportError:
         pass
     else:
-        for name, layers in [("layer4[-1]", modules[2:]), ("three layers", modules)]:
-            grads = [LayerGradCam(model, layer) for layer in layers]
+        for name, where in places:
+            grads = [LayerGradCam(model, layer) for layer in where]
             yield (
                 f"captum: Grad-CAM, {name}",
                 lambda grads=grads: [grad.attribute(images, target=classes) for grad in grads],
@@ -79,51 +116,88 @@ def peers(model, images):
     except ImportError:
         pass
     else:
-        for name, layers in [("layer4[-1]", modules[2:]), ("three layers", modules)]:
+        for name, where in places:
 
-            def run(layers=layers):
-                with TorchCam(model, layers) as cam:
+            def run(where=where):
+                with TorchCam(model, where) as cam:
                     return cam(classes, model(images))
 
             yield f"torch-cam: Grad-CAM, {name}", run
 
 
+def incumbent(model, images, modules, ends, places, slow):
+    try:
+        import pytorch_grad_cam as pgc
+        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+    except ImportError:
+        return
+    for name, where in places:
+        # One object per layer: a single one would average the layers into one map.
+        cams = [pgc.GradCAM(model=model, target_layers=[layer]) for layer in where]
+        yield f"pytorch-grad-cam: Grad-CAM, {name}", lambda cams=cams: [cam(input_tensor=images) for cam in cams]
+    if not slow:
+        return
+    kinds = [
+        pgc.GradCAM, pgc.HiResCAM, pgc.GradCAMElementWise, pgc.GradCAMPlusPlus, pgc.XGradCAM, pgc.LayerCAM,
+        pgc.EigenGradCAM, pgc.SegEigenCAM, pgc.ShapleyCAM, pgc.FinerCAM,
+    ]  # fmt: skip
+    true = [ClassifierOutputTarget(index % 10) for index in range(len(images))]
+
+    def ten():
+        for kind in kinds:
+            for layer in modules:
+                for target in (None, true):
+                    kind(model=model, target_layers=[layer])(input_tensor=images, targets=target)
+
+    yield "pytorch-grad-cam: ten gradient methods, three layers, two targets", ten
+    refine = pgc.RefineCAM(model=model, target_layers=ends)
+    yield "pytorch-grad-cam: Refine-CAM, four stages", lambda: refine(input_tensor=images)
+
+
 def measure(candidates, rounds):
-    for run in candidates.values():
+    added = {}
+    for name, run in candidates.items():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         run()
+        added[name] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     times = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, run in candidates.items():
             start = time.perf_counter()
             run()
             times[name].append(time.perf_counter() - start)
-    return times
+    return times, added
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", choices=["cifar", "resnet50", "vit-b16"], default="cifar")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--slow-peers", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
-    model, spec = whycam.load("cifar10-resnet18")
-    images = spec.preprocess(whycam.open_source("bundled").read(range(options.batch)))
+    model, images, layers, stages = build(options.network, options.batch)
     bare = bare_forwards(model, images)
-    candidates = bare | dict(ours(model, images)) | dict(peers(model, images))
-    times = measure(candidates, options.rounds)
+    candidates = bare | dict(ours(model, images, layers, stages))
+    candidates |= dict(peers(model, images, layers, stages, options.slow_peers))
+    times, added = measure(candidates, options.rounds)
 
     units = [min(times[name][i] for name in bare) for i in range(options.rounds)]
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {options.batch}, n = {options.rounds}")
-    print(f"{'':<62} median   (quartiles)")
+    threads = torch.get_num_threads()
+    print(
+        f"{options.network}, torch {torch.__version__}, {threads} threads, batch {options.batch}, n = {options.rounds}"
+    )
+    print(f"{'':<66} median   (quartiles)        memory")
     result = {}
     for name, seconds in times.items():
         ratios = [second / unit for second, unit in zip(seconds, units, strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)
-        result[name] = {"median": middle, "quartiles": [low, high]}
-        print(f"{name:<62} {middle:6.2f}   ({low:.2f} to {high:.2f})")
+        result[name] = {"median": middle, "quartiles": [low, high], "memory_mib": added[name]}
+        print(f"{name:<66} {middle:6.2f}   ({low:.2f} to {high:.2f})   {added[name]:6.0f}")
     if options.json:
-        record = {"rounds": options.rounds, "batch": options.batch, "ratios": result}
+        record = {"network": options.network, "rounds": options.rounds, "batch": options.batch, "ratios": result}
         options.json.write_text(json.dumps(record, indent=2))
     return 0
 
