@@ -6,8 +6,8 @@ All candidates take turns in every round, so that a machine whose speed drifts s
 median over the rounds of time / (fastest bare forward of that round), with the quartiles. Peers are measured in the
 same rounds where they are installed: pytorch-grad-cam, torch-cam, captum; what takes them more than about ten forward
 passes is measured with --slow-peers alone. ``--network resnet50`` and ``vit-b16`` are 224×224 networks with random
-weights (they need transformers). The last column is the process's peak memory after the first turn of the candidate, less
-that before it, in MiB: an upper bound on what it adds, since memory that was freed before is used again.
+weights (they need transformers). The last column is by how much, in MiB, the process's peak memory grew in a
+candidate's first turn: a lower bound on what it takes, since memory that was freed before is used again.
 """
 
 from __future__ import annotations
