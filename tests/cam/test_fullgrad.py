@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -10,13 +13,14 @@ import torch
 from networks import InPlace, Reused, TupleOutput
 from references_perturbation import REFERENCES
 from test_capture import assert_unchanged, snapshot
-from test_perturbation import make
+from test_perturbation import make, rows_run
 from test_tail import Branches, Dense, Residual
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import whycam
-from whycam.cam import Margin
+from whycam.cam import METHODS, Margin
 from whycam.cam.methods.fullgrad import bias_of, full_gradients
 
 
@@ -140,3 +144,73 @@ def test_nothing_is_left_of_a_call():
     assert images.grad is None
     assert not images.requires_grad
     assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_one_forward_pass_whatever_else_is_asked():
+    module, images = make(Residual)
+    methods = ["fullgrad", "gradcam", "shapleycam", "hirescam"]
+    targets = {"a": None, "b": 3, "c": Margin(1, 2)}
+    together = None
+
+    def run():
+        nonlocal together
+        together = whycam.explain(module, images, ["conv", "stem"], methods, targets)
+
+    assert rows_run(module.conv, run) == len(images)
+    for name, target in targets.items():
+        for method in methods:
+            alone = whycam.explain(module, images, ["conv", "stem"], method, target)
+            for (_, layer, _), raw in alone.maps.items():
+                torch.testing.assert_close(together.map(method, layer, name), raw, rtol=0, atol=1e-12)
+
+
+def test_without_the_kept_graph_it_runs_once_more():
+    module, images = make(InPlace)
+    plain = dataclasses.replace(METHODS["fullgrad"], name="plain", needs=frozenset({"reruns"}))
+    one, two = (whycam.explain(module, images, "norm", method, 2).map() for method in ("fullgrad", plain))
+    torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
+
+
+class Checkpointed(Residual):
+    def forward(self, x):
+        x = self.stem(x)
+        y = checkpoint(lambda z: self.act(self.conv(z) + z), x, use_reentrant=False)
+        return self.head(y.mean((2, 3)))
+
+
+def test_gradient_checkpointing():
+    module, images = make(Checkpointed)
+    parts = full_gradients(module, images, 1)
+    torch.testing.assert_close(parts.total, parts.scores, rtol=0, atol=1e-10)
+    plain = Residual().double().eval()
+    plain.load_state_dict(module.state_dict())
+    one, two = (whycam.explain(m, images, "conv", ["fullgrad", "gradcam"], [0, 3, 4]) for m in (module, plain))
+    for key, raw in one.maps.items():
+        torch.testing.assert_close(raw, two.maps[key], rtol=0, atol=1e-12)
+
+
+def test_the_graph_is_freed():
+    module, images = make(Residual)
+    alive = []
+
+    class Watched(torch.autograd.Function):
+        @staticmethod
+        def forward(context, x):
+            context.mark = Mark()
+            alive.append(weakref.ref(context.mark))
+            return x.clone()
+
+        @staticmethod
+        def backward(_context, gradient):
+            return gradient
+
+    handle = module.conv.register_forward_hook(lambda _m, _i, out: Watched.apply(out))
+    explained = whycam.explain(module, images, "conv", "fullgrad")
+    handle.remove()
+    gc.collect()
+    assert explained.map().isfinite().all()
+    assert all(reference() is None for reference in alive)
+
+
+class Mark:
+    """Something whose life can be watched."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
@@ -22,6 +22,8 @@ from whycam.cam.views import LayerTrace, Scored
 from whycam.errors import WhycamError
 from whycam.modules import first_tensor, in_eval_mode
 from whycam.seeds import generator
+
+See = Callable[[nn.Module, Tensor], None]
 
 
 class Run:
@@ -73,7 +75,12 @@ class Run:
         # Methods compute in full precision, but the network is rerun as it was run first.
         device = inputs.images.device.type
         self._mixed = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-        self.trace = self._capture(inputs, 1)
+        self._watched: frozenset[nn.Module] = frozenset()
+        # Told of gradients; a list of its own, because a graph whose hooks knew the run would never be freed.
+        self._listeners: list[See] = []
+        rooted = not differentiable and any("outputs" in method.needs for method in methods)
+        with self._watching(model.modules() if rooted else ()):
+            self.trace = self._capture(inputs, 1, rooted=rooted)
 
     @property
     def model(self) -> nn.Module:
@@ -157,38 +164,60 @@ class Run:
             (gradient,) = torch.autograd.grad(score.sum(), x)
         return gradient
 
-    def output_gradients(
-        self, modules: Collection[nn.Module], target: str, see: Callable[[nn.Module, Tensor], None]
-    ) -> Tensor:
+    def output_gradients(self, modules: Collection[nn.Module], target: str, see: See) -> Tensor:
         """See `whycam.cam.views.Reruns`."""
+        trace = self.trace
+        with self._rerunning(gradients=True):
+            if trace.root is None or not self._watched.issuperset(modules):
+                with self._watching(modules):
+                    trace = capture(self.model, self.inputs, (), {target: trace.targets[target]}, gradients=(),
+                                    rooted=True)  # fmt: skip
+            score, root = trace.rooted[target], trace.root
+            assert root is not None  # it was asked for
+            if not score.requires_grad:
+                raise WhycamError(f"the score of target {target!r} does not depend on the images")
+            wanted = frozenset(modules)
+
+            def tell(module: nn.Module, gradient: Tensor) -> None:
+                if module in wanted:
+                    see(module, gradient)
+
+            self._listeners.append(tell)
+            try:
+                (gradient,) = torch.autograd.grad(score.sum(), root, retain_graph=trace is self.trace)
+            finally:
+                self._listeners.clear()
+        return gradient
+
+    @contextmanager
+    def _watching(self, modules: Iterable[nn.Module]) -> Iterator[None]:
+        """Whenever a gradient later comes by the output of one of ``modules``, the listeners are told."""
+        listeners = self._listeners
+
+        def told(module: nn.Module, gradient: Tensor) -> None:
+            for listen in listeners:
+                listen(module, gradient)
 
         def watch(module: nn.Module, _inputs: object, output: object) -> None:
             if isinstance(output, Tensor) and output.requires_grad:
                 # A hook on the tensor itself gives the gradient there also when a ReLU then works in place on it;
                 # and as the gradient comes by, nothing has to be kept.
-                output.register_hook(partial(see, module))  # type: ignore[no-untyped-call]
+                output.register_hook(partial(told, module))  # type: ignore[no-untyped-call]
 
-        with ExitStack() as hooks, self._rerunning(gradients=True):
-            x = self.images.detach().clone().requires_grad_()
-            given = self.inputs.detached().with_images(x)
-            parameters = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
-            for module in modules:
+        self._watched = frozenset(modules)
+        with ExitStack() as hooks:
+            for module in self._watched:
                 hooks.enter_context(module.register_forward_hook(watch))
-            logits = _at_least_float32(_leading(functional_call(self.model, parameters, given.args, given.kwargs)))
-            score = score_rows(self.trace.targets[target], logits, torch.arange(len(x)), self.trace.logits)
-            if not score.requires_grad:
-                raise WhycamError(f"the score of target {target!r} does not depend on the images")
-            (gradient,) = torch.autograd.grad(score.sum(), x)
-        return gradient
+            yield
 
     def generator(self, *purpose: int | str) -> torch.Generator:
         """See `whycam.cam.views.Reruns`."""
         return generator(self.seed, *purpose)
 
-    def _capture(self, inputs: Inputs, copies: int, *, fixed: bool = False) -> Trace:
+    def _capture(self, inputs: Inputs, copies: int, *, fixed: bool = False, rooted: bool = False) -> Trace:
         targets = self.trace.targets if fixed else self._asked
         return capture(self.model, inputs, self.layers, targets, gradients=self._sloped, curvature=self._curved,
-                       copies=copies, differentiable=self.differentiable)  # fmt: skip
+                       copies=copies, differentiable=self.differentiable, rooted=rooted)  # fmt: skip
 
     def _view(self, trace: Trace, layer: str, target: str) -> LayerTrace:
         to_map = self.layout(layer).to_map

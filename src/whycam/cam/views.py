@@ -47,7 +47,7 @@ class Reruns(Protocol):
     def output_gradients(
         self, modules: Collection[nn.Module], target: str, see: Callable[[nn.Module, Tensor], None]
     ) -> Tensor:
-        """One forward and one backward pass: ∂score/∂images, (B, C, H, W).
+        """One backward pass, and a forward pass unless the method needs "outputs": ∂score/∂images, (B, C, H, W).
 
         On the way back ``see(module, gradient)`` is told ∂score/∂output of each of ``modules`` (that returns a tensor),
         as often as it ran, the last first; for the output as the module gave it, whatever later changed it in place.

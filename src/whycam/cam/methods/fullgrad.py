@@ -52,7 +52,7 @@ def _in_half(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-@method("FullGrad", paper="Srinivas & Fleuret, 2019, arXiv:1905.00780", needs=("reruns",), scope="input")
+@method("FullGrad", paper="Srinivas & Fleuret, 2019, arXiv:1905.00780", needs=("reruns", "outputs"), scope="input")
 def fullgrad(trace: LayerTrace) -> Tensor:
     """Input times gradient plus every bias times its gradient: all that the score consists of, in absolute value.
 

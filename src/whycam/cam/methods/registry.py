@@ -17,7 +17,7 @@ from whycam.cam.views import LayerTrace
 from whycam.errors import WhycamError
 from whycam.suggest import near_misses
 
-Need = Literal["gradients", "curvature", "reruns"]
+Need = Literal["gradients", "curvature", "reruns", "outputs"]
 Scope = Literal["layer", "layers", "input"]
 Function = Callable[..., Tensor]
 
@@ -37,7 +37,8 @@ class Method:
         paper: where it was published.
         function: scope "layer": `LayerTrace` → (B, h, w) signed map at the layer's own resolution; "layers": a list of
             `LayerTrace`, one per layer → (B, h, w); "input": `LayerTrace` of the images themselves → (B, H, W).
-        needs: "gradients" (a backward pass), "curvature" (a second one), "reruns" (more passes of its own).
+        needs: "gradients" (a backward pass), "curvature" (a second one), "reruns" (more passes of its own),
+            "outputs" (gradients at the outputs of modules: the first pass then keeps its graph).
         scope: what it looks at.
         retarget: what it makes of the target before anything is differentiated; None leaves it.
         options: keyword options that differ from the function's defaults.
