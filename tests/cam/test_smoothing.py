@@ -52,12 +52,23 @@ def test_noisy_is_the_mean_over_noise():
     module, images = make(Residual)
     predicted = module(images).argmax(1)
     draw = generator(0, "noisy n=3 sigma=0.2")
-    noise = 0.2 * torch.randn(3, 1, *images.shape[1:], generator=draw, dtype=torch.float64)
+    noise = [0.2 * torch.randn(images.shape[1:], generator=draw, dtype=torch.float64) for _ in range(3)]
     runs = [whycam.explain(module, images + field, "conv", "hirescam", predicted).map() for field in noise]
     actual = whycam.explain(module, images, "conv", noisy("hirescam", n=3, sigma=0.2)).map()
     torch.testing.assert_close(actual, torch.stack(runs).mean(0), rtol=0, atol=1e-12)
     other = whycam.explain(module, images, "conv", noisy("hirescam", n=3, sigma=0.2), seed=1).map()
     assert not torch.allclose(actual, other)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64])
+@pytest.mark.parametrize("method", ["augmented(gradcam)", "noisy(gradcam, n=3)", "augmented(refinecam)"])
+def test_copies_may_share_a_pass(method, rows, monkeypatch):
+    module, images = make(InPlace)
+    expected = whycam.explain(module, images, ["norm", "act2"], method)
+    monkeypatch.setattr("whycam.cam.methods.smoothing._ROWS", rows)
+    actual = whycam.explain(module, images, ["norm", "act2"], method)
+    for key, raw in expected.maps.items():
+        torch.testing.assert_close(actual.maps[key], raw, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("method", ["augmented(gradcam)", "noisy(gradcam, n=2)", "eigen(gradcam)"])

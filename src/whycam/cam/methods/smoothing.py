@@ -19,6 +19,8 @@ from whycam.errors import WhycamError
 
 Traces = LayerTrace | Sequence[LayerTrace]
 
+_ROWS = 64
+
 # (factor, mirrored); the sixth variant is the batch itself, which has been captured already.
 _VARIANTS = ((1.0, True), (0.9, False), (0.9, True), (1.1, False), (1.1, True))
 
@@ -27,7 +29,7 @@ _VARIANTS = ((1.0, True), (0.9, False), (0.9, True), (1.1, False), (1.1, True))
 def augmented(method: MethodLike) -> Method:
     """The mean map over six variants of the image: as it is and mirrored, times 0.9, 1 and 1.1.
 
-    The variants of pytorch-grad-cam's ``aug_smooth``, as one batch: its factors act on the normalised image, mirroring
+    The variants of pytorch-grad-cam's ``aug_smooth``: its factors act on the normalised image, mirroring
     on the last axis. Here raw maps are averaged, so that the result is signed and in the method's own unit; there, maps
     that were each cut at 0 and min-max scaled first. The predicted class is the unaltered image's in all six.
 
@@ -110,10 +112,13 @@ class _Augmented:
     inner: Method
 
     def __call__(self, traces: Traces) -> Tensor:
-        plain = self.inner(traces)
-        others = _copies(self.inner(_again(traces, "augmented", _variants)), len(_VARIANTS))
-        turned = [part.flip(-1) if mirrored else part for part, (_, mirrored) in zip(others, _VARIANTS, strict=True)]
-        return torch.stack([plain, *turned]).mean(dim=0)
+        def vary(images: Tensor, index: int) -> Tensor:
+            factor, mirrored = _VARIANTS[index]
+            return factor * (images.flip(-1) if mirrored else images)
+
+        maps = _over_copies(self.inner, traces, "augmented", len(_VARIANTS), vary)
+        turned = [raw.flip(-1) if mirrored else raw for raw, (_, mirrored) in zip(maps, _VARIANTS, strict=True)]
+        return torch.stack([self.inner(traces), *turned]).mean(dim=0)
 
 
 @dataclass(frozen=True)
@@ -125,13 +130,13 @@ class _Noisy:
     def __call__(self, traces: Traces) -> Tensor:
         network = _first(traces).network
         key = f"noisy n={self.n} sigma={self.sigma}"
+        draw = network.generator(key)
+        noise = [torch.randn(network.images.shape[1:], generator=draw, dtype=torch.float64) for _ in range(self.n)]
 
-        def make(images: Tensor) -> Tensor:
-            shape = (self.n, 1, *images.shape[1:])
-            noise = torch.randn(shape, generator=network.generator(key), dtype=torch.float64)
-            return (images + (self.sigma * noise).to(images)).flatten(0, 1)
+        def vary(images: Tensor, index: int) -> Tensor:
+            return images + (self.sigma * noise[index]).to(images)
 
-        return _copies(self.inner(_again(traces, key, make)), self.n).mean(dim=0)
+        return torch.stack(_over_copies(self.inner, traces, key, self.n, vary)).mean(dim=0)
 
 
 @dataclass(frozen=True)
@@ -177,9 +182,24 @@ def _no_parts(method: Method) -> WhycamError:
     )
 
 
-def _variants(images: Tensor) -> Tensor:
-    mirror = images.flip(-1)
-    return torch.cat([factor * (mirror if mirrored else images) for factor, mirrored in _VARIANTS])
+def _over_copies(
+    inner: Method, traces: Traces, key: str, count: int, vary: Callable[[Tensor, int], Tensor]
+) -> list[Tensor]:
+    """The method's maps of ``count`` altered copies of the batch, (B, …) each.
+
+    Several copies share a pass as long as it stays small; beyond that a larger one gains nothing and takes memory.
+    """
+    each = max(1, _ROWS // len(_first(traces).network.images))
+    found: list[Tensor] = []
+    for start in range(0, count, each):
+        members = range(start, min(start + each, count))
+
+        def make(images: Tensor, members: range = members) -> Tensor:
+            return torch.cat([vary(images, index) for index in members])
+
+        maps = inner(_again(traces, f"{key} {members.start} to {members.stop}", make))
+        found.extend(_copies(maps, len(members)))
+    return found
 
 
 def _copies(maps: Tensor, count: int) -> Tensor:
