@@ -34,6 +34,8 @@ class Trace:
         scores: target name → (B,).
         targets: target name → the target, with what it takes from the logits fixed.
         curvature: (layer name, target name) → as activations, H·A, where it was asked for.
+        root: the images that the graph begins with, where it was asked to be kept.
+        rooted: target name → (B,) the scores at that graph's end.
     """
 
     activations: dict[str, Tensor]
@@ -42,6 +44,8 @@ class Trace:
     scores: dict[str, Tensor]
     targets: dict[str, Target]
     curvature: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    root: Tensor | None = None
+    rooted: dict[str, Tensor] = field(default_factory=dict)
 
 
 def capture(
@@ -54,6 +58,7 @@ def capture(
     curvature: Collection[str] = (),
     copies: int = 1,
     differentiable: bool = False,
+    rooted: bool = False,
 ) -> Trace:
     """Run ``model`` once forward and, for each target, once backward to the activations of all ``layers``.
 
@@ -69,6 +74,7 @@ def capture(
         curvature: the targets for which H·A is needed too: one more backward pass for each layer.
         copies: the batch consists of so many copies of the images, one after the other; targets see each on its own.
         differentiable: keep the graph, down to the parameters and through the gradients themselves.
+        rooted: keep the graph from the images to the scores, for gradients that are asked for later.
 
     Raises:
         WhycamError: a layer did not run, gave no tensor, or the scores do not depend on it.
@@ -77,12 +83,19 @@ def capture(
     sloped += [name for name in curvature if name not in sloped]
     outputs: dict[str, Tensor] = {}
     given = Inputs.of(inputs) if isinstance(inputs, Tensor) else inputs
-    with torch.inference_mode(False), in_eval_mode(model), torch.set_grad_enabled(bool(sloped) or differentiable):
+    with (
+        torch.inference_mode(False),
+        in_eval_mode(model),
+        torch.set_grad_enabled(bool(sloped) or differentiable or rooted),
+    ):
         if differentiable:
             parameters: dict[str, Tensor] = dict(model.named_parameters())
         else:
             parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
             given = given.detached()
+        root = given.images.detach().clone().requires_grad_() if rooted else None
+        if root is not None:
+            given = given.with_images(root)
         with _recording(layers, outputs, leaf=bool(sloped)):
             output = functional_call(model, parameters, given.args, given.kwargs)
             for layer in layers:
@@ -95,7 +108,7 @@ def capture(
             fixed = {name: freeze(target, logits[: len(logits) // copies]) for name, target in targets.items()}
             scores = {name: _scores(target, logits, output, copies) for name, target in fixed.items()}
             seen = dict(outputs)
-            slopes, curves = _gradients(scores, seen, sloped, curvature, keep=differentiable)
+            slopes, curves = _gradients(scores, seen, sloped, curvature, keep=differentiable, rooted=rooted)
 
     def free(tensor: Tensor) -> Tensor:
         return tensor if differentiable else tensor.detach()
@@ -107,6 +120,8 @@ def capture(
         scores={name: free(score) for name, score in scores.items()},
         targets=fixed,
         curvature={key: free(tensor) for key, tensor in curves.items()},
+        root=root,
+        rooted=scores if rooted else {},
     )
 
 
@@ -120,6 +135,7 @@ def _gradients(
     curved: Collection[str],
     *,
     keep: bool,
+    rooted: bool,
 ) -> tuple[Slopes, Slopes]:
     slopes: Slopes = {}
     curves: Slopes = {}
@@ -134,7 +150,7 @@ def _gradients(
         found = torch.autograd.grad(
             score.sum(),
             list(outputs.values()),
-            retain_graph=keep or bend or not last,
+            retain_graph=keep or bend or rooted or not last,
             create_graph=keep or bend,
             allow_unused=True,
         )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
-from whycam.cam.maps import Flag, Interpolation, flags_of, heatmaps
+from whycam.cam.maps import Aggregation, Flag, Interpolation, aggregate, flags_of, heatmaps
 from whycam.errors import WhycamError
 from whycam.files import write_bytes
 from whycam.suggest import near_misses
@@ -96,6 +96,35 @@ class Explanation:
         """Positive evidence on [0, 1] at the image's size, (B, H, W); see `whycam.cam.maps.heatmaps`."""
         raw = self.map(method, layer, target)
         return heatmaps(raw, self.inputs.shape[2:], scale=scale, interpolation=interpolation)
+
+    def aggregate(
+        self,
+        method: MethodLike | None = None,
+        layers: Sequence[str] | None = None,
+        target: str | None = None,
+        *,
+        how: Aggregation = "mean",
+        size: Literal["finest", "image"] | Sequence[int] = "finest",
+    ) -> Tensor:
+        """One heatmap of several layers, (B, h, w) in [0, 1]; see `whycam.cam.maps.aggregate`.
+
+        Args:
+            method: may be left out where there is one.
+            layers: by default all that the method has a map of.
+            target: may be left out where there is one.
+            how: "mean", "max" or "product" over the layers.
+            size: the finest layer's, the image's, or (h, w).
+
+        Raises:
+            WhycamError: there is no such map.
+        """
+        name, _, aim = self._key(method, layers[0] if layers else self.layers[0], target)
+        if layers is None:
+            layers = [key[1] for key in self.maps if key[0] == name and key[2] == aim]
+        maps = [self.maps[self._key(method, layer, target)] for layer in layers]
+        if size == "image":
+            size = tuple(self.inputs.shape[2:])
+        return aggregate(maps, how, None if size == "finest" else size)
 
     def plot(self, index: int = 0) -> Figure:
         """One image's heatmaps as a matplotlib figure: rows are targets and methods, columns layers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -9,8 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from whycam.errors import WhycamError
+
 Flag = Literal["non-finite", "all-zero", "negative-only", "constant", "coarse"]
 Interpolation = Literal["nearest", "bilinear"]
+Aggregation = Literal["mean", "max", "product"]
 
 # Below this many cells a map says little more than "somewhere in this quarter".
 COARSE_CELLS = 9
@@ -102,3 +106,31 @@ def heatmaps(
     top = top.expand(len(raw)).view(-1, *[1] * (raw.ndim - 1))
     unit = torch.where(top > 0, positive / top, 0.0).clamp(max=1)
     return resize(unit, size, interpolation)
+
+
+def aggregate(maps: Sequence[Tensor], how: Aggregation = "mean", size: Sequence[int] | None = None) -> Tensor:
+    """One heatmap of several layers' maps, (B, h, w) in [0, 1].
+
+    Layers have scales of their own, so each map's positive evidence is first divided by its largest (`heatmaps`), then
+    resized. In a product a layer without positive evidence vetoes everything.
+
+    Args:
+        maps: (B, h, w) signed, of any sizes.
+        how: what is taken over the layers.
+        size: of the result; by default the finest of the maps'.
+
+    Raises:
+        WhycamError: there is no map, or ``how`` is none of the three.
+    """
+    if not maps:
+        raise WhycamError("there is no map to aggregate")
+    if size is None:
+        size = max((tuple(raw.shape[1:]) for raw in maps), key=math.prod)
+    stacked = torch.stack([heatmaps(raw, size) for raw in maps])
+    if how == "mean":
+        return stacked.mean(dim=0)
+    if how == "max":
+        return stacked.amax(dim=0)
+    if how == "product":
+        return stacked.prod(dim=0)
+    raise WhycamError(f"layers are aggregated by mean, max or product, not {how!r}")

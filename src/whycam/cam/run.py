@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,8 @@ from whycam.cam.views import LayerTrace, Scored
 from whycam.errors import WhycamError
 from whycam.modules import first_tensor, in_eval_mode
 from whycam.seeds import generator
+
+See = Callable[[nn.Module, Tensor], None]
 
 
 class Run:
@@ -68,7 +72,15 @@ class Run:
                 if "curvature" in method.needs:
                     curved[mine] = None
         self._asked, self._sloped, self._curved = asked, tuple(sloped), tuple(curved)
-        self.trace = self._capture(inputs, 1)
+        # Methods compute in full precision, but the network is rerun as it was run first.
+        device = inputs.images.device.type
+        self._mixed = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+        self._watched: frozenset[nn.Module] = frozenset()
+        # Told of gradients; a list of its own, because a graph whose hooks knew the run would never be freed.
+        self._listeners: list[See] = []
+        rooted = not differentiable and any("outputs" in method.needs for method in methods)
+        with self._watching(model.modules() if rooted else ()):
+            self.trace = self._capture(inputs, 1, rooted=rooted)
 
     @property
     def model(self) -> nn.Module:
@@ -106,19 +118,29 @@ class Run:
 
     def score_images(self, images: Tensor, rows: Tensor, target: str) -> Scored:
         """See `whycam.cam.views.Reruns`."""
-        with torch.inference_mode(False), torch.no_grad(), in_eval_mode(self.model):
+        with self._rerunning():
             given = self.inputs.with_images(images.to(self.images.dtype), rows)
-            return self._scored(_leading(self.model(*given.args, **given.kwargs)), rows, target)
+            logits = _leading(self.model(*given.args, **given.kwargs))
+        return self.score_logits(logits, rows, target)
 
     def score_activations(self, layer: str, maps: Tensor, rows: Tensor, target: str) -> Scored:
         """See `whycam.cam.views.Reruns`."""
-        if layer not in self._tails:
-            found = next(known for known in self.layers if known.name == layer)
-            self._tails[layer] = Tail(self.model, found, self.inputs)
-        output = self.trace.activations[layer].detach()[rows.to(maps.device)]
-        replaced = self.layout(layer).from_map(maps.to(output.dtype), output)
-        with torch.inference_mode(False), torch.no_grad(), in_eval_mode(self.model):
-            return self._scored(_leading(self._tails[layer](replaced, rows)), rows, target)
+        layout, whole = self.layout(layer), self.trace.activations[layer].detach()
+        # Only tokens without a position are taken from the layer's own output.
+        output = whole[rows.to(whole.device)] if layout.kind == "tokens" else whole
+        replaced = layout.from_map(maps.to(whole.dtype), output)
+        with self._rerunning():
+            if layer not in self._tails:
+                found = next(known for known in self.layers if known.name == layer)
+                self._tails[layer] = Tail(self.model, found, self.inputs)
+            logits = _leading(self._tails[layer](replaced, rows))
+        return self.score_logits(logits, rows, target)
+
+    def score_logits(self, logits: Tensor, rows: Tensor, target: str) -> Scored:
+        """See `whycam.cam.views.Reruns`."""
+        with torch.no_grad():
+            logits = _at_least_float32(logits)
+            return Scored(logits, score_rows(self.trace.targets[target], logits, rows, self.trace.logits))
 
     def again(self, key: str, make: Callable[[Tensor], Tensor], layer: str, target: str) -> LayerTrace:
         """See `whycam.cam.views.Reruns`."""
@@ -133,7 +155,7 @@ class Run:
 
     def image_gradient(self, images: Tensor, rows: Tensor, target: str, *, guided: bool = False) -> Tensor:
         """See `whycam.cam.views.Reruns`."""
-        with torch.inference_mode(False), torch.enable_grad(), in_eval_mode(self.model), guided_relu(guided):
+        with self._rerunning(gradients=True), guided_relu(guided):
             x = images.detach().clone().requires_grad_()
             given = self.inputs.with_images(x, rows)
             parameters = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
@@ -142,14 +164,60 @@ class Run:
             (gradient,) = torch.autograd.grad(score.sum(), x)
         return gradient
 
+    def output_gradients(self, modules: Collection[nn.Module], target: str, see: See) -> Tensor:
+        """See `whycam.cam.views.Reruns`."""
+        trace = self.trace
+        with self._rerunning(gradients=True):
+            if trace.root is None or not self._watched.issuperset(modules):
+                with self._watching(modules):
+                    trace = capture(self.model, self.inputs, (), {target: trace.targets[target]}, gradients=(),
+                                    rooted=True)  # fmt: skip
+            score, root = trace.rooted[target], trace.root
+            assert root is not None  # it was asked for
+            if not score.requires_grad:
+                raise WhycamError(f"the score of target {target!r} does not depend on the images")
+            wanted = frozenset(modules)
+
+            def tell(module: nn.Module, gradient: Tensor) -> None:
+                if module in wanted:
+                    see(module, gradient)
+
+            self._listeners.append(tell)
+            try:
+                (gradient,) = torch.autograd.grad(score.sum(), root, retain_graph=trace is self.trace)
+            finally:
+                self._listeners.clear()
+        return gradient
+
+    @contextmanager
+    def _watching(self, modules: Iterable[nn.Module]) -> Iterator[None]:
+        """Whenever a gradient later comes by the output of one of ``modules``, the listeners are told."""
+        listeners = self._listeners
+
+        def told(module: nn.Module, gradient: Tensor) -> None:
+            for listen in listeners:
+                listen(module, gradient)
+
+        def watch(module: nn.Module, _inputs: object, output: object) -> None:
+            if isinstance(output, Tensor) and output.requires_grad:
+                # A hook on the tensor itself gives the gradient there also when a ReLU then works in place on it;
+                # and as the gradient comes by, nothing has to be kept.
+                output.register_hook(partial(told, module))  # type: ignore[no-untyped-call]
+
+        self._watched = frozenset(modules)
+        with ExitStack() as hooks:
+            for module in self._watched:
+                hooks.enter_context(module.register_forward_hook(watch))
+            yield
+
     def generator(self, *purpose: int | str) -> torch.Generator:
         """See `whycam.cam.views.Reruns`."""
         return generator(self.seed, *purpose)
 
-    def _capture(self, inputs: Inputs, copies: int, *, fixed: bool = False) -> Trace:
+    def _capture(self, inputs: Inputs, copies: int, *, fixed: bool = False, rooted: bool = False) -> Trace:
         targets = self.trace.targets if fixed else self._asked
         return capture(self.model, inputs, self.layers, targets, gradients=self._sloped, curvature=self._curved,
-                       copies=copies, differentiable=self.differentiable)  # fmt: skip
+                       copies=copies, differentiable=self.differentiable, rooted=rooted)  # fmt: skip
 
     def _view(self, trace: Trace, layer: str, target: str) -> LayerTrace:
         to_map = self.layout(layer).to_map
@@ -162,9 +230,16 @@ class Run:
         return LayerTrace(activations, read(trace.gradients), trace.logits, trace.scores[target],
                           read(trace.curvature), layer, target, self)  # fmt: skip
 
-    def _scored(self, logits: Tensor, rows: Tensor, target: str) -> Scored:
-        logits = _at_least_float32(logits)
-        return Scored(logits, score_rows(self.trace.targets[target], logits, rows, self.trace.logits))
+    @contextmanager
+    def _rerunning(self, *, gradients: bool = False) -> Iterator[None]:
+        mixed, dtype = self._mixed
+        with (
+            torch.inference_mode(False),
+            torch.set_grad_enabled(gradients),
+            torch.autocast(self.images.device.type, dtype=dtype, enabled=mixed),
+            in_eval_mode(self.model),
+        ):
+            yield
 
 
 def _leading(output: object) -> Tensor:

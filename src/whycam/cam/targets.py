@@ -238,7 +238,8 @@ def score_rows(target: Target, logits: Tensor, rows: Tensor, original: Tensor) -
         batch = original.clone()
         batch[list(here)] = logits[chosen]
         scores[chosen] = scores_of(target, batch)[list(here)]
-        remaining = [position for position in remaining if position not in set(chosen)]
+        done = set(chosen)
+        remaining = [position for position in remaining if position not in done]
     return scores
 
 

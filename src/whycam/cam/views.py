@@ -5,7 +5,7 @@ The rerunning side is the `Reruns` protocol; `whycam.cam.run.Run` implements it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -32,6 +32,9 @@ class Reruns(Protocol):
     def score_activations(self, layer: str, maps: Tensor, rows: Tensor, target: str) -> Scored:
         """Run what follows ``layer``: (n, C, h, w) that stand in for its output on the images at ``rows`` (n,)."""
 
+    def score_logits(self, logits: Tensor, rows: Tensor, target: str) -> Scored:
+        """Run nothing at all: (n, K) logits known otherwise, of alterations of the images at ``rows`` (n,)."""
+
     def again(self, key: str, make: Callable[[Tensor], Tensor], layer: str, target: str) -> LayerTrace:
         """Capture all layers and targets anew on ``make(images)``, once per ``key``; the batch may be k·B long.
 
@@ -40,6 +43,15 @@ class Reruns(Protocol):
 
     def image_gradient(self, images: Tensor, rows: Tensor, target: str, *, guided: bool = False) -> Tensor:
         """∂score/∂images, (n, C, H, W); ``guided`` lets only positive gradients through ReLUs."""
+
+    def output_gradients(
+        self, modules: Collection[nn.Module], target: str, see: Callable[[nn.Module, Tensor], None]
+    ) -> Tensor:
+        """One backward pass, and a forward pass unless the method needs "outputs": ∂score/∂images, (B, C, H, W).
+
+        On the way back ``see(module, gradient)`` is told ∂score/∂output of each of ``modules`` (that returns a tensor),
+        as often as it ran, the last first; for the output as the module gave it, whatever later changed it in place.
+        """
 
     def generator(self, *purpose: int | str) -> torch.Generator:
         """A CPU generator that depends on the explanation's seed and the purpose alone."""

@@ -84,7 +84,8 @@ def _unless_damaged(maps: Tensor, features: Tensor) -> Tensor:
     return torch.where(whole, maps, torch.nan)
 
 
-def _eigen(features: Tensor) -> Tensor:
+def principal_map(features: Tensor) -> Tensor:
+    """The first principal component, its sign fixed by the sum over channels: (B, C, …) → (B, …)."""
     usable = _finite(features)
     return _unless_damaged(signed(main_axis(usable), usable.sum(dim=1)), features)
 
@@ -92,13 +93,13 @@ def _eigen(features: Tensor) -> Tensor:
 @method("Eigen-CAM", paper="Muhammad & Yeasin, 2020, arXiv:2008.00299", needs=())
 def eigencam(trace: LayerTrace) -> Tensor:
     """The activations' first principal component; the same for every class."""
-    return _eigen(trace.activations)
+    return principal_map(trace.activations)
 
 
 @method("EigenGrad-CAM", paper="Gildenblat et al., pytorch-grad-cam, 2021")
 def eigengradcam(trace: LayerTrace) -> Tensor:
     """The first principal component of activations times gradients: Eigen-CAM that knows the class."""
-    return _eigen(trace.gradients * trace.activations)
+    return principal_map(trace.gradients * trace.activations)
 
 
 @method("SegEigen-CAM", paper="Chung & Ying, 2025, Applied Sciences 15(13):7562")

@@ -17,7 +17,7 @@ from whycam.cam.views import LayerTrace
 from whycam.errors import WhycamError
 from whycam.suggest import near_misses
 
-Need = Literal["gradients", "curvature", "reruns"]
+Need = Literal["gradients", "curvature", "reruns", "outputs"]
 Scope = Literal["layer", "layers", "input"]
 Function = Callable[..., Tensor]
 
@@ -37,7 +37,8 @@ class Method:
         paper: where it was published.
         function: scope "layer": `LayerTrace` → (B, h, w) signed map at the layer's own resolution; "layers": a list of
             `LayerTrace`, one per layer → (B, h, w); "input": `LayerTrace` of the images themselves → (B, H, W).
-        needs: "gradients" (a backward pass), "curvature" (a second one), "reruns" (more passes of its own).
+        needs: "gradients" (a backward pass), "curvature" (a second one), "reruns" (more passes of its own),
+            "outputs" (gradients at the outputs of modules: the first pass then keeps its graph).
         scope: what it looks at.
         retarget: what it makes of the target before anything is differentiated; None leaves it.
         options: keyword options that differ from the function's defaults.
@@ -87,6 +88,8 @@ class Method:
 
 MethodLike = str | Method
 METHODS: dict[str, Method] = {}
+COMBINATORS: dict[str, Callable[..., Method]] = {}
+"""What makes a method of another: ``"augmented(gradcam)"`` is ``COMBINATORS["augmented"]("gradcam")``."""
 
 
 def method(
@@ -116,6 +119,12 @@ def method(
     return register
 
 
+def combinator(function: Callable[..., Method]) -> Callable[..., Method]:
+    """Register a function of a method (and options) that returns a method, to be written as a string as well."""
+    COMBINATORS[normalised(function.__name__)] = function
+    return function
+
+
 def _registered(name: str, options: tuple[tuple[str, Any], ...]) -> Method:
     return METHODS[name].using(**dict(options)) if options else METHODS[name]
 
@@ -123,7 +132,11 @@ def _registered(name: str, options: tuple[tuple[str, Any], ...]) -> Method:
 def normalised(name: str) -> str:
     """``Grad-CAM`` and ``grad_cam`` are ``gradcam``; ``++`` and what stands in parentheses stay."""
     base, parenthesis, options = name.partition("(")
-    return base.lower().replace("-", "").replace("_", "").replace(" ", "") + parenthesis + options
+    base = base.lower().replace("-", "").replace("_", "").replace(" ", "")
+    if base in COMBINATORS and parenthesis:
+        inner, rest = _first_argument(options)
+        options = normalised(inner.strip()) + rest
+    return base + parenthesis + options
 
 
 def find_method(name: str) -> Method:
@@ -136,10 +149,15 @@ def find_method(name: str) -> Method:
         WhycamError: it is unknown (near misses are listed) or its options cannot be read.
     """
     base, _, options = normalised(str(name)).partition("(")
+    if base in COMBINATORS:
+        inner, rest = _first_argument(options)
+        if not inner:
+            raise WhycamError(f"{base} needs a method: write it like {base}(gradcam)")
+        return COMBINATORS[base](find_method(inner), **_options(name, rest.removeprefix(",")))
     if base not in METHODS:
         load_entry_points()
     if base not in METHODS:
-        raise WhycamError(f"unknown method {name!r}{near_misses(base, METHODS)}")
+        raise WhycamError(f"unknown method {name!r}{near_misses(base, [*METHODS, *COMBINATORS])}")
     return METHODS[base].using(**_options(name, options)) if options else METHODS[base]
 
 
@@ -148,6 +166,16 @@ def load_entry_points() -> None:
     """Import what other packages offer as methods; done once, at the first unknown name and for listings."""
     for entry in entry_points(group=ENTRY_POINTS):
         entry.load()
+
+
+def _first_argument(text: str) -> tuple[str, str]:
+    """``"fem(k=3), n=4)"`` → ``"fem(k=3)"`` and ``", n=4)"``: up to the first comma or parenthesis of its own."""
+    depth = 0
+    for place, character in enumerate(text):
+        if depth == 0 and character in ",)":
+            return text[:place], text[place:]
+        depth += (character == "(") - (character == ")")
+    return text, ""
 
 
 def _options(name: str, text: str) -> dict[str, Any]:

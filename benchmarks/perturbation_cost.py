@@ -1,0 +1,173 @@
+"""What methods that run the network again cost, in forwards per image: time in units of the fastest bare forward.
+
+    python benchmarks/perturbation_cost.py [--batch 64] [--rounds 5] [--only PART] [--no-peers] [--cpu-time]
+
+Each candidate is measured beside a bare forward pass of the same batch, right before and after it, so that a machine
+whose speed drifts slows both alike; quoted is the median over the rounds with the range. Beside it stands the limit
+that the method's definition sets: for Ablation-CAM on a tail, the tail's share of the forward (measured) times the
+channels that are not 0; for Score-CAM, the channels that are not constant; each plus the one forward that finds them.
+Peers are measured in the same process where they are installed (pytorch-grad-cam), which takes long. On a machine that
+others use too, run it with one thread and ``--cpu-time``: the processor's time instead of the wall's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import whycam
+from whycam.cam.inputs import Inputs
+from whycam.cam.layers import resolve_layer
+from whycam.cam.tail import Tail
+
+CLOCK = time.perf_counter
+
+
+def seconds(run):
+    start = CLOCK()
+    run()
+    return CLOCK() - start
+
+
+def outputs_of(model, images, layer):
+    seen = []
+    handle = layer.module.register_forward_hook(lambda _m, _i, out: seen.append(out.clone()))
+    with torch.inference_mode():
+        model(images)
+    handle.remove()
+    return seen[0]
+
+
+def tail_of(model, images, layer, size):
+    """Run what follows ``layer`` on ``size`` rows; the whole forward on as many is its yardstick."""
+    with torch.no_grad():
+        tail = Tail(model, layer, Inputs.of(images))
+    rows = torch.arange(size) % len(images)
+    output = outputs_of(model, images, layer).clone()[rows]
+    whole = images[rows]
+
+    def run(what):
+        with torch.no_grad():
+            return what()
+
+    return (lambda: run(lambda: tail(output, rows))), (lambda: run(lambda: model(whole))), tail.why_all
+
+
+def share(model, images, layer, rounds, size=128):
+    """The tail's share of a forward pass of the same number of images, median over alternating rounds."""
+    tail, whole, why = tail_of(model, images, layer, size)
+    if why is not None:
+        print(f"{layer.name}: the whole network runs ({why})")
+    tail(), whole()
+    return statistics.median(seconds(tail) / seconds(whole) for _ in range(max(rounds, 5)))
+
+
+def explained(model, images, layer, method):
+    explainer = whycam.Explainer(model, layer, method)
+    return lambda: explainer(images)
+
+
+def ours(model, images, rounds):
+    """(name, run, limit in forwards per image); a backward pass to the images counts as a forward."""
+    batch = len(images)
+    for layer in ("layer4[-1]", "layer3[-2]"):
+        found = resolve_layer(model, layer)
+        output = outputs_of(model, images, found).flatten(2)
+        active = float((output != 0).any(dim=2).sum()) / batch
+        if layer == "layer4[-1]":
+            limit = 1.0
+        else:
+            part = share(model, images, found, rounds)
+            limit = 1 + active * part
+            print(f"{layer}: {active:.1f} of {output.shape[1]} channels active, tail {part:.3f} of a forward")
+        yield f"Ablation-CAM, {layer}", explained(model, images, layer, "ablationcam"), limit
+    output = outputs_of(model, images, resolve_layer(model, "layer4[-1]")).flatten(2)
+    live = float((output.amax(dim=2) > output.amin(dim=2)).sum()) / batch
+    print(f"layer4[-1]: {live:.1f} of {output.shape[1]} channels live")
+    yield "Score-CAM, layer4[-1]", explained(model, images, "layer4[-1]", "scorecam"), 1 + live
+    places = outputs_of(model, images, resolve_layer(model, "layer3[-2]"))[0, 0].numel()
+    part = share(model, images, resolve_layer(model, "layer3[-2]"), rounds)
+    yield "Recipro-CAM, layer3[-2]", explained(model, images, "layer3[-2]", "reciprocam"), 1 + part * places
+    yield "Group-CAM, layer4[-1]", explained(model, images, "layer4[-1]", "groupcam"), 34.0
+    yield "FullGrad", explained(model, images, "layer4[-1]", "fullgrad"), 2.0
+    yield "Grad-CAM augmented, layer4[-1]", explained(model, images, "layer4[-1]", "augmented(gradcam)"), 6.0
+
+
+def peers(model, images):
+    try:
+        from pytorch_grad_cam import AblationCAM, FullGrad, GradCAM, ScoreCAM
+        from pytorch_grad_cam.ablation_layer import AblationLayer
+    except ImportError:
+        return
+    last, third = model.layer4[-1], model.layer3[-2]
+
+    def call(kind, layer, **options):
+        def run():
+            cam = kind(model=model, target_layers=[layer], **options)
+            cam.batch_size = 128
+            return cam(input_tensor=images, **({"aug_smooth": True} if kind is GradCAM else {}))
+
+        return run
+
+    yield "Ablation-CAM, layer4[-1]", call(AblationCAM, last, ablation_layer=AblationLayer())
+    yield "Ablation-CAM, layer3[-2]", call(AblationCAM, third, ablation_layer=AblationLayer())
+    yield "Score-CAM, layer4[-1]", call(ScoreCAM, last)
+    yield "FullGrad", call(FullGrad, last)
+    yield "Grad-CAM augmented, layer4[-1]", call(GradCAM, last)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", help="candidates whose name contains this")
+    parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--cpu-time", action="store_true", help="processor time; for one thread on a shared machine")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    global CLOCK
+    CLOCK = time.process_time if options.cpu_time else time.perf_counter
+
+    model, spec = whycam.load("cifar10-resnet18")
+    images = spec.preprocess(whycam.open_source("bundled").read(range(options.batch)))
+    channels_last = images.contiguous(memory_format=torch.channels_last)
+
+    def bare():
+        with torch.inference_mode():
+            model(channels_last)
+
+    candidates = {f"whycam: {name}": (run, limit) for name, run, limit in ours(model, images, options.rounds)}
+    if not options.no_peers:
+        candidates |= {f"pytorch-grad-cam: {name}": (run, None) for name, run in peers(model, images)}
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {options.batch}, n = {options.rounds}")
+    print(f"{'forwards per image':<52} median   (range)              limit   over it")
+    result = {}
+    bare()
+    for name, (run, limit) in candidates.items():
+        if options.only not in name:
+            continue
+        if limit is not None and limit < 50:
+            run()  # minutes of reruns need no warming up
+        ratios = []
+        for _ in range(options.rounds):
+            before = min(seconds(bare) for _ in range(2))
+            taken = seconds(run)
+            ratios.append(taken / min(before, *(seconds(bare) for _ in range(2))))
+        middle = statistics.median(ratios)
+        result[name] = {"median": middle, "range": [min(ratios), max(ratios)], "limit": limit}
+        over = "" if limit is None else f"{limit:8.2f}   {100 * (middle / limit - 1):+.0f}%"
+        print(f"{name:<52} {middle:7.2f}  ({min(ratios):.2f} to {max(ratios):.2f})  {over}", flush=True)
+    if options.json:
+        record = {"rounds": options.rounds, "batch": options.batch, "ratios": result}
+        options.json.write_text(json.dumps(record, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

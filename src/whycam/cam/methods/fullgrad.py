@@ -1,0 +1,155 @@
+"""FullGrad: the input's gradient and that of every bias (Srinivas & Fleuret, 2019, arXiv:1905.00780).
+
+A network of affine layers, ReLUs and poolings is affine around every image, so its score is exactly
+Σ input · ∂score/∂input + Σ bias · ∂score/∂bias. Biases are those of convolutions and linear layers, and BatchNorm's
+β − γμ/√(var + ε). What other normalisations subtract and divide by depends on the image: their β counts as a bias, but
+then the sum is no longer the score. Functions called outside a module (``F.conv2d`` with a bias) cannot be seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from whycam.cam.inputs import Inputs, InputsLike
+from whycam.cam.layout import detect_layout
+from whycam.cam.maps import resize
+from whycam.cam.methods.registry import method
+from whycam.cam.targets import TargetLike, resolve_target
+from whycam.cam.views import LayerTrace
+from whycam.errors import WhycamError
+from whycam.modules import unwrapped
+
+_CONVOLUTIONS = (
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+)  # fmt: skip
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_OTHER_NORMS = (nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+_LAST_AXIS = (nn.Linear, nn.LayerNorm)
+
+
+def bias_of(module: nn.Module) -> Tensor | None:
+    """What ``module`` adds to each channel, (C,); None where it adds nothing."""
+    bias = getattr(module, "bias", None)
+    if isinstance(module, _BATCH_NORMS) and module.running_mean is not None and module.running_var is not None:
+        scale = (module.running_var + module.eps).rsqrt()
+        scale = scale if module.weight is None else scale * module.weight.detach()
+        shift = -scale * module.running_mean
+        return shift if bias is None else shift + bias.detach()
+    if isinstance(module, (*_CONVOLUTIONS, *_BATCH_NORMS, *_OTHER_NORMS, *_LAST_AXIS)) and isinstance(bias, Tensor):
+        return bias.detach() if bias.ndim == 1 else None
+    return None
+
+
+def _biases(model: nn.Module) -> dict[nn.Module, Tensor]:
+    found = {module: bias_of(module) for module in model.modules()}
+    return {module: bias for module, bias in found.items() if bias is not None}
+
+
+def _in_half(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+@method("FullGrad", paper="Srinivas & Fleuret, 2019, arXiv:1905.00780", needs=("reruns", "outputs"), scope="input")
+def fullgrad(trace: LayerTrace) -> Tensor:
+    """Input times gradient plus every bias times its gradient: all that the score consists of, in absolute value.
+
+    ψ as in the authors' code: the absolute value, min-max scaled per image over all of a layer's channels and
+    positions, resized to the image, summed over channels. Here channels are summed before resizing, which is linear.
+    Biases without a position, the classifier's, have no place in the map; `full_gradients` has them.
+    """
+    network = trace.network
+    biases = _biases(network.model)
+    size = trace.activations.shape[2:]
+    total = torch.zeros_like(trace.activations[:, 0])
+
+    def see(module: nn.Module, gradient: Tensor) -> None:
+        nonlocal total
+        channels_last = isinstance(module, _LAST_AXIS)
+        if gradient.ndim < 3 or len(gradient) != len(total):
+            return
+        gradient = _in_half(gradient)
+        magnitude = gradient.movedim(-1, 1).abs() if channels_last else gradient.abs()
+        if magnitude.ndim != len(size) + 2:
+            try:
+                layout = detect_layout(gradient, size, module)
+            except WhycamError:
+                return
+            magnitude = layout.to_map(gradient).abs()
+        # Not in place: this runs outside the inference mode that the caller may be in.
+        total = total + _psi(magnitude, size, biases[module].to(gradient).abs())
+
+    gradient = network.output_gradients(biases.keys(), trace.target, see)
+    magnitude = (_in_half(gradient) * trace.activations).abs()
+    return total + _psi(magnitude, size)
+
+
+def _psi(magnitude: Tensor, size: torch.Size, factor: Tensor | None = None) -> Tensor:
+    """Σ_c of ``factor_c · magnitude``, min-max scaled per image, resized: (B, C, …), (C,) → (B, H, W).
+
+    Computed without making the product: its extremes and its sum follow from the channels' own.
+    """
+    positions = tuple(range(2, magnitude.ndim))
+    low, high = magnitude.amin(dim=positions), magnitude.amax(dim=positions)
+    if factor is None:
+        summed = magnitude.sum(dim=1)
+    else:
+        low, high = low * factor, high * factor
+        summed = torch.einsum("bc...,c->b...", magnitude, factor)
+    shape = (-1, *[1] * len(positions))
+    least, most = low.amin(dim=1).view(shape), high.amax(dim=1).view(shape)
+    scaled = (summed - magnitude.shape[1] * least) / torch.where(most > least, most - least, 1)
+    return resize(scaled, size)
+
+
+@dataclass(frozen=True)
+class FullGradients:
+    """The exact decomposition of a score into what the input and each bias contribute.
+
+    Attributes:
+        scores: (B,).
+        input: (B, C, H, W), input times gradient.
+        biases: (module's path, (B, …) bias times gradient as the module's output), in order of execution.
+    """
+
+    scores: Tensor
+    input: Tensor
+    biases: tuple[tuple[str, Tensor], ...]
+
+    @property
+    def total(self) -> Tensor:
+        """(B,) the sum of all contributions; the score itself for a piecewise linear network."""
+        return self.input.flatten(1).sum(dim=1) + sum(
+            (part.flatten(1).sum(dim=1) for _, part in self.biases), torch.zeros_like(self.scores)
+        )
+
+
+def full_gradients(model: nn.Module, images: InputsLike, target: TargetLike = None) -> FullGradients:
+    """Take scores apart: Σ input · gradient + Σ bias · gradient = score, where the network is piecewise linear.
+
+    Args:
+        model: any module that takes (B, C, H, W) and returns (B, K) logits; afterwards exactly as it was.
+        images: (B, C, H, W) float.
+        target: of one kind for all images; linear in the logits (a class, a margin), or the sum is not the score.
+
+    Returns:
+        A `FullGradients`.
+    """
+    from whycam.cam.run import Run  # it imports the registry, which this module is part of
+
+    network = unwrapped(model)
+    run = Run(network, Inputs.of(images), (), {"target": resolve_target(target)}, [fullgrad])
+    biases = _biases(network)
+    paths = {module: path for path, module in network.named_modules()}
+    parts: list[tuple[str, Tensor]] = []
+
+    def see(module: nn.Module, gradient: Tensor) -> None:
+        bias = biases[module].to(gradient)
+        if not isinstance(module, _LAST_AXIS):
+            bias = bias.view(-1, *[1] * (gradient.ndim - 2))
+        parts.append((paths[module], gradient * bias))
+
+    gradient = run.output_gradients(biases.keys(), "target", see)
+    return FullGradients(run.trace.scores["target"], run.images.detach() * gradient, tuple(reversed(parts)))

@@ -1,0 +1,218 @@
+"""Methods made of methods: a map averaged over augmented or noisy images, or the principal component of its parts.
+
+Each takes a method or its name and returns a method, which goes wherever one goes; as a string it is written
+``"augmented(gradcam)"``, ``"noisy(layercam, n=4, sigma=0.2)"``, ``"eigen(gradcam)"``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from whycam.cam.methods.activation import principal_map
+from whycam.cam.methods.registry import Method, MethodLike, combinator, find_method
+from whycam.cam.views import LayerTrace
+from whycam.errors import WhycamError
+
+Traces = LayerTrace | Sequence[LayerTrace]
+
+_ROWS = 64
+
+# (factor, mirrored); the sixth variant is the batch itself, which has been captured already.
+_VARIANTS = ((1.0, True), (0.9, False), (0.9, True), (1.1, False), (1.1, True))
+
+
+@combinator
+def augmented(method: MethodLike) -> Method:
+    """The mean map over six variants of the image: as it is and mirrored, times 0.9, 1 and 1.1.
+
+    The variants of pytorch-grad-cam's ``aug_smooth``: its factors act on the normalised image, mirroring
+    on the last axis. Here raw maps are averaged, so that the result is signed and in the method's own unit; there, maps
+    that were each cut at 0 and min-max scaled first. The predicted class is the unaltered image's in all six.
+
+    Raises:
+        WhycamError: the method runs the network again itself, or looks at the images alone.
+    """
+    inner = _rerunnable("augmented", method)
+    return Method(
+        name=f"augmented({inner.name})",
+        title=f"{inner.title}, augmented",
+        summary=f"{inner.title} averaged over mirrored, darker and brighter copies of the image.",
+        paper=inner.paper,
+        function=_Augmented(inner),
+        needs=inner.needs | {"reruns"},
+        scope=inner.scope,
+        retarget=inner.retarget,
+    )
+
+
+@combinator
+def noisy(method: MethodLike, n: int = 8, sigma: float = 0.1) -> Method:
+    """The mean map over n noisy copies of the image (Gaussian, σ in the network's input units).
+
+    As SmoothGrad does with gradients (Smilkov et al., 2017, arXiv:1706.03825). All images meet the same n noise fields.
+
+    Raises:
+        WhycamError: the method runs the network again itself, or looks at the images alone; or n is not positive.
+    """
+    inner = _rerunnable("noisy", method)
+    if n < 1:
+        raise WhycamError(f"noisy averages over at least 1 copy, not {n}")
+    return Method(
+        name=f"noisy({inner.name}, n={n}, sigma={sigma})",
+        title=f"{inner.title}, noisy",
+        summary=f"{inner.title} averaged over {n} noisy copies of the image.",
+        paper=inner.paper,
+        function=_Noisy(inner, n, sigma),
+        needs=inner.needs | {"reruns"},
+        scope=inner.scope,
+        retarget=inner.retarget,
+    )
+
+
+@combinator
+def eigen(method: MethodLike) -> Method:
+    """The first principal component of what the method gives each channel, instead of their sum.
+
+    pytorch-grad-cam's ``eigen_smooth``, with a fixed sign: the one that correlates with the method's own map. For
+    methods whose map is a sum with one term per channel that depends on this channel alone; it is tried out whether
+    that holds.
+
+    Raises:
+        WhycamError: the method is of another kind.
+    """
+    inner = method if isinstance(method, Method) else find_method(method)
+    if inner.scope != "layer" or "reruns" in inner.needs:
+        raise _no_parts(inner)
+    return Method(
+        name=f"eigen({inner.name})",
+        title=f"{inner.title}, eigen",
+        summary=f"The first principal component of {inner.title}'s channels.",
+        paper=inner.paper,
+        function=_Eigen(inner),
+        needs=inner.needs,
+        scope=inner.scope,
+        retarget=inner.retarget,
+    )
+
+
+def _rerunnable(how: str, method: MethodLike) -> Method:
+    inner = method if isinstance(method, Method) else find_method(method)
+    if inner.scope == "input" or "reruns" in inner.needs:
+        why = "looks at the images alone" if "reruns" not in inner.needs else "runs the network again itself"
+        raise WhycamError(f"{how} cannot be combined with {inner.title}, which {why}")
+    return inner
+
+
+@dataclass(frozen=True)
+class _Augmented:
+    inner: Method
+
+    def __call__(self, traces: Traces) -> Tensor:
+        def vary(images: Tensor, index: int) -> Tensor:
+            factor, mirrored = _VARIANTS[index]
+            return factor * (images.flip(-1) if mirrored else images)
+
+        maps = _over_copies(self.inner, traces, "augmented", len(_VARIANTS), vary)
+        turned = [raw.flip(-1) if mirrored else raw for raw, (_, mirrored) in zip(maps, _VARIANTS, strict=True)]
+        return torch.stack([self.inner(traces), *turned]).mean(dim=0)
+
+
+@dataclass(frozen=True)
+class _Noisy:
+    inner: Method
+    n: int
+    sigma: float
+
+    def __call__(self, traces: Traces) -> Tensor:
+        network = _first(traces).network
+        key = f"noisy n={self.n} sigma={self.sigma}"
+        draw = network.generator(key)
+        noise = [torch.randn(network.images.shape[1:], generator=draw, dtype=torch.float64) for _ in range(self.n)]
+
+        def vary(images: Tensor, index: int) -> Tensor:
+            return images + (self.sigma * noise[index]).to(images)
+
+        return torch.stack(_over_copies(self.inner, traces, key, self.n, vary)).mean(dim=0)
+
+
+@dataclass(frozen=True)
+class _Eigen:
+    inner: Method
+
+    def __call__(self, trace: LayerTrace) -> Tensor:
+        return principal_map(channel_parts(self.inner, trace))
+
+
+def channel_parts(method: Method, trace: LayerTrace) -> Tensor:
+    """What each channel adds to the method's map, (B, C, …): every channel is shown to it as an image of its own.
+
+    Raises:
+        WhycamError: the map is not the sum of that.
+    """
+    images, channels = trace.activations.shape[:2]
+
+    def apart(tensor: Tensor) -> Tensor:
+        return tensor.flatten(0, 1)[:, None] if tensor.numel() else tensor
+
+    parts = method(
+        trace.with_(
+            activations=apart(trace.activations),
+            gradients=apart(trace.gradients),
+            curvature=apart(trace.curvature),
+            logits=trace.logits.repeat_interleave(channels, dim=0),
+            scores=trace.scores.repeat_interleave(channels, dim=0),
+        )
+    )
+    parts = _copies(parts, images)
+    whole = method(trace)
+    tolerance = 1e-4 * float(parts.detach().abs().sum(dim=1).nan_to_num().max())
+    if not torch.allclose(parts.sum(dim=1), whole, rtol=0, atol=tolerance, equal_nan=True):
+        raise _no_parts(method)
+    return parts
+
+
+def _no_parts(method: Method) -> WhycamError:
+    return WhycamError(
+        f"{method.title} is no sum over channels that each count on their own, so eigen cannot take it apart: "
+        "use Eigen-CAM or EigenGrad-CAM"
+    )
+
+
+def _over_copies(
+    inner: Method, traces: Traces, key: str, count: int, vary: Callable[[Tensor, int], Tensor]
+) -> list[Tensor]:
+    """The method's maps of ``count`` altered copies of the batch, (B, …) each.
+
+    Several copies share a pass as long as it stays small; beyond that a larger one gains nothing and takes memory.
+    """
+    each = max(1, _ROWS // len(_first(traces).network.images))
+    found: list[Tensor] = []
+    for start in range(0, count, each):
+        members = range(start, min(start + each, count))
+
+        def make(images: Tensor, members: range = members) -> Tensor:
+            return torch.cat([vary(images, index) for index in members])
+
+        maps = inner(_again(traces, f"{key} {members.start} to {members.stop}", make))
+        found.extend(_copies(maps, len(members)))
+    return found
+
+
+def _copies(maps: Tensor, count: int) -> Tensor:
+    """(k·B, …) → (k, B, …)."""
+    return maps.reshape(count, -1, *maps.shape[1:])
+
+
+def _first(traces: Traces) -> LayerTrace:
+    return traces if isinstance(traces, LayerTrace) else traces[0]
+
+
+def _again(traces: Traces, key: str, make: Callable[[Tensor], Tensor]) -> Traces:
+    def view(trace: LayerTrace) -> LayerTrace:
+        return trace.network.again(key, make, trace.layer, trace.target)
+
+    return view(traces) if isinstance(traces, LayerTrace) else [view(trace) for trace in traces]
