@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from references import REFERENCES, activations_and_gradients
+from references_perturbation import REFERENCES as PERTURBATION
 from references_whole import WHOLE
 from torch.nn import functional as F
 
@@ -31,7 +32,7 @@ def double(loaded):
 
 
 def test_every_registered_method_has_a_reference():
-    assert set(METHODS) == {*REFERENCES, *WHOLE}
+    assert set(METHODS) == {*REFERENCES, *WHOLE, *PERTURBATION}
 
 
 def test_a_method_without_a_reference_would_be_noticed():

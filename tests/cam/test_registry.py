@@ -17,7 +17,8 @@ PROMISED = {
     "cam", "gradcam", "hirescam", "gradcamelementwise", "gradcam++", "xgradcam", "layercam", "eigencam",
     "eigengradcam", "segeigencam", "kpcacam", "fem", "shapleycam", "smoothgradcam++", "finercam", "refinecam",
     "counterfactual", "random", "sobel", "center", "guidedbackprop", "guidedgradcam", "inputgradient",
-    "integratedgradients", "smoothgrad",
+    "integratedgradients", "smoothgrad", "scorecam", "sscam", "iscam", "ablationcam", "reciprocam", "groupcam",
+    "fullgrad",
 }  # fmt: skip
 
 
