@@ -22,6 +22,7 @@ whycam: why does this image classifier get these wrong?
   whycam train --data data --out run         train ResNet-18 by the study's recipe
   whycam study run data --out study          explain every error of a checkpoint on a data set
   whycam explain run cat.png                 explain single images
+  whycam serve run                           a page that explains whatever image it is given
 
 whycam --help lists every command, whycam COMMAND --help its options and an example.
 """
@@ -97,6 +98,14 @@ def build_parser() -> argparse.ArgumentParser:
             "study",
             "explain single images",
             "whycam explain cifar10-resnet18 cat.png --target cat --target dog --out why",
+        )
+    )
+    _serve(
+        command(
+            "serve",
+            "serve",
+            "show a study's report, or explain images live, in the browser",
+            "whycam serve cifar10-resnet18 --port 8000",
         )
     )
     _methods(command("methods", "models", "list the explanation methods", "whycam methods"))
@@ -191,6 +200,33 @@ def _explain(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--out", default=".", metavar="DIR", help="where NAME.whycam.png goes (default: here)")
     _explained(sub)
+    _common(sub)
+
+
+def _serve(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("source", metavar="STUDY_OR_CHECKPOINT", help=f"a study folder, or {CHECKPOINT_HELP}")
+    sub.add_argument(
+        "--checkpoint",
+        metavar="CHECKPOINT",
+        help="the network of the study, for its live page (found by itself where it is the bundled one)",
+    )
+    sub.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (default: 127.0.0.1)")
+    sub.add_argument("--port", type=int, default=8000, metavar="N", help="0 takes any free one (default: 8000)")
+    sub.add_argument("--layers", nargs="+", metavar="LAYER", help="the layers to offer (default: every block)")
+    sub.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="also answer to this host name (.example.org: all below it); may be repeated",
+    )
+    sub.add_argument(
+        "--allow-frame",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="let pages of this origin show ours in a frame; may be repeated",
+    )
     _common(sub)
 
 
