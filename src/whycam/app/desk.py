@@ -53,12 +53,12 @@ class Desk:
         self._turn = asyncio.Lock()
         self._closed = False
 
-    async def serve(self, work: Callable[[Ticket], T], gone: Awaitable[None]) -> T:
+    async def serve(self, work: Callable[[Ticket], T], gone: Callable[[], Awaitable[None]]) -> T:
         """Do ``work`` when its turn comes.
 
         Args:
             work: runs in the worker thread; should check its ticket often.
-            gone: completes when the client has left.
+            gone: returns when the client has left.
 
         Raises:
             Refusal: the line is full, the work takes too long or the server is closing.
@@ -71,7 +71,7 @@ class Desk:
         ticket = Ticket()
         self._tickets.add(ticket)
         job = asyncio.ensure_future(self._when_free(work, ticket))
-        leaving = asyncio.ensure_future(gone)
+        leaving = asyncio.ensure_future(gone())
         try:
             await asyncio.wait({job, leaving}, timeout=self._seconds, return_when=asyncio.FIRST_COMPLETED)
             if job.done():

@@ -1,4 +1,4 @@
-"""Who may ask: requests that name this server's own hosts, from its own pages. Also what every answer says of itself."""
+"""Who may ask: requests that name this server's own hosts, from its own pages. Also the headers of every answer."""
 
 from __future__ import annotations
 

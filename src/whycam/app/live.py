@@ -80,9 +80,7 @@ class LiveModel:
         """The page's data block, as a study's report has it, with one image in it that is yet to come."""
         height, width = self.spec.preprocess.size
         classes = list(self.spec.classes)
-        waiting = prediction_rows(
-            np.zeros(1, np.int64), [_ID], np.zeros(1, np.int64), torch.zeros(1, len(classes))
-        )
+        waiting = prediction_rows(np.zeros(1, np.int64), [_ID], np.zeros(1, np.int64), torch.zeros(1, len(classes)))
         methods = [{"name": name, **method_note(name)} for name in METHODS]
         usual = next(method for method in methods if method["name"] == "gradcam")
         return {
@@ -126,7 +124,7 @@ class LiveModel:
         second = class_index(self.spec, choice.chosen) if choice.chosen else None
         begin = time.perf_counter()
         pixels = decode_image(content, "the image", max_pixels=MAX_PIXELS)
-        fitted = fit_pixels(pixels, self.spec.preprocess.size)[None]
+        fitted = fit_pixels(pixels if pixels.flags.writeable else pixels.copy(), self.spec.preprocess.size)[None]
         ticket.check()
         decoded = time.perf_counter()
         inputs = self.spec.preprocess(fitted.to(self.device))

@@ -47,8 +47,8 @@ def live_page(live: LiveModel, *, report: str | None, max_bytes: int, frames: Se
     rules = policy(script, style, "connect-src 'self'")
     core = live.core() | {"maxBytes": max_bytes}
     text = render(
-        "live.html", live=True, policy=rules, script=script, style=style, data=inert_json(core), core=core, report=report,
-        spec=live.spec, version=__version__, reading=READING,
+        "live.html", live=True, policy=rules, script=script, style=style, data=inert_json(core), core=core,
+        report=report, spec=live.spec, version=__version__, reading=READING,
     )  # fmt: skip
     return Page(text.encode(), f"{rules}; {_ancestors(frames)}")
 

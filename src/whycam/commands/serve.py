@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from importlib.util import find_spec
 from pathlib import Path
 
 from whycam import console
 from whycam.device import pick_device
-from whycam.errors import WhycamError, missing_extra, require_study_packages
+from whycam.errors import WhycamError, require_app_packages
 from whycam.models import load
 from whycam.models.checkpoint import CONFIG_FILE, ModelSpec, read_config
 from whycam.models.loading import BUNDLED
@@ -17,14 +16,12 @@ from whycam.study.folder import MANIFEST, Study
 
 def serve(options: Namespace) -> None:
     """Serve a study's report, or a page that explains images, until stopped."""
-    require_study_packages("whycam serve")
-    for package in ("starlette", "uvicorn"):
-        if find_spec(package) is None:
-            raise missing_extra(package, "app", "whycam serve")
+    require_app_packages("whycam serve")
     from whycam.app.guard import Hosts
     from whycam.app.live import LiveModel
     from whycam.app.pages import live_page, report_chunks, report_page
-    from whycam.app.server import MAX_BYTES, Site, addresses, allowed_frames, listen
+    from whycam.app.routes import Site
+    from whycam.app.server import DEFAULTS, addresses, allowed_frames, listen
     from whycam.app.server import serve as serve_site
 
     frames = allowed_frames(options.allow_frame)
@@ -45,7 +42,7 @@ def serve(options: Namespace) -> None:
             report=report_page(study, live="/live" if live else None, frames=frames) if study else None,
             chunks=report_chunks(study) if study else {},
             live=live,
-            live_page=live_page(live, report="/" if study else None, max_bytes=MAX_BYTES, frames=frames)
+            live_page=live_page(live, report="/" if study else None, max_bytes=DEFAULTS.file_bytes, frames=frames)
             if live
             else None,
         )
