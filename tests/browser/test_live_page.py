@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "app"))
 from served import Served, photo_bytes
 
 CELL = """([layer, kind, columns, x, y]) => {
-  const canvas = document.querySelectorAll('#evidence .layer:not([hidden])')[layer].querySelector(`.evidence.${kind} canvas`);
+  const row = document.querySelectorAll('#evidence .layer:not([hidden])')[layer];
+  const canvas = row.querySelector(`.evidence.${kind} canvas`);
   const side = canvas.width / columns;
   return [...canvas.getContext('2d').getImageData((x + 0.5) * side, (y + 0.5) * side, 1, 1).data];
 }"""
@@ -100,11 +101,12 @@ def test_an_image_from_the_disk(live, photo):
     assert shown(view) == ["layer2[-2]", "layer3[-2]", "layer4[-1]"]
     assert "Answer in" in view.page.inner_text("#status")
     assert view.page.locator("#bars li").count() == 8
-    label = view.run("document.querySelectorAll('#evidence .evidence canvas')[18].getAttribute('aria-label')")
+    label = view.page.get_attribute("#evidence .layer:last-child .evidence.predicted canvas", "aria-label")
+    for said in ("Grad-CAM at layer4[-1]", "4 by 4 cells", "raw range", "of the mass is negative", "scale 0 to"):
+        assert said in label
     captions = view.page.locator("#evidence .layer:not([hidden]) .evidence.predicted figcaption").all_inner_texts()
     assert len(captions) == 3
     assert all("…" in caption and "negative" in caption for caption in captions)
-    assert label is not None
 
 
 @pytest.mark.parametrize("kind", ["drop", "paste"])
@@ -218,6 +220,7 @@ def test_keyboard_alone(live, photo):
     view.page.keyboard.press("?")
     assert view.page.is_visible("#help")
     view.page.keyboard.press("Escape")
+    view.page.wait_for_selector("#help", state="hidden")
     with view.page.expect_file_chooser() as chooser:
         view.page.keyboard.press("u")
     chooser.value.set_files(photo)

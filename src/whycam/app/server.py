@@ -77,6 +77,7 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, desk: Desk) -> None:
         super().__init__(config)
         self._desk = desk
+        self._loop = asyncio.get_running_loop()
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -85,7 +86,8 @@ class _Server(uvicorn.Server):
             self._captured_signals.clear()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._desk.close()
+        # The signal may have come while the loop holds a lock of the desk's: the desk is closed by the loop itself.
+        self._loop.call_soon_threadsafe(self._desk.close)
         super().handle_exit(sig, frame)
 
 
