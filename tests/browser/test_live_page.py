@@ -221,8 +221,10 @@ def test_keyboard_alone(live, photo):
     assert view.page.is_visible("#help")
     view.page.keyboard.press("Escape")
     view.page.wait_for_selector("#help", state="hidden")
+    view.page.keyboard.press("u")
+    assert view.run("document.activeElement.id") == "file"
     with view.page.expect_file_chooser() as chooser:
-        view.page.keyboard.press("u")
+        view.page.keyboard.press("Enter")
     chooser.value.set_files(photo)
     answered(view, 4)
     assert view.run("whycam.core.ids[0]") == photo.name
