@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 
 from whycam import __version__
@@ -62,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="whycam",
         description="Why does this image classifier get these wrong? Train, find the errors, explain them.",
         epilog="Exit status: 0 done, 2 bad input (one sentence on standard error), 130 interrupted.",
+        formatter_class=partial(argparse.HelpFormatter, max_help_position=28),
     )
     parser.add_argument("--version", action="version", version=f"whycam {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
@@ -114,6 +116,14 @@ def build_parser() -> argparse.ArgumentParser:
         command("lr-find", "training", "find a learning rate by a range test", "whycam lr-find --data data --out lr")
     )
     _json(command("recipes", "training", "list the training recipes and their fields", "whycam recipes"))
+    _completion(
+        command(
+            "completion",
+            "completion",
+            "print the completion script of a shell",
+            "source <(whycam completion bash)",
+        )
+    )
     return parser
 
 
@@ -169,6 +179,7 @@ def _summary(sub: argparse.ArgumentParser) -> None:
         default="cifar10-resnet18",
         help=f"{CHECKPOINT_HELP}; or an architecture, resnet18 or resnet34",
     )
+    _json(sub)
 
 
 def _evaluate(sub: argparse.ArgumentParser) -> None:
@@ -228,6 +239,10 @@ def _serve(sub: argparse.ArgumentParser) -> None:
         help="let pages of this origin show ours in a frame; may be repeated",
     )
     _common(sub)
+
+
+def _completion(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("shell", choices=("bash", "zsh", "fish"), help="bash, zsh or fish")
 
 
 def _methods(sub: argparse.ArgumentParser) -> None:
