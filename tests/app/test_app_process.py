@@ -74,6 +74,19 @@ def test_names_that_are_allowed_besides():
     assert not Hosts.serving("127.0.0.1").admit("192.168.1.7")
 
 
+def test_a_public_server_answers_to_the_names_it_was_given(launch, photo):
+    public = launch("cifar10-resnet18", "--port", "0", "--host", "0.0.0.0", "--json", "--allow-host", "demo.example.org",
+                    "--allow-frame", "https://frames.example")  # fmt: skip
+    assert public.url.startswith("http://127.0.0.1:")
+    for host, status in (("demo.example.org", 200), ("192.0.2.7:80", 200), ("other.example.org", 421)):
+        answer = public.ask(headers={"Host": host})
+        assert answer.status == status
+    assert "frame-ancestors https://frames.example" in public.ask().headers["content-security-policy"]
+    # Behind a proxy that ends TLS the page's origin has the public name.
+    headers = {"Host": "demo.example.org", "Origin": "https://demo.example.org"}
+    assert public.explain(photo, headers=headers).status == 200
+
+
 TRAVERSALS = (
     "/../../../../etc/passwd", "/..%2f..%2fetc%2fpasswd", "/%2e%2e/%2e%2e/etc/passwd", "//etc/passwd",
     "/report_files/../manifest.json", "/report_files/..%2fmanifest.json", "/report_files/%00", "/static/app.js",

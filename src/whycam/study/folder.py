@@ -84,6 +84,10 @@ class Study:
         table = read_table(self.path / TABLES["images"])
         return dict(zip(table["id"].to_pylist(), table["png"].to_pylist(), strict=True))
 
+    def __repr__(self) -> str:
+        errors, n, accuracy = (self.metrics[name] for name in ("errors", "n", "accuracy"))
+        return f"Study({str(self.path)!r}: {errors:,} errors of {n:,} images, accuracy {accuracy:.2%})"
+
     def _repr_html_(self) -> str:
         """What a notebook shows."""
         from whycam.study.notebook import study_html
