@@ -14,8 +14,12 @@ import numpy as np
 import pytest
 from served import encoded, read_all
 
+import whycam
 from whycam.app.guard import Hosts
 from whycam.app.limits import Limits
+from whycam.data import take
+from whycam.report import write_report
+from whycam.study import run_study
 
 LIMITS = Limits()
 
@@ -75,8 +79,8 @@ def test_names_that_are_allowed_besides():
 
 
 def test_a_public_server_answers_to_the_names_it_was_given(launch, photo):
-    public = launch("cifar10-resnet18", "--port", "0", "--host", "0.0.0.0", "--json", "--allow-host", "demo.example.org",
-                    "--allow-frame", "https://frames.example")  # fmt: skip
+    named = ("--allow-host", "demo.example.org", "--allow-frame", "https://frames.example")
+    public = launch("cifar10-resnet18", "--port", "0", "--host", "0.0.0.0", "--json", *named)
     assert public.url.startswith("http://127.0.0.1:")
     for host, status in (("demo.example.org", 200), ("192.0.2.7:80", 200), ("other.example.org", 421)):
         answer = public.ask(headers={"Host": host})
@@ -286,3 +290,15 @@ def test_a_study_is_served_as_it_lies_there(study_server, study_folder):
     assert chunks
     for chunk in chunks:
         assert study_server.ask(path=f"/{chunk}").body == (study_folder / chunk).read_bytes()
+
+
+def test_a_study_of_bundled_weights_has_a_live_page(launch, loaded, photo, tmp_path):
+    study = run_study(*loaded, take(whycam.open_source("bundled"), 24), tmp_path / "study")
+    write_report(study, tmp_path / "study" / "report.html")
+    served = launch(tmp_path / "study", "--port", "0", "--json")
+    assert served.pages["live"] == f"{served.url}live"
+    report, live = served.ask().body.decode(), served.ask(path="/live").body.decode()
+    assert '<a class="try" href="/live">Try an image</a>' in report
+    assert "What does it see in your image?" in live
+    assert '<a href="/">Report</a>' in live
+    assert served.explain(photo).status == 200
