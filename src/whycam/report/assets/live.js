@@ -165,7 +165,7 @@ function startGiving() {
 }
 
 const KEYS = [
-  { keys: ["u"], label: "u", text: "to the image chooser; Enter opens it", act: () => byId("file").focus() },
+  { keys: ["u"], label: "u", text: "to the image chooser; Enter or Space opens it", act: () => byId("file").focus() },
   { keys: [], label: `1–${Math.min(9, core.layers.length)}`, text: "add a layer or leave it out" },
   { keys: ["m"], label: "m", text: "next method", act: () => {
     choice.method = cycle(core.offered.map(({ name }) => name), choice.method);
