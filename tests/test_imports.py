@@ -44,7 +44,9 @@ for name in whycam.__all__:
     assert "torch.Size([2, 32, 32])" in result.stdout
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["--version"], ["study", "--help"], ["train", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["--help"], ["--version"], ["study", "--help"], ["train", "--help"], ["completion", "zsh"]]
+)
 def test_help_answers_without_torch(arguments):
     code = f"""
 from whycam.cli import main

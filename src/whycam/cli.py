@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 
 from whycam import __version__
@@ -22,6 +23,7 @@ whycam: why does this image classifier get these wrong?
   whycam train --data data --out run         train ResNet-18 by the study's recipe
   whycam study run data --out study          explain every error of a checkpoint on a data set
   whycam explain run cat.png                 explain single images
+  whycam serve run                           a page that explains whatever image it is given
 
 whycam --help lists every command, whycam COMMAND --help its options and an example.
 """
@@ -61,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="whycam",
         description="Why does this image classifier get these wrong? Train, find the errors, explain them.",
         epilog="Exit status: 0 done, 2 bad input (one sentence on standard error), 130 interrupted.",
+        formatter_class=partial(argparse.HelpFormatter, max_help_position=28),
     )
     parser.add_argument("--version", action="version", version=f"whycam {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
@@ -100,12 +103,28 @@ def build_parser() -> argparse.ArgumentParser:
             "whycam explain cifar10-resnet18 cat.png --target cat --target dog --out why",
         )
     )
+    _serve(
+        command(
+            "serve",
+            "serve",
+            "show a study's report, or explain images live, in the browser",
+            "whycam serve cifar10-resnet18 --port 8000",
+        )
+    )
     _methods(command("methods", "models", "list the explanation methods", "whycam methods"))
     _train(command("train", "training", "train a network by a recipe", "whycam train --data data --out run"))
     _lr_find(
         command("lr-find", "training", "find a learning rate by a range test", "whycam lr-find --data data --out lr")
     )
     _json(command("recipes", "training", "list the training recipes and their fields", "whycam recipes"))
+    _completion(
+        command(
+            "completion",
+            "completion",
+            "print the completion script of a shell",
+            "source <(whycam completion bash)",
+        )
+    )
     return parser
 
 
@@ -161,6 +180,7 @@ def _summary(sub: argparse.ArgumentParser) -> None:
         default="cifar10-resnet18",
         help=f"{CHECKPOINT_HELP}; or an architecture, resnet18 or resnet34",
     )
+    _json(sub)
 
 
 def _layers(sub: argparse.ArgumentParser) -> None:
@@ -204,6 +224,37 @@ def _explain(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--out", default=".", metavar="DIR", help="where NAME.whycam.png goes (default: here)")
     _explained(sub)
     _common(sub)
+
+
+def _serve(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("source", metavar="STUDY_OR_CHECKPOINT", help=f"a study folder, or {CHECKPOINT_HELP}")
+    sub.add_argument(
+        "--checkpoint",
+        metavar="CHECKPOINT",
+        help="the network of the study, for its live page (found by itself where it is the bundled one)",
+    )
+    sub.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (default: 127.0.0.1)")
+    sub.add_argument("--port", type=int, default=8000, metavar="N", help="0 takes any free one (default: 8000)")
+    sub.add_argument("--layers", nargs="+", metavar="LAYER", help="the layers to offer (default: every block)")
+    sub.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="also answer to this host name (.example.org: all below it); may be repeated",
+    )
+    sub.add_argument(
+        "--allow-frame",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="let pages of this origin show ours in a frame; may be repeated",
+    )
+    _common(sub)
+
+
+def _completion(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("shell", choices=("bash", "zsh", "fish"), help="bash, zsh or fish")
 
 
 def _methods(sub: argparse.ArgumentParser) -> None:

@@ -47,6 +47,11 @@ def say(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
+def flush() -> None:
+    """Let whoever reads standard output through a pipe have what was said so far."""
+    sys.stdout.flush()
+
+
 def say_json(values: Mapping[str, Any]) -> None:
     """The result for machines: one JSON object on standard output."""
     sys.stdout.write(json.dumps(values, ensure_ascii=False) + "\n")

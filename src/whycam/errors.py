@@ -1,5 +1,6 @@
 """The one exception a user sees: its message is the whole error output."""
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 
 
@@ -23,6 +24,7 @@ _STUDY_PACKAGES = {
     "jinja2": "jinja2",
     "rich": "rich",
 }
+_APP_PACKAGES = {"starlette": "starlette", "uvicorn": "uvicorn"}
 
 
 def require_study_packages(purpose: str) -> None:
@@ -31,13 +33,27 @@ def require_study_packages(purpose: str) -> None:
     Raises:
         MissingExtraError: one of the ``study`` extra's packages is not installed.
     """
-    for module, package in _STUDY_PACKAGES.items():
+    _require(_STUDY_PACKAGES, "study", purpose)
+
+
+def require_app_packages(purpose: str) -> None:
+    """The same for what serving needs.
+
+    Raises:
+        MissingExtraError: one of the ``app`` extra's packages is not installed.
+    """
+    require_study_packages(purpose)
+    _require(_APP_PACKAGES, "app", purpose)
+
+
+def _require(packages: Mapping[str, str], extra: str, purpose: str) -> None:
+    for module, package in packages.items():
         try:
             found = find_spec(module) is not None
         except ModuleNotFoundError:
             found = False
         if not found:
-            raise missing_extra(package, "study", purpose)
+            raise missing_extra(package, extra, purpose)
 
 
 def missing_extra(package: str, extra: str, purpose: str) -> MissingExtraError:

@@ -15,7 +15,8 @@ from make_study import CIFAR10, HOSTILE, Recipe, make_study
 from whycam.errors import WhycamError
 from whycam.report import write_report
 from whycam.report.charts import nice_ticks, reliability_bars, training_charts
-from whycam.report.html import MATRIX_LIMIT, asset
+from whycam.report.frontend import asset
+from whycam.report.html import MATRIX_LIMIT
 from whycam.report.payload import Payload
 from whycam.report.verdict import heat_levels, judge
 from whycam.study.folder import Study

@@ -126,11 +126,11 @@ class Explanation:
             size = tuple(self.inputs.shape[2:])
         return aggregate(maps, how, None if size == "finest" else size)
 
-    def plot(self, index: int = 0) -> Figure:
-        """One image's heatmaps as a matplotlib figure: rows are targets and methods, columns layers."""
+    def plot(self, index: int = 0, *, colormap: str = "viridis", signed: bool = False) -> Figure:
+        """One image's maps as a matplotlib figure for a screen or a paper; see `whycam.cam.plot.plot_explanation`."""
         from whycam.cam.plot import plot_explanation
 
-        return plot_explanation(self, index)
+        return plot_explanation(self, index, colormap=colormap, signed=signed)
 
     def save(self, path: str | Path) -> Path:
         """Write maps, logits, scores and inputs to one ``.safetensors`` file, which `load_explanation` reads.
@@ -156,6 +156,12 @@ class Explanation:
             f"Explanation({len(self.logits)} images; methods: {', '.join(self.methods)}; "
             f"layers: {', '.join(self.layers)}; targets: {', '.join(self.targets)})"
         )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from whycam.cam.notebook import explanation_html
+
+        return explanation_html(self)
 
     def _key(self, method: MethodLike | None, layer: str | None, target: str | None) -> Key:
         from whycam.cam.methods.registry import Method, normalised

@@ -17,11 +17,15 @@ from whycam.models import ARCHITECTURES, load, summarise
 def summary(options: Namespace) -> None:
     """Print a network's layer table."""
     if options.checkpoint in ARCHITECTURES:
-        console.say(str(summarise(ARCHITECTURES[options.checkpoint](10))))
-        return
-    model, spec = load(options.checkpoint)
-    channels = 1 if spec.preprocess.channels == "L" else 3
-    console.say(str(summarise(model, (channels, *spec.preprocess.size))))
+        table = summarise(ARCHITECTURES[options.checkpoint](10))
+    else:
+        model, spec = load(options.checkpoint)
+        channels = 1 if spec.preprocess.channels == "L" else 3
+        table = summarise(model, (channels, *spec.preprocess.size))
+    if options.json:
+        console.say_json(dataclasses.asdict(table))
+    else:
+        console.say(str(table))
 
 
 def layers(options: Namespace) -> None:

@@ -26,7 +26,9 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 _ORIENTATION_TAG = 0x0112
 
 
-def decode_image(source: str | os.PathLike[str] | bytes, name: str | None = None) -> Pixels:
+def decode_image(
+    source: str | os.PathLike[str] | bytes, name: str | None = None, *, max_pixels: int = MAX_PIXELS
+) -> Pixels:
     """Read one image file as it is meant to be seen.
 
     Grey and palette images become RGB; transparent parts are laid over white, as a page shows them; 16-bit grey is
@@ -36,20 +38,23 @@ def decode_image(source: str | os.PathLike[str] | bytes, name: str | None = None
     Args:
         source: a path, or the encoded bytes themselves.
         name: what error messages call the image; the path if not given.
+        max_pixels: refuse larger images; at most ``MAX_PIXELS``.
 
     Returns:
         (H, W, 3) uint8 RGB, contiguous.
 
     Raises:
         WhycamError: the file is missing, unreadable, empty, truncated, not an image, animated, of more than
-            ``MAX_PIXELS`` pixels (checked before decoding) or of a depth that has no defined 8-bit form.
+            ``max_pixels`` pixels (checked before decoding) or of a depth that has no defined 8-bit form.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return decode_unguarded(source, name)
+        return decode_unguarded(source, name, max_pixels=max_pixels)
 
 
-def decode_unguarded(source: str | os.PathLike[str] | bytes, name: str | None = None) -> Pixels:
+def decode_unguarded(
+    source: str | os.PathLike[str] | bytes, name: str | None = None, *, max_pixels: int = MAX_PIXELS
+) -> Pixels:
     """``decode_image`` for callers that already silence warnings, which only one thread at a time may do."""
     try:
         from PIL import Image, UnidentifiedImageError
@@ -58,7 +63,7 @@ def decode_unguarded(source: str | os.PathLike[str] | bytes, name: str | None = 
     label = name or ("the image" if isinstance(source, bytes) else os.fspath(source))
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as image:
-            _check_header(image, label)
+            _check_header(image, label, max_pixels)
             image.load()
             return np.ascontiguousarray(_upright(_to_rgb(image), _orientation(image)))
     except WhycamError:
@@ -71,7 +76,7 @@ def decode_unguarded(source: str | os.PathLike[str] | bytes, name: str | None = 
         what = "is empty" if _is_empty(source) else "is not an image whycam reads"
         raise WhycamError(f"{label} {what}: give a PNG, JPEG, WebP, BMP, GIF or TIFF file") from None
     except Image.DecompressionBombError:
-        raise WhycamError(f"{label} is too large: at most {MAX_PIXELS:,} pixels are decoded, so shrink it") from None
+        raise WhycamError(f"{label} is too large: at most {max_pixels:,} pixels are decoded, so shrink it") from None
     except Exception as error:
         # Decoders answer damaged files with any exception there is; all of them mean the same to the user.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -91,14 +96,14 @@ def encode_png(pixels: Pixels) -> bytes:
     return buffer.getvalue()
 
 
-def _check_header(image: Image.Image, label: str) -> None:
+def _check_header(image: Image.Image, label: str, max_pixels: int) -> None:
     """Refuse, before any pixel is decoded, what cannot or should not be read."""
     width, height = image.size
     if width < 1 or height < 1:
         raise WhycamError(f"{label} has no pixels ({width}×{height}): replace the file")
-    if width * height > MAX_PIXELS:
+    if width * height > max_pixels:
         raise WhycamError(
-            f"{label} is too large ({width:,}×{height:,}): at most {MAX_PIXELS:,} pixels are decoded, so shrink it"
+            f"{label} is too large ({width:,}×{height:,}): at most {max_pixels:,} pixels are decoded, so shrink it"
         )
     # An MPO is a photograph with a preview or depth map behind it; its first picture is the photograph.
     if getattr(image, "is_animated", False) and image.format != "MPO":

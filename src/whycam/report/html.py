@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from base64 import b64encode
 from collections.abc import Iterable
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from whycam.errors import missing_extra
 from whycam.files import write_bytes, writing
 from whycam.report.charts import reliability_bars, training_charts
+from whycam.report.frontend import asset, bundle, inert_json, policy, render
 from whycam.report.notes import READING
 from whycam.report.payload import Payload
 from whycam.report.verdict import heat_levels, judge, manifest_rows
@@ -23,8 +21,8 @@ if TYPE_CHECKING:
 BUDGET = 10_000_000
 """Bytes up to which a report is one file."""
 SCRIPTS = (
-    "data.js", "colour.js", "words.js", "state.js", "matrix.js", "gallery.js", "detail.js", "patterns.js",
-    "controls.js", "export.js", "keyboard.js", "main.js",
+    "data.js", "colour.js", "words.js", "state.js", "matrix.js", "gallery.js", "evidence.js", "detail.js",
+    "patterns.js", "theme.js", "controls.js", "export.js", "keyboard.js", "shortcuts.js", "main.js",
 )  # fmt: skip
 MATRIX_LIMIT = 120
 """Classes beyond this are not all shown in the matrix; the page says so."""
@@ -53,9 +51,9 @@ def write_report(study: Study, path: Path, *, budget: int = BUDGET) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         inline: list[str] = []
         entries: list[dict[str, Any]] = []
-        size = len(_json(core))
+        size = len(inert_json(core))
         for chunk in payload.chunks():
-            content = _json(chunk.content)
+            content = inert_json(chunk.content)
             entries.append({"start": chunk.start, "stop": chunk.stop, "src": None})
             if not written and size + len(content) <= budget:
                 inline.append(content)
@@ -91,46 +89,18 @@ def _remove_stale(folder: Path, keep: Iterable[Path]) -> None:
             folder.rmdir()
 
 
-def _json(value: Any) -> str:
-    """JSON that is inert inside a script element and as a script: no markup, no line separators, no NaN."""
-    out = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return out.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def asset(name: str) -> str:
-    """A file of the front end."""
-    return (files("whycam.report") / "assets" / name).read_text(encoding="utf-8")
-
-
-def _script() -> str:
-    parts = "\n".join(asset(name) for name in SCRIPTS)
-    return f'"use strict";\n(() => {{\n{parts}\n}})();\n'
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
 def _render(payload: Payload, core: dict[str, Any], inline: list[str]) -> str:
-    try:
-        from jinja2 import Environment, StrictUndefined
-    except ImportError as error:
-        raise missing_extra("jinja2", "study", "the report") from error
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    script, style = _script(), asset("report.css")
+    script, style = bundle(SCRIPTS), asset("report.css")
     paged = bool(core["chunks"]) and not inline
-    policy = "; ".join([
-        "default-src 'none'",
-        "img-src data: blob:", f"style-src {_hash(style)}", "base-uri 'none'", "form-action 'none'",
-        # The page's own script may add the chunk files beside it; a single file loads nothing at all.
-        f"script-src {_hash(script)}" + (" 'strict-dynamic'" if paged else ""),
-    ])  # fmt: skip
     manifest, metrics = payload.manifest, payload.metrics
     shown = _matrix_classes(metrics["confusion"])
     confusion = [[metrics["confusion"][i][j] for j in shown] for i in shown]
     history = manifest["model"].get("training", {}).get("history") or []
-    return environment.from_string(asset("template.html")).render(
-        policy=policy, style=style, script=script, data=_json(core), inline=inline, paged=paged,
+    return render(
+        "template.html",
+        # The page's own script may add the chunk files beside it; a single file loads nothing at all.
+        policy=policy(script, style, script_extra=" 'strict-dynamic'" if paged else ""),
+        live=False, style=style, script=script, data=inert_json(core), inline=inline, paged=paged,
         folder=core["chunks"][0]["src"].split("/")[0] if paged else "",
         manifest=manifest, metrics=metrics, verdict=judge(payload), classes=payload.classes, shown=shown,
         confusion=confusion, levels=heat_levels(confusion), bars=reliability_bars(metrics["reliability"]),

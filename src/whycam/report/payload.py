@@ -98,38 +98,17 @@ class Payload:
             "classes": self.classes,
             "methods": [{"name": name, **method_note(name)} for name in self.methods],
             "layers": self.layers,
-            "targets": list(TARGETS),
             "image": {"height": height, "width": width},
             "n": int(self.metrics["n"]),
             "data": self.manifest["data"]["name"],
             "ids": self.ids,
             "top": min(TOP_CLASSES, len(self.classes)),
-            "columns": text(self._columns()),
-            "stats": list(STATS),
-            "flags": FLAGS,
-            "missing": MISSING,
-            "nonFinite": NON_FINITE,
+            "columns": text(encode_columns(self.errors, len(self.classes))),
             "ranges": self.bank.ranges(),
             "predictedFlags": text(self._predicted_flags()),
             "means": self._means(),
-            "palettes": {name: text(lookup_table(name).tobytes()) for name in (*SEQUENTIAL, DIVERGING)},
-            "sequential": list(SEQUENTIAL),
-            "diverging": DIVERGING,
+            **display_constants(),
         }
-
-    def _columns(self) -> bytes:
-        """Float block (confidence, margin, loss, then the top probabilities), then uint16 and int32 blocks."""
-        values, starts = list_column(self.errors, "probabilities")
-        k = len(self.classes)
-        probabilities = values[starts[:, None] + np.arange(k)].astype(np.float32).reshape(-1, k)
-        best = np.argsort(-probabilities, axis=1, kind="stable")[:, : min(TOP_CLASSES, k)]
-        blocks = [floats(self.errors, name).astype("<f4") for name in ("confidence", "margin", "loss")]
-        rows = np.arange(len(probabilities))
-        blocks.append(np.take_along_axis(probabilities, best, 1).astype("<f4"))
-        blocks.append(probabilities[rows, self.label].astype("<f4"))
-        blocks.append(integers(self.errors, "index").astype("<i4"))
-        blocks += [array.astype("<u2") for array in (self.label, self.predicted, best)]
-        return b"".join(block.tobytes() for block in blocks)
 
     def _predicted_flags(self) -> bytes:
         """Methods × layers × errors: the flags of the predicted class's map, so that filters need no chunk."""
@@ -177,6 +156,43 @@ class Payload:
             *(block.tobytes() for block in cells),
         )
         return {"groups": list(GROUPS), "bytes": text(b"".join(parts))}
+
+
+def display_constants(second: str = "actual") -> dict[str, Any]:
+    """What every page of this front end has to know: how bytes become values, and values colours.
+
+    Args:
+        second: what the second target is called, beside "predicted".
+    """
+    return {
+        "targets": list(TARGETS),
+        "words": {"predicted": "predicted", "true": second, "difference": "difference"},
+        "stats": list(STATS),
+        "flags": FLAGS,
+        "missing": MISSING,
+        "nonFinite": NON_FINITE,
+        "palettes": {name: text(lookup_table(name).tobytes()) for name in (*SEQUENTIAL, DIVERGING)},
+        "sequential": list(SEQUENTIAL),
+        "diverging": DIVERGING,
+    }
+
+
+def encode_columns(predictions: Any, k: int) -> bytes:
+    """Columns of the list of errors, of rows of ``Study.predictions`` with ``k`` classes.
+
+    Float block (confidence, margin, loss, the top probabilities, the true class's), then int32 and uint16 blocks.
+    """
+    values, starts = list_column(predictions, "probabilities")
+    probabilities = values[starts[:, None] + np.arange(k)].astype(np.float32).reshape(-1, k)
+    best = np.argsort(-probabilities, axis=1, kind="stable")[:, : min(TOP_CLASSES, k)]
+    label, predicted = integers(predictions, "label"), integers(predictions, "predicted")
+    blocks = [floats(predictions, name).astype("<f4") for name in ("confidence", "margin", "loss")]
+    rows = np.arange(len(probabilities))
+    blocks.append(np.take_along_axis(probabilities, best, 1).astype("<f4"))
+    blocks.append(probabilities[rows, label].astype("<f4"))
+    blocks.append(integers(predictions, "index").astype("<i4"))
+    blocks += [array.astype("<u2") for array in (label, predicted, best)]
+    return b"".join(block.tobytes() for block in blocks)
 
 
 def text(data: bytes) -> str:

@@ -84,6 +84,16 @@ class Study:
         table = read_table(self.path / TABLES["images"])
         return dict(zip(table["id"].to_pylist(), table["png"].to_pylist(), strict=True))
 
+    def __repr__(self) -> str:
+        errors, n, accuracy = (self.metrics[name] for name in ("errors", "n", "accuracy"))
+        return f"Study({str(self.path)!r}: {errors:,} errors of {n:,} images, accuracy {accuracy:.2%})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from whycam.study.notebook import study_html
+
+        return study_html(self)
+
     @staticmethod
     def raw_map(row: Mapping[str, Any]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
         """The signed raw map (h, w) of a row of `maps`."""

@@ -1,15 +1,14 @@
-// Filters, display options and theme: forms that mirror the state.
+// Filters and the view: forms that mirror the state.
 
 const filters = document.getElementById("filters");
-const view = document.getElementById("view");
 
 function startControls() {
+  startDisplay();
   const options = core.classes.map((name, c) => [c, plain(clip(shown(name), 60))]);
   for (const name of ["actual", "predicted"]) {
     filters.elements[name].append(...options.map(([c, text]) => make("option", { value: c, text })));
   }
   view.elements.method.append(...core.methods.map((method, m) => make("option", { value: m, text: method.title })));
-  view.elements.palette.append(...core.sequential.map((name) => make("option", { value: name, text: name })));
   const segment = (name, value, text) => make("label", { className: "segment" },
     make("input", { type: "radio", name, value }), make("span", {}, ...text));
   document.getElementById("layers").append(...core.layers.map((layer, l) =>
@@ -23,28 +22,12 @@ function startControls() {
     update({ [name]: name === "actual" || name === "predicted" ? (value === "" ? -1 : Number(value)) : value });
   });
   view.addEventListener("input", (event) => {
-    const { name, value, checked } = event.target;
-    if (name === "overlay") update({ overlay: checked });
-    else if (name === "opacity") update({ opacity: value / 100 });
-    else update({ [name]: name === "method" || name === "layer" ? Number(value) : value });
+    const { name, value } = event.target;
+    if (DISPLAY.includes(name)) return;
+    update({ [name]: name === "method" || name === "layer" ? Number(value) : value });
   });
   for (const form of [filters, view]) form.addEventListener("submit", (event) => event.preventDefault());
   document.getElementById("clear").addEventListener("click", clearFilters);
-  document.getElementById("theme").addEventListener("click", () => {
-    const themes = OPTIONS.theme;
-    update({ theme: themes[(themes.indexOf(state.theme) + 1) % themes.length] });
-  });
-  for (const menu of document.querySelectorAll("details.menu")) {
-    document.addEventListener("pointerdown", (event) => {
-      if (menu.open && !menu.contains(event.target)) menu.open = false;
-    });
-    menu.addEventListener("keydown", (event) => {
-      if (event.key !== "Escape" || !menu.open) return;
-      menu.open = false;
-      menu.querySelector("summary").focus();
-      event.stopPropagation();
-    });
-  }
 }
 
 const clearFilters = () => update({ actual: -1, predicted: -1, flag: "", q: "" });
@@ -61,34 +44,12 @@ function drawControls(keys) {
   const shownCount = filtered ? `${count(selection.length)} of ${plural(N, "error")}` : plural(N, "error");
   const status = document.getElementById("count");
   if (status.textContent !== shownCount) status.textContent = shownCount;
-  for (const name of ["method", "layer", "target", "values", "palette", "grid", "opacityMode", "scale"]) {
+  for (const name of ["method", "layer", "target"]) {
     if (view.elements[name]) view.elements[name].value = state[name];
   }
-  view.elements.overlay.checked = state.overlay;
-  view.elements.opacity.value = Math.round(state.opacity * 100);
-  view.elements.opacityText.value = percent(state.opacity, 0);
-  view.elements.palette.disabled = state.values === "signed";
+  drawDisplay();
   document.getElementById("export-note").textContent = `Selected: the ${plural(selection.length, "error")} in the gallery, in its order.`;
-  if (keys.has("theme")) {
-    if (state.theme === "auto") delete document.documentElement.dataset.theme;
-    else document.documentElement.dataset.theme = state.theme;
-    document.getElementById("theme").textContent = `Theme: ${state.theme}`;
-    remember("whycam-theme", state.theme);
-  }
-}
-
-/** Storage is refused in sandboxed frames; then nothing is remembered. */
-function remember(key, value) {
-  try {
-    localStorage.setItem(key, value);
-  } catch { /* refused */ }
-}
-function recall(key) {
-  try {
-    return localStorage.getItem(key);
-  } catch {
-    return null;
-  }
+  if (keys.has("theme")) drawTheme();
 }
 
 /** Scroll to a section and, on request, put the focus there. */

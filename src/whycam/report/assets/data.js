@@ -4,6 +4,7 @@ const core = JSON.parse(document.getElementById("core").textContent);
 const N = core.ids.length;
 const TARGETS = core.targets; // "predicted", "true"
 const KINDS = [...TARGETS, "difference"];
+const KIND_WORDS = core.words; // what each is called here
 
 function bytesOf(base64) {
   if (Uint8Array.fromBase64) return Uint8Array.fromBase64(base64);
@@ -24,8 +25,9 @@ function reader(bytes) {
   return take;
 }
 
-const errors = (() => {
-  const take = reader(bytesOf(core.columns));
+/** Columns of all errors, from their block of bytes. */
+function readColumns(base64) {
+  const take = reader(bytesOf(base64));
   const k = core.top;
   return {
     confidence: take(Float32Array, N), margin: take(Float32Array, N), loss: take(Float32Array, N),
@@ -33,7 +35,8 @@ const errors = (() => {
     index: take(Int32Array, N),
     label: take(Uint16Array, N), predicted: take(Uint16Array, N), topClass: take(Uint16Array, N * k),
   };
-})();
+}
+const errors = readColumns(core.columns);
 const errorById = new Map(core.ids.map((id, i) => [id, i]));
 
 // Methods × layers × targets, in the order in which chunks hold them.

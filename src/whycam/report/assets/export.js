@@ -19,13 +19,14 @@ function sceneOf() {
   const items = [];
   const say = (x, y, text, size = 13, weight = 400, fill = "#1d1f24") => items.push({ x, y, text, size, weight, fill });
   const [a, b] = [errors.label[error], errors.predicted[error]].map((c) => plain(clip(shown(core.classes[c]), 40)));
-  say(gap, 30, `Predicted ${b} (${probability(errors.confidence[error])}), actual ${a} (${probability(errors.trueProbability[error])})`, 18, 600);
+  say(gap, 30, `Predicted ${b} (${probability(errors.confidence[error])}), ${KIND_WORDS.true} ${a} (${probability(errors.trueProbability[error])})`, 18, 600);
   say(gap, 50, `${core.data} ${clip(shown(core.ids[error]), 60)} · ${core.methods[state.method].title} · ${state.values === "signed" ? "signed evidence" : "positive evidence"} · ${state.overlay ? (state.grid === "bilinear" ? "bilinear interpolation of the native grid" : "native grid") : "overlay hidden"}`, 12, 400, "#5c6068");
-  const heads = ["Image", `For predicted ${clip(b, 20)}`, `For actual ${clip(a, 20)}`, "Predicted − actual"];
+  const heads = ["Image", `For predicted ${clip(b, 20)}`, `For ${KIND_WORDS.true} ${clip(a, 20)}`, `Predicted − ${KIND_WORDS.true}`];
   heads.forEach((text, i) => say(left + i * (side + gap), 80, text, 12, 600));
   const scaleOf = scalesOf(state.pin >= 0 && state.pin !== error ? [error, state.pin] : [error]);
   let y = 90;
-  core.layers.forEach((layer, l) => {
+  shownLayers().forEach((l) => {
+    const layer = core.layers[l];
     say(gap, y + 18, layer.name, 13, 600);
     say(gap, y + 36, `${layer.height} × ${layer.width} cells`, 12, 400, "#5c6068");
     const lines = state.scale === "map" ? ["each map its", "own scale"] : [state.values === "signed" ? `±${number(scaleOf(error, l, "predicted"))}` : `0 to ${number(scaleOf(error, l, "predicted"))}`,

@@ -42,7 +42,7 @@ function start() {
   startGallery();
   startDetail();
   startExport();
-  startKeyboard();
+  startKeyboard(KEYS, (layer) => update({ layer }));
   startNavigation();
   Object.assign(state, readHash());
   select();

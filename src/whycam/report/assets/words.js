@@ -80,8 +80,8 @@ function peakOf({ values, width, height }) {
 function describe(error, method, layer, kind, evidence, scaleWords) {
   const named = { predicted: plain(core.classes[errors.predicted[error]]), true: plain(core.classes[errors.label[error]]) };
   const what = kind === "difference"
-    ? `evidence for predicted ${named.predicted} minus actual ${named.true}`
-    : `evidence for ${kind === "predicted" ? "predicted" : "actual"} ${named[kind]}`;
+    ? `evidence for predicted ${named.predicted} minus ${KIND_WORDS.true} ${named.true}`
+    : `evidence for ${KIND_WORDS[kind]} ${named[kind]}`;
   const words = [`${core.methods[method].title} at ${core.layers[layer].name}, ${what}`,
     `${evidence.height} by ${evidence.width} cells`];
   if (evidence.state === "ok") {

@@ -1,0 +1,18 @@
+# The live page as a service of its own, for example a demo space:
+#   docker build -t whycam . && docker run --rm -p 7860:7860 whycam
+# A public name has to be allowed: docker run … whycam --allow-host demo.example.org
+FROM python:3.11-slim
+RUN useradd --create-home whycam
+WORKDIR /srv/whycam
+# The CPU build of torch first: the one that pip would choose brings gigabytes of CUDA along.
+COPY requirements.lock .
+RUN pip install --no-cache-dir --index-url https://download.pytorch.org/whl/cpu "$(grep '^torch==' requirements.lock)"
+COPY pyproject.toml README.md LICENSE ./
+COPY src src
+RUN PIP_CONSTRAINT=requirements.lock pip install --no-cache-dir ".[app]"
+USER whycam
+EXPOSE 7860
+HEALTHCHECK CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:7860/health', timeout=5)"]
+# One process with one worker thread; exec form, so that a stop reaches it.
+ENTRYPOINT ["whycam", "serve", "cifar10-resnet18", "--host", "0.0.0.0", "--port", "7860"]
+CMD ["--allow-host", ".hf.space", "--allow-frame", "https://huggingface.co"]

@@ -1,0 +1,161 @@
+"""What the server answers: the library's own maps, and one sentence for whatever it cannot explain."""
+
+from __future__ import annotations
+
+import base64
+import io
+import struct
+import zlib
+from importlib.resources import files
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from served import encoded
+
+import whycam
+from whycam.data.encoded import fit_pixels
+from whycam.report.pack import MISSING, STATS, dequantise
+
+NAMES = [f"layer{stage}[{block}]" for stage in (1, 2, 3, 4) for block in (-2, -1)]
+SIDES = [32, 32, 16, 16, 8, 8, 4, 4]
+
+
+def unpack(chunk):
+    """(layer name, target) → the map as the page sees it, for what is there."""
+    data = base64.b64decode(chunk["maps"])
+    combinations = [(name, side, target) for name, side in zip(NAMES, SIDES, strict=True) for target in ("p", "t")]
+    n = len(combinations)
+    floats = np.frombuffer(data, "<f4", n * (1 + len(STATS))).reshape(-1, n)
+    zero, flags = np.frombuffer(data, np.uint8, 2 * n, floats.nbytes).reshape(2, n)
+    at, found = floats.nbytes + 2 * n, {}
+    for i, (name, side, target) in enumerate(combinations):
+        cells = np.frombuffer(data, np.uint8, side * side, at)[None]
+        at += side * side
+        if not flags[i] & MISSING:
+            found[name, target] = dequantise(cells, floats[0, i : i + 1], zero[i : i + 1])[0].reshape(side, side)
+    assert at == len(data)
+    return found
+
+
+def direct(photo, spec, model, layers, method, targets):
+    pixels = np.asarray(Image.open(io.BytesIO(photo)).convert("RGB"))
+    inputs = spec.preprocess(fit_pixels(pixels.copy(), spec.preprocess.size)[None])
+    return whycam.explain(model, inputs, layers, method, targets)
+
+
+@pytest.mark.parametrize("method", ["gradcam", "hirescam"])
+def test_maps_are_the_librarys(method, server, photo, model, spec):
+    answer = server.explain(photo, f"method={method}&layer=layer2[-2]&layer=layer4[-1]&class=dog")
+    assert answer.status == 200
+    expected = direct(photo, spec, model, ["layer2[-2]", "layer4[-1]"], method, {"p": None, "t": 5})
+    found = unpack(answer.json["chunk"])
+    assert set(found) == {(layer, target) for layer in expected.layers for target in "pt"}
+    for (layer, target), seen in found.items():
+        raw = expected.map(method, layer, target)[0].numpy()
+        # A byte's step, and the study's half precision.
+        assert np.abs(seen - raw).max() <= np.ptp(np.append(raw, 0)) / 254 + np.abs(raw).max() * 2**-10
+    assert answer.json["method"]["name"] == method
+    assert answer.json["file"] == {"width": 160, "height": 120}
+
+
+def test_without_a_class_the_runner_up_is_compared(server, photo, model, spec):
+    probabilities = direct(photo, spec, model, None, "gradcam", None).logits[0].softmax(0)
+    order = probabilities.argsort(descending=True)
+    columns = base64.b64decode(server.explain(photo).json["columns"])
+    label, predicted = struct.unpack_from("<HH", columns, 4 * (3 + 8 + 1 + 1))
+    assert (predicted, label) == (int(order[0]), int(order[1]))
+    assert struct.unpack_from("<f", columns)[0] == pytest.approx(float(probabilities.max()), abs=1e-5)
+
+
+def test_the_picture_is_what_the_network_saw(server, photo):
+    (sheet,) = server.explain(photo).json["chunk"]["sheets"]
+    seen = np.asarray(Image.open(io.BytesIO(base64.b64decode(sheet["webp"]))))
+    wanted = fit_pixels(np.asarray(Image.open(io.BytesIO(photo))).copy(), (32, 32))
+    assert torch.equal(torch.from_numpy(seen.copy()).permute(2, 0, 1), wanted)
+
+
+def png_chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def bomb():
+    """A PNG of 60,000 × 60,000 pixels in a few hundred bytes."""
+    head = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + png_chunk(b"IDAT", zlib.compress(b"\0" * 10000)) + png_chunk(b"IEND", b"")
+
+
+def just_too_large():
+    return encoded(np.zeros((4100, 4100), np.uint8))
+
+
+def animation():
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    return buffer.getvalue()
+
+
+NOISE = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+HOSTILE = {
+    "empty": (b"", "holds no image"),
+    "text": (b"not an image at all", "is not an image whycam reads"),
+    "html": (b"<html><script>alert(1)</script></html>", "is not an image"),
+    "svg": (b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>', "is not an image"),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) run\n", "is not an image"),
+    "pickle": (b"\x80\x04\x95cos\nsystem\n", "is not an image"),
+    "truncated": (encoded(NOISE)[:9000], "truncated or damaged"),
+    "truncated jpeg": (encoded(NOISE, "JPEG")[:900], "truncated or damaged"),
+    "noise behind a signature": (b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 9, "is not an image"),
+    "bomb": (bomb(), "too large"),
+    "just too large": (just_too_large(), "too large"),
+    "animation": (animation(), "several frames"),
+    "floats": (encoded(np.zeros((8, 8), np.float32), "TIFF"), "32-bit floats"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_files_get_one_sentence(name, server):
+    content, sentence = HOSTILE[name]
+    answer = server.explain(content)
+    assert answer.status == 400
+    assert sentence in answer.json["error"]
+    assert "/" not in answer.json["error"]  # no path of the server's
+    assert server.ask(path="/health").json == {"status": "ok"}
+
+
+@pytest.mark.parametrize(
+    ("query", "sentence"),
+    [
+        ("layer=layer9", "layer 'layer9' is not offered here"),
+        ("layer=conv1", "layer 'conv1' is not offered here"),
+        ("layer=../../etc/passwd", "is not offered here"),
+        ("", "no layer is chosen"),
+        ("layer=layer4[-1]&method=evilcam", "unknown method 'evilcam'"),
+        ("layer=layer4[-1]&class=unicorn", "unknown class 'unicorn'"),
+        ("layer=layer4[-1]&class=10", "unknown class '10'"),
+        ("layer=layer4[-1]&class=-1", "unknown class '-1'"),
+    ],
+)
+def test_unknown_choices_are_named(query, sentence, server, photo):
+    answer = server.explain(photo, query)
+    assert answer.status == 400
+    assert sentence in answer.json["error"]
+
+
+def test_grey_rotated_and_transparent_images_are_taken(server):
+    grey = np.linspace(0, 255, 64 * 48).reshape(64, 48).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    rotated = server.explain(encoded(grey, "JPEG", exif=exif))
+    assert (rotated.status, rotated.json["file"]) == (200, {"width": 64, "height": 48})
+    assert server.explain(encoded(np.dstack([grey] * 4))).status == 200
+    assert server.explain(encoded(grey, "WEBP", lossless=True)).status == 200
+    assert server.explain(encoded(np.zeros((1, 3000, 3), np.uint8))).status == 200
+
+
+def test_the_page_is_the_reports_front_end(server):
+    page = server.ask().body.decode()
+    for name in ("colour.js", "evidence.js", "report.css"):
+        assert (files("whycam.report") / "assets" / name).read_text(encoding="utf-8") in page

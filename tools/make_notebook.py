@@ -1,0 +1,137 @@
+"""Write examples/study.ipynb: run its cells and keep what they show.
+
+python tools/make_notebook.py
+
+The cells stand here as text, so that a change to them is a readable diff; the test of the notebook runs the cells of
+the file that this writes.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+TARGET = Path(__file__).parent.parent / "examples" / "study.ipynb"
+CELLS = (
+    ("markdown", """# Why does this ResNet-18 get these wrong?
+
+The study of a CIFAR-10 network, repeated on the bundled weights and images: score it, collect its errors, look at
+them with Grad-CAM at `layer2[-2]`, `layer3[-2]` and `layer4[-1]`. Everything runs offline, on a CPU, in a minute.
+
+    pip install 'whycam[study]'"""),
+    ("code", """import whycam
+from whycam.data import take
+from whycam.report.publish import publish
+from whycam.study import Config, run_study
+
+model, spec = whycam.load("cifar10-resnet18")
+source = whycam.open_source("bundled")
+print(f"{spec.architecture}, classes: {', '.join(spec.classes)}")
+print(f"{source.name}: {len(source)} images")"""),
+    ("markdown", """## One image first
+
+One forward pass and one backward pass per target give every map: here for the predicted class, and for its rival.
+The colour bars are in raw units and shared by both targets of a layer, so the two rows can be compared. Nothing is
+interpolated: `layer4[-1]` has 16 cells, and 16 cells are what you see."""),
+    ("code", """layers = ["layer2[-2]", "layer3[-2]", "layer4[-1]"]
+image = spec.preprocess(source.read([2]))
+rival = int(model(image).argsort(descending=True)[0, 1])
+print(f"the runner-up is {spec.classes[rival]}")
+explanation = whycam.explain(model, image, layers, "gradcam", {"predicted": None, spec.classes[rival]: rival})
+explanation"""),
+    ("markdown", """The maps themselves are raw, signed tensors; scaling and colour are steps for the eye only. What a
+picture would hide is flagged, and `plot()` gives a matplotlib figure for a paper:
+`explanation.plot().savefig("why.pdf")`."""),
+    ("code", """for layer in layers:
+    low, high = explanation.range("gradcam", layer, "predicted")
+    flags = explanation.flags["gradcam", layer, "predicted"][0]
+    print(f"{layer}: {tuple(explanation.map('gradcam', layer, 'predicted').shape)}, from {low.item():.3g} "
+          f"to {high.item():.3g} {flags or ''}")"""),
+    ("markdown", """## The whole study
+
+Every error of the first 200 images, explained at three layers for the predicted and for the true class. The result
+is a folder of Parquet and JSON files that any tool can read, and a report. The command line does the same:
+`whycam study cifar10-resnet18 bundled --out study --limit 200`."""),
+    ("code", """study = run_study(model, spec, take(source, 200), "study", Config())
+publish(study)
+metrics = study.metrics
+low, high = metrics["accuracy_interval"]
+print(f"{metrics['correct']} of {metrics['n']} right: {metrics['accuracy']:.1%} (95% interval {low:.1%} to {high:.1%})")
+worst = sorted(metrics["per_class"], key=lambda row: row["accuracy"])[:3]
+print("hardest:", ", ".join(f"{row['class']} {row['correct']} of {row['n']}" for row in worst))"""),
+    ("markdown", """## The report, in place
+
+The same page that `whycam serve study` shows and that `study/report.html` holds. Click a cell of the confusion
+matrix; `j` and `k` walk through the errors, `1` to `3` choose the layer, `t` the target, `?` lists the rest."""),
+    ("code", "study"),
+    ("markdown", """## What this cannot tell you
+
+A map says where the network's activations, weighted by its gradients, point. It does not say that those pixels caused
+the prediction. Maps of wrong predictions often look as convincing as those of right ones: compare the predicted class
+with the true one on one scale, look at the raw range, and measure how faithful a method is before believing it."""),
+)  # fmt: skip
+
+
+def main() -> None:
+    """Run all cells in an empty folder and write the notebook."""
+    namespace: dict[str, Any] = {}
+    cells, count = [], 0
+    start = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            for number, (kind, text) in enumerate(CELLS):
+                cell: dict[str, Any] = {
+                    "cell_type": kind, "id": f"cell-{number}", "metadata": {},
+                    "source": text.splitlines(keepends=True),
+                }  # fmt: skip
+                if kind == "code":
+                    count += 1
+                    cell |= {"execution_count": count, "outputs": run(text, namespace, count)}
+                cells.append(cell)
+        finally:
+            os.chdir(start)
+    notebook = {
+        "cells": cells,
+        "metadata": {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        },
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+    TARGET.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    sys.stdout.write(f"{TARGET}: {TARGET.stat().st_size:,} bytes\n")
+
+
+def run(text: str, namespace: dict[str, Any], count: int) -> list[dict[str, Any]]:
+    """Run a cell as Jupyter does: what it prints, and what its last expression shows."""
+    tree = ast.parse(text)
+    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+    printed = io.StringIO()
+    value = None
+    with contextlib.redirect_stdout(printed):
+        exec(compile(tree, "<cell>", "exec"), namespace)
+        if last is not None:
+            value = eval(compile(ast.Expression(last.value), "<cell>", "eval"), namespace)
+    outputs: list[dict[str, Any]] = []
+    if printed.getvalue():
+        lines = printed.getvalue().splitlines(keepends=True)
+        outputs.append({"output_type": "stream", "name": "stdout", "text": lines})
+    if value is not None:
+        shown = {"text/plain": [repr(value)]}
+        if hasattr(value, "_repr_html_"):
+            shown["text/html"] = value._repr_html_().splitlines(keepends=True)
+        outputs.append({"output_type": "execute_result", "execution_count": count, "metadata": {}, "data": shown})
+    return outputs
+
+
+if __name__ == "__main__":
+    main()
