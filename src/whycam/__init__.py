@@ -9,7 +9,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from whycam.cam import ClassScore, Explainer, Explanation, Margin, Predicted, Probability, explain, load_explanation
+    from whycam.cam import (
+        ClassScore,
+        Explainer,
+        Explanation,
+        Factorisation,
+        Margin,
+        Predicted,
+        Probability,
+        explain,
+        factorise,
+        load_explanation,
+    )
     from whycam.data import Preprocess, open_source
     from whycam.errors import WhycamError
     from whycam.models import ModelSpec, load, save_checkpoint, summarise
@@ -22,6 +33,7 @@ _HOMES = {
     "ClassScore": "whycam.cam",
     "Explainer": "whycam.cam",
     "Explanation": "whycam.cam",
+    "Factorisation": "whycam.cam",
     "Margin": "whycam.cam",
     "ModelSpec": "whycam.models",
     "Predicted": "whycam.cam",
@@ -30,6 +42,7 @@ _HOMES = {
     "Study": "whycam.study",
     "WhycamError": "whycam.errors",
     "explain": "whycam.cam",
+    "factorise": "whycam.cam",
     "load": "whycam.models",
     "load_explanation": "whycam.cam",
     "open_source": "whycam.data",
@@ -41,6 +54,7 @@ __all__ = [
     "ClassScore",
     "Explainer",
     "Explanation",
+    "Factorisation",
     "Margin",
     "ModelSpec",
     "Predicted",
@@ -50,6 +64,7 @@ __all__ = [
     "WhycamError",
     "__version__",
     "explain",
+    "factorise",
     "load",
     "load_explanation",
     "open_source",

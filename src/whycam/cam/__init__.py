@@ -3,6 +3,7 @@
 from whycam.cam.capture import Trace, capture
 from whycam.cam.explain import Explainer, explain
 from whycam.cam.explanation import Explanation, load_explanation
+from whycam.cam.factorise import Factorisation, factorise
 from whycam.cam.layers import Layer, resolve_layer, resolve_layers
 from whycam.cam.layout import Layout
 from whycam.cam.methods import METHODS, LayerTrace, Method, method, resolve_methods
@@ -13,6 +14,7 @@ __all__ = [
     "ClassScore",
     "Explainer",
     "Explanation",
+    "Factorisation",
     "Layer",
     "LayerTrace",
     "Layout",
@@ -23,6 +25,7 @@ __all__ = [
     "Trace",
     "capture",
     "explain",
+    "factorise",
     "load_explanation",
     "method",
     "resolve_layer",
