@@ -49,7 +49,7 @@ class Factorisation:
         """The maps on [0, 1] at the images' size, (B, n, H, W); 1 is each concept's own maximum over the batch."""
         top = self.maps.transpose(0, 1).flatten(1).amax(dim=1).view(-1, *[1] * (self.maps.ndim - 2))
         unit = torch.where(top > 0, self.maps / torch.where(top > 0, top, 1), 0)
-        return resize(unit.flatten(0, 1), self.size).unflatten(0, self.maps.shape[:2])
+        return resize(unit.flatten(0, 1), self.size).reshape(*self.maps.shape[:2], *self.size)
 
 
 def factorise(

@@ -14,14 +14,18 @@ JET = 2
 
 # matplotlib has the same tables for these of OpenCV's.
 _MATPLOTLIB = {
-    13: "magma", 14: "inferno", 15: "plasma", 16: "viridis", 17: "cividis", 18: "twilight", 19: "twilight_shifted",
-    20: "turbo",
+    13: "magma", 14: "inferno", 15: "plasma", 16: "viridis", 17: "cividis", 20: "turbo",
 }  # fmt: skip
 
 _GIST_RAINBOW = (
     (0.000, (1.0, 0.0, 0.16)), (0.030, (1.0, 0.0, 0.0)), (0.215, (1.0, 1.0, 0.0)), (0.400, (0.0, 1.0, 0.0)),
     (0.586, (0.0, 1.0, 1.0)), (0.770, (0.0, 0.0, 1.0)), (0.954, (1.0, 0.0, 1.0)), (1.000, (1.0, 0.0, 0.75)),
 )  # fmt: skip
+
+
+def bytes_of(unit: Array) -> Array:
+    """[0, 1] → uint8, rounded down."""
+    return np.asarray(255 * unit).astype(np.uint8)
 
 
 def colour_map(values: Array, number: int, *, rgb: bool) -> Array:
@@ -38,18 +42,22 @@ def colour_map(values: Array, number: int, *, rgb: bool) -> Array:
 def _table(number: int) -> Array:
     """(256, 3) uint8 RGB."""
     if number == JET:
-        place = np.arange(1, 257) / 64
-        rgb = [np.clip(1.5 - np.abs(place - centre), 0, 1) for centre in (3.0, 2.0, 1.0)]
-        return np.uint8(np.rint(255 * np.stack(rgb, axis=1)))
+        place = 4 * np.arange(256)
+        red = np.minimum(place - 382, 1148 - place)
+        green = np.minimum(place - 128, 892 - place)
+        blue = np.minimum(place + 128, 638 - place)
+        blue[159] = 1  # a rounding of OpenCV's own
+        return np.stack((red, green, blue), axis=1).clip(0, 255).astype(np.uint8)
     if number in _MATPLOTLIB:
         try:
             from matplotlib import colormaps
         except ImportError:
             pass
         else:
-            return np.uint8(np.rint(255 * colormaps[_MATPLOTLIB[number]](np.arange(256))[:, :3]))
+            floats = np.asarray(colormaps[_MATPLOTLIB[number]](np.arange(256)))[:, :3]
+            return np.asarray(np.rint(255 * floats).astype(np.uint8))
     try:
-        import cv2
+        import cv2  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:
         raise WhycamError(
             f"the colour map {number} comes from OpenCV, which is not installed; jet ({JET}) needs nothing, "
@@ -91,4 +99,4 @@ def with_value(colour: Array, value: Array) -> Array:
         bright * (1 - saturation), bright * (1 - saturation * part), bright * (1 - saturation * (1 - part)),
     )  # fmt: skip
     order = [(bright, t, p), (q, bright, p), (p, bright, t), (p, q, bright), (t, p, bright), (bright, p, q)][sector % 6]
-    return np.uint8(np.rint(np.stack(order, axis=-1)))
+    return np.rint(np.stack(order, axis=-1)).astype(np.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,8 +30,9 @@ def legend(colors: Sequence[Array], labels: Sequence[str], height: int, width: i
     lines = [Line2D([0], [0], color=tuple(color[:3]), lw=5 * height / 256) for color in colors]
     size = max(int(14 * height / 256 / max(1, len(colors) / 6)), 1)
     figure.legend(lines, list(labels), fontsize=size, mode="expand", fancybox=True, shadow=True, loc="upper left")
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
     drawn = np.asarray(canvas.buffer_rgba())[..., :3]
     channels = torch.from_numpy(np.ascontiguousarray(drawn.transpose(2, 0, 1))).float()
-    return np.uint8(resized(channels, (height, width)).round().clamp(0, 255).numpy().transpose(1, 2, 0))
+    fitted = resized(channels, (height, width)).round().clamp(0, 255)
+    return fitted.to(torch.uint8).permute(1, 2, 0).numpy()

@@ -157,6 +157,11 @@ def rerunner(model: nn.Module, images: Tensor, layer: nn.Module, targets: Sequen
 Scorer = Callable[[Tensor, Tensor], Tensor]
 
 
+def chunks(rows: Tensor, size: int) -> list[Tensor]:
+    """``rows`` in pieces of at most ``size``; none where there are none."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
 @contextmanager
 def hooks(layers: Sequence[Layer], see: Callable[[Layer, Any], Any]) -> Iterator[None]:
     """Call ``see`` with what each layer returns, inside the block only; what ``see`` returns takes its place."""

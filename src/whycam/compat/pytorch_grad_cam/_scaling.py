@@ -34,8 +34,8 @@ def resized(maps: Tensor, size: Sequence[int]) -> Tensor:
         return maps
     if tuple(maps.shape[1:]) == size:
         return maps
-    # Where a map shrinks, neighbouring samples lie far apart and the coordinates' rounding shows in single precision.
-    precise = maps.double() if maps.shape[1] > size[0] or maps.shape[2] > size[1] else maps
+    # In single precision the coordinates' rounding shows where neighbouring values differ much.
+    precise = maps if maps.device.type == "mps" else maps.double()
     return F.interpolate(precise[:, None], size=size, mode="bilinear", align_corners=False)[:, 0].to(maps.dtype)
 
 
@@ -55,11 +55,8 @@ def _cubic(old: int, new: int) -> np.ndarray[tuple[int, int], np.dtype[np.float6
         start = int(np.floor(place))
         for knot in range(start - 1, start + 3):
             distance = abs(place - knot)
-            if distance < 1:
-                weight = 2 / 3 - distance**2 + distance**3 / 2
-            else:
-                weight = max(2 - distance, 0) ** 3 / 6
-            basis[row, _mirrored(knot, old)] += weight
+            near, far = 2 / 3 - distance**2 + distance**3 / 2, max(2 - distance, 0) ** 3 / 6
+            basis[row, _mirrored(knot, old)] += near if distance < 1 else far
     return basis @ coefficients
 
 

@@ -72,7 +72,9 @@ class ImageTargets:
             raise WhycamError(f"{len(members)} targets are given for {len(rows)} images; give one each")
         self.output = rows.detach() if isinstance(rows, Tensor) else rows
         if isinstance(rows, Tensor) and rows.ndim == 2 and (classes := class_indices(members)) is not None:
-            return rows[torch.arange(len(rows), device=rows.device), torch.tensor(classes, device=rows.device)]
+            return rows[
+                torch.arange(len(rows), device=rows.device), torch.tensor(classes, dtype=torch.long, device=rows.device)
+            ]
         return torch.stack([_number(target, row) for target, row in zip(members, rows, strict=True)])
 
 

@@ -54,7 +54,7 @@ class AblationCAM(BaseCAM):
     ) -> list[float]:
         """The ablated channels' scores in their places, the original one everywhere else."""
         result = np.full(number_of_channels, original_score, np.float32)
-        result[np.asarray(ablated_channels)] = np.float32(new_scores)
+        result[np.asarray(ablated_channels)] = np.asarray(new_scores, np.float32)
         return list(result)
 
     @on_device
@@ -90,7 +90,7 @@ class AblationCAM(BaseCAM):
         last = type(self.ablation_layer) is AblationLayerVit
         maps = kept[-1].movedim(-1, 1) if last else kept[-1]
         for image in range(len(images)):
-            for channels in self._channels(activations[image]).to(maps.device).split(self.batch_size):
+            for channels in _passes.chunks(self._channels(activations[image]).to(maps.device), self.batch_size):
                 off = switched_off(maps[image].expand(len(channels), *maps.shape[1:]), channels)
                 rows = torch.full((len(channels),), image)
                 scores[image, channels] = rerun(off.movedim(1, -1) if last else off, rows)
@@ -105,7 +105,7 @@ class AblationCAM(BaseCAM):
             _passes.score(self.model, images, targets)
         for image in range(len(images)):
             channels = self._channels(activations[image])
-            for some in channels.split(self.batch_size):
+            for some in _passes.chunks(channels, self.batch_size):
                 off.indices = some.numpy()
                 off.set_next_batch(input_batch_index=image, activations=kept[-1], num_channels_to_ablate=len(some))
                 batch = images[image].expand(len(some), *images.shape[1:])

@@ -40,6 +40,10 @@ class AblationLayer(nn.Module):
         """The layer's output without those channels."""
         return self.off(self.layer(x))
 
+    def instead(self, _layer: object, output: Tensor) -> Tensor:
+        """`off`, as a hook."""
+        return self.off(output)
+
     def off(self, output: Tensor) -> Tensor:
         """``output`` without those channels."""
         maps = output if self.reshape_transform is None else output.movedim(-1, 1)
@@ -77,9 +81,9 @@ class AblationCAM(BaseCAM):
         known = _passes.named(self.target_layers)
         scores = original[:, None].repeat(1, activations.shape[1])
         for image in range(len(input_tensor)):
-            for channels in torch.arange(activations.shape[1]).split(self.batch_size):
+            for channels in _passes.chunks(torch.arange(activations.shape[1]), self.batch_size):
                 off = AblationLayer(self.target_layers[0], self.reshape_transform, channels.tolist())
                 batch = input_tensor[image].expand(len(channels), *input_tensor.shape[1:])
-                with _passes.hooks(known, lambda _layer, output, off=off: off.off(output)):
+                with _passes.hooks(known, off.instead):
                     scores[image, channels] = _passes.score(self.model, batch, [targets[image]] * len(channels))
         return (original[:, None] - scores) / original[:, None]

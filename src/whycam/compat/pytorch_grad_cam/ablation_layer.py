@@ -21,15 +21,14 @@ class AblationLayer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.indices: Any = np.zeros(0, np.int32)
+        self.indices: Array = np.zeros(0, np.int32)
         self.activations: Any = None
 
     def objectiveness_mask_from_svd(self, activations: Array, threshold: float = 0.01) -> Array:
         """(C, h, w) → (h, w): where the first principal component says that there is something."""
         projection = np.abs(get_2d_projection(activations[None])[0])
         projection = projection - projection.min()
-        mask: Array = projection / projection.max() > threshold
-        return mask
+        return np.asarray(projection / projection.max() > threshold)
 
     def activations_to_be_ablated(self, activations: Array, ratio_channels_to_ablate: float = 1.0) -> Array:
         """The channels worth a forward pass.

@@ -65,7 +65,9 @@ class ActivationsAndGradients:
             self._activations[place] = self._shaped(output).detach() if self.detach else output
             if tensor is None or not tensor.requires_grad:
                 return None
-            tensor.register_hook(lambda gradient: self._gradients.update({place: self._shaped(gradient)}))
+            tensor.register_hook(  # type: ignore[no-untyped-call]
+                lambda gradient: self._gradients.update({place: self._shaped(gradient)})
+            )
             # What follows may overwrite its input, and with it what was kept.
             return with_first_tensor(output, tensor.clone())
 

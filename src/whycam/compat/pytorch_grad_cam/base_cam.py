@@ -258,6 +258,6 @@ def _as_it_is(output: Any) -> Any:
 
 
 def _habana() -> Any:
-    import habana_frameworks.torch.core as htcore
+    import habana_frameworks.torch.core as htcore  # type: ignore[import-not-found,unused-ignore]
 
     return htcore

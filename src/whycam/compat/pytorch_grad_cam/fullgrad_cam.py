@@ -67,8 +67,9 @@ def _has_bias(layer: nn.Module) -> bool:
 
 def _per_channel(maps: Tensor, size: Sequence[int]) -> Tensor:
     """(B, C, h, w) → (B, C, *reversed size), each channel scaled by itself."""
-    return scale(maps.flatten(0, 1), size).unflatten(0, maps.shape[:2])
+    scaled = scale(maps.flatten(0, 1), size)
+    return scaled.reshape(*maps.shape[:2], *scaled.shape[1:])
 
 
 def _stretched(maps: Tensor) -> Tensor:
-    return scale(maps.flatten(0, 1)).unflatten(0, maps.shape[:2])
+    return scale(maps.flatten(0, 1)).reshape(maps.shape)

@@ -36,7 +36,7 @@ class GuidedBackpropReLUasModule(nn.Module):
 
     def forward(self, input_img: Tensor) -> Tensor:
         """Any shape, kept."""
-        out: Tensor = GuidedBackpropReLU.apply(input_img)
+        out: Tensor = GuidedBackpropReLU.apply(input_img)  # type: ignore[no-untyped-call]
         return out
 
 

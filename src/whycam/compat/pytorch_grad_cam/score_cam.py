@@ -46,10 +46,10 @@ class ScoreCAM(BaseCAM):
         scores = activations.new_zeros(images, channels)
         # A constant channel masks everything, whichever it is: its score is that of an empty image.
         empty = (~alive).any(dim=1).nonzero()[:, 0]
-        for rows in empty.split(self.batch_size):
+        for rows in _passes.chunks(empty, self.batch_size):
             blank = torch.zeros_like(input_tensor[rows])
             scores[rows] = _passes.score(self.model, blank, [targets[row] for row in rows.tolist()])[:, None]
-        for pairs in alive.nonzero().split(self.batch_size):
+        for pairs in _passes.chunks(alive.nonzero(), self.batch_size):
             rows, which = pairs[:, 0], pairs[:, 1]
             masks = _masks(activations[rows, which][:, None], input_tensor.shape[2:])
             masked = input_tensor[rows] * masks.to(input_tensor.dtype)

@@ -28,7 +28,7 @@ class DropInConfidence(CamMultImageConfidenceChange):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Array:
         """See `PerturbationConfidenceMetric.__call__`."""
-        return np.maximum(-super().__call__(*args, **kwargs), 0)
+        return np.asarray(np.maximum(-super().__call__(*args, **kwargs), 0))
 
 
 class IncreaseInConfidence(CamMultImageConfidenceChange):
@@ -36,4 +36,4 @@ class IncreaseInConfidence(CamMultImageConfidenceChange):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Array:
         """See `PerturbationConfidenceMetric.__call__`."""
-        return np.float32(super().__call__(*args, **kwargs) > 0)
+        return np.asarray(super().__call__(*args, **kwargs) > 0).astype(np.float32)

@@ -82,9 +82,10 @@ class RemoveMostRelevantFirst:
         values = mask.cpu().numpy()
         if self.percentile == "auto":
             levels = np.uint8(values * 255).reshape(-1, *values.shape[-2:])
-            kept = np.float32([image > otsu(image) for image in levels]).reshape(values.shape)
+            kept = 255 * np.stack([image > otsu(image) for image in levels]).reshape(values.shape).astype(np.float32)
         else:
-            kept = np.float32(values < np.percentile(values, self.percentile, axis=(-2, -1), keepdims=True))
+            bound = np.percentile(values, float(self.percentile), axis=(-2, -1), keepdims=True)
+            kept = (values < bound).astype(np.float32)
         masks = torch.from_numpy(kept).to(mask.device)
         if mask.ndim == 2 or getattr(self.imputer, "takes_batches", False):
             return self.imputer(input_tensor, masks)
@@ -121,21 +122,16 @@ class AveragerAcrossThresholds:
             found = [scores(model, metric.perturbed(input_tensor, cams), targets) - before for metric in metrics]
         else:
             found = [metric(input_tensor, cams, targets, model) for metric in metrics]
-        mean: Array = np.mean(np.float32(found), axis=0)
-        return mean
+        return np.asarray(np.mean(np.stack(found).astype(np.float32), axis=0))
 
 
 def scores(model: nn.Module, images: Tensor, targets: Sequence[Callable[..., Any]]) -> Array:
     """Each target's value on its image's output, float32."""
-    network = unwrapped(model) if isinstance(model, nn.Module) else None
-    with torch.no_grad():
-        if network is None:
-            outputs = per_image(model(images))
-        else:
-            with in_eval_mode(network):
-                outputs = per_image(network(images))
+    network = unwrapped(model)
+    with torch.no_grad(), in_eval_mode(network):
+        outputs = per_image(network(images))
         values = [target(output).cpu().numpy() for target, output in zip(targets, outputs, strict=True)]
-    return np.float32(values)
+    return np.stack(values).astype(np.float32)
 
 
 def otsu(levels: Array) -> int:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from whycam.compat.pytorch_grad_cam._arrays import Array
 from whycam.compat.pytorch_grad_cam.metrics.perturbation_confidence import (
@@ -58,7 +57,7 @@ class NoisyLinearImputer:
         return filled[0] if single else filled
 
 
-def filled_in(images: Tensor, missing: Tensor, weighting: Weights, tolerance: float = 1e-10) -> Tensor:
+def filled_in(images: Tensor, missing: Tensor, weighting: Weights, tolerance: float = 1e-8) -> Tensor:
     """Solve for the missing pixels: (B, C, H, W), (B, H, W) → (B, C, H, W).
 
     The system is symmetric and positive definite, and its matrix is a small stencil: conjugate gradients on the grid
@@ -66,14 +65,15 @@ def filled_in(images: Tensor, missing: Tensor, weighting: Weights, tolerance: fl
     becomes 0.
     """
     unknown = missing[:, None].to(images)
-    reach = max(abs(step) for shift, _ in weighting for step in shift)
-    kernel = images.new_zeros(1, 1, 2 * reach + 1, 2 * reach + 1)
-    for (down, across), weight in weighting:
-        kernel[0, 0, reach + down, reach + across] = weight
 
     def mixed(values: Tensor) -> Tensor:
         """Each pixel's neighbours, weighted; nothing lies outside the image."""
-        return F.conv2d(values.flatten(0, 1)[:, None], kernel, padding=reach)[:, 0].view_as(values)
+        total = torch.zeros_like(values)
+        for (down, across), weight in weighting:
+            (top, bottom), (left, right) = _both_inside(values.shape[-2], down), _both_inside(values.shape[-1], across)
+            there = values[..., top + down : bottom + down, left + across : right + across]
+            total[..., top:bottom, left:right].add_(there, alpha=weight)
+        return total
 
     def dot(one: Tensor, other: Tensor) -> Tensor:
         return (one * other).sum(dim=(2, 3), keepdim=True)
@@ -98,6 +98,11 @@ def filled_in(images: Tensor, missing: Tensor, weighting: Weights, tolerance: fl
         direction = preconditioned + torch.where(going, new / torch.where(going, power, 1), 0) * direction
         power = torch.where(going, new, power)
     return torch.where(missing[:, None], solution, images)
+
+
+def _both_inside(length: int, step: int) -> tuple[int, int]:
+    """Where along an axis a place and the one ``step`` further both exist."""
+    return max(-step, 0), length - max(step, 0)
 
 
 class ROADMostRelevantFirst(PerturbationConfidenceMetric):

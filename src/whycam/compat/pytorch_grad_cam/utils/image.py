@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from whycam.compat.pytorch_grad_cam._arrays import Array
-from whycam.compat.pytorch_grad_cam._colour import JET, colour_map, rainbow, with_value
+from whycam.compat.pytorch_grad_cam._colour import JET, bytes_of, colour_map, rainbow, with_value
 from whycam.compat.pytorch_grad_cam._scaling import scale
 from whycam.errors import WhycamError
 
@@ -29,7 +29,7 @@ def preprocess_image(
 def deprocess_image(img: Array) -> Array:
     """Any range → uint8: the mean becomes mid-grey, a standard deviation a tenth of the range."""
     normal = (img - np.mean(img)) / (np.std(img) + 1e-5)
-    return np.uint8(np.clip(normal * 0.1 + 0.5, 0, 1) * 255)
+    return bytes_of(np.clip(normal * 0.1 + 0.5, 0, 1))
 
 
 def show_cam_on_image(
@@ -54,9 +54,9 @@ def show_cam_on_image(
         raise WhycamError(f"the image must be floats on [0, 1]; its largest value is {np.max(img)}: divide by 255")
     if not 0 <= image_weight <= 1:
         raise WhycamError(f"image_weight lies between 0 and 1, got {image_weight}")
-    heat = np.float32(colour_map(np.uint8(255 * mask), colormap, rgb=use_rgb)) / 255
+    heat = colour_map(bytes_of(mask), colormap, rgb=use_rgb).astype(np.float32) / 255
     blended = (1 - image_weight) * heat + image_weight * img
-    return np.uint8(255 * (blended / np.max(blended)))
+    return bytes_of(blended / np.max(blended))
 
 
 def create_labels_legend(concept_scores: Array, labels: Mapping[int, str], top_k: int = 2) -> list[str]:
@@ -91,16 +91,16 @@ def show_factorization_on_image(
     count = len(explanations)
     chosen = rainbow(np.arange(0, 1, 1 / count)[:count]) if colors is None else [np.asarray(c)[:3] for c in colors]
     strongest = explanations.argmax(axis=0)
-    picture = np.zeros((*strongest.shape, 3), np.float32)
+    picture: Array = np.zeros((*strongest.shape, 3), np.float32)
     for index in range(count):
         here = np.where(strongest == index, explanations[index], 0)
-        picture += np.float32(with_value(np.uint8(np.asarray(chosen[index]) * 255), np.uint8(255 * here))) / 255
-    result = np.uint8((img * image_weight + picture * (1 - image_weight)) * 255)
+        picture += with_value(bytes_of(np.asarray(chosen[index])), bytes_of(here)).astype(np.float32) / 255
+    result = bytes_of(img * image_weight + picture * (1 - image_weight))
     if concept_labels is None:
         return result
     from whycam.compat.pytorch_grad_cam._legend import legend
 
-    return np.hstack((result, legend(chosen, concept_labels, result.shape[0], result.shape[1])))
+    return np.hstack((result, legend(chosen, concept_labels, *img.shape[:2])))
 
 
 def scale_cam_image(cam: Array, target_size: Sequence[int] | None = None) -> Array:

@@ -41,11 +41,13 @@ def get_2d_projection_with_sign_correction(activation_batch: Array) -> Array:
 
 def project(activations: Tensor) -> Tensor:
     """`get_2d_projection` of a tensor, on its device."""
-    x = _centred(activations)
-    # LAPACK's own sign is the only one that agrees with grad-cam's, so this step is numpy's and on the CPU. The reduced
-    # decomposition has the same first vector as the full one that grad-cam computes.
-    first = np.linalg.svd(x.cpu().numpy(), full_matrices=False)[2][:, 0]
-    projected = x @ torch.from_numpy(first).to(x)[:, :, None]
+    finite = torch.where(activations.isnan(), 0, activations)
+    # LAPACK's own sign is the only one that agrees with grad-cam's, and it turns with the last bit of what it is given:
+    # this is numpy's mean and numpy's decomposition. The reduced one has the same first vector as grad-cam's full one.
+    x = finite.flatten(2).contiguous().cpu().numpy().swapaxes(1, 2)
+    x = x - x.mean(axis=1, keepdims=True)
+    first = np.linalg.svd(x, full_matrices=False)[2][:, 0]
+    projected = torch.from_numpy(np.einsum("bpc,bc->bp", x, first)).to(activations.device)
     return projected.reshape(len(x), *activations.shape[2:]).float()
 
 
@@ -82,9 +84,9 @@ def _kernel(x: Tensor, kernel: Kernel, gamma: float) -> Tensor:
     if kernel == "linear":
         return products
     if kernel == "poly":
-        return (gamma * products + 1) ** 3
+        return (gamma * products + 1).pow(3)
     if kernel == "sigmoid":
-        return torch.tanh(gamma * products + 1)
+        return (gamma * products + 1).tanh()
     squares = products.diagonal(dim1=1, dim2=2)
     if kernel == "rbf":
         return torch.exp(-gamma * (squares[:, :, None] + squares[:, None] - 2 * products).clamp(min=0))
