@@ -74,7 +74,8 @@ def project_kernel(activations: Tensor, kernel: Kernel = "sigmoid", gamma: float
     component = vectors[:, :, -1] * values[:, -1:].clamp(min=0).sqrt()
     largest = component.gather(1, component.abs().argmax(dim=1, keepdim=True))
     component = component * torch.where(largest < 0, -1.0, 1.0)
-    return component.reshape(len(x), *activations.shape[2:]).float()
+    result: Tensor = component.reshape(len(x), *activations.shape[2:]).float()
+    return result
 
 
 def _kernel(x: Tensor, kernel: Kernel, gamma: float) -> Tensor:
