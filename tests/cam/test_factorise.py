@@ -88,5 +88,5 @@ def test_mistakes_are_named(model, batch):
         whycam.factorise(model, batch, "layer9")
     broken = copy.deepcopy(model)
     broken.layer4[-1].bn2.weight.data.fill_(float("nan"))
-    with pytest.raises(WhycamError, match="layer 'layer4.* gives NaN or infinite values"):
+    with pytest.raises(WhycamError, match=r"layer 'layer4.* gives NaN or infinite values"):
         whycam.factorise(broken, batch)

@@ -143,7 +143,7 @@ def score(model: nn.Module, images: Tensor, targets: Sequence[ImageTarget]) -> T
     network = unwrapped(model)
     with torch.no_grad(), in_eval_mode(network):
         scores = ImageTargets(targets)(network(images))
-    return scores.float()
+    return scores.float() if scores.dtype.itemsize < 4 else scores
 
 
 def rerunner(model: nn.Module, images: Tensor, layer: nn.Module, targets: Sequence[ImageTarget]) -> Scorer:

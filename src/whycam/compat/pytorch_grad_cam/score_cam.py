@@ -43,17 +43,19 @@ class ScoreCAM(BaseCAM):
         images, channels = activations.shape[:2]
         flat = activations.flatten(2)
         alive = flat.amax(dim=2) > flat.amin(dim=2)
-        scores = activations.new_zeros(images, channels)
+        scores = activations.new_zeros(images, channels, dtype=torch.float32)
         # A constant channel masks everything, whichever it is: its score is that of an empty image.
         empty = (~alive).any(dim=1).nonzero()[:, 0]
         for rows in _passes.chunks(empty, self.batch_size):
             blank = torch.zeros_like(input_tensor[rows])
-            scores[rows] = _passes.score(self.model, blank, [targets[row] for row in rows.tolist()])[:, None]
+            found = _passes.score(self.model, blank, [targets[row] for row in rows.tolist()])
+            scores[rows] = found[:, None].to(scores.dtype)
         for pairs in _passes.chunks(alive.nonzero(), self.batch_size):
             rows, which = pairs[:, 0], pairs[:, 1]
             masks = _masks(activations[rows, which][:, None], input_tensor.shape[2:])
             masked = input_tensor[rows] * masks.to(input_tensor.dtype)
-            scores[rows, which] = _passes.score(self.model, masked, [targets[row] for row in rows.tolist()])
+            found = _passes.score(self.model, masked, [targets[row] for row in rows.tolist()])
+            scores[rows, which] = found.to(scores.dtype)
         return scores.softmax(dim=1)
 
 
