@@ -3,6 +3,7 @@
 from whycam.cam.capture import Trace, capture
 from whycam.cam.explain import Explainer, explain
 from whycam.cam.explanation import Explanation, load_explanation
+from whycam.cam.factorise import Factorisation, factorise
 from whycam.cam.layers import Layer, resolve_layer, resolve_layers
 from whycam.cam.layout import Layout
 from whycam.cam.methods import METHODS, LayerTrace, Method, method, resolve_methods
@@ -27,6 +28,7 @@ __all__ = [
     "ClassScore",
     "Explainer",
     "Explanation",
+    "Factorisation",
     "Finer",
     "Layer",
     "LayerTrace",
@@ -44,6 +46,7 @@ __all__ = [
     "capture",
     "default_layer",
     "explain",
+    "factorise",
     "load_explanation",
     "method",
     "resolve_layer",

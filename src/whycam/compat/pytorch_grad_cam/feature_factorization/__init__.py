@@ -1,0 +1,1 @@
+"""Concepts: deep feature factorisation."""

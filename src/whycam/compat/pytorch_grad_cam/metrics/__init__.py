@@ -1,0 +1,1 @@
+"""How a score changes with the image, given a map."""

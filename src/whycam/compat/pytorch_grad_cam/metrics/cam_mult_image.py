@@ -1,0 +1,39 @@
+"""The score of the image times its map."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from whycam.compat.pytorch_grad_cam._arrays import Array
+from whycam.compat.pytorch_grad_cam.metrics.perturbation_confidence import PerturbationConfidenceMetric
+
+
+def multiply_tensor_with_cam(input_tensor: Tensor, cam: Tensor) -> Tensor:
+    """(C, H, W), normalised, times (H, W): grey where the map is 0."""
+    return input_tensor * cam
+
+
+class CamMultImageConfidenceChange(PerturbationConfidenceMetric):
+    """By how much the score changes."""
+
+    def __init__(self) -> None:
+        super().__init__(multiply_tensor_with_cam)
+
+
+class DropInConfidence(CamMultImageConfidenceChange):
+    """By how much it falls, 0 where it rises."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Array:
+        """See `PerturbationConfidenceMetric.__call__`."""
+        return np.asarray(np.maximum(-super().__call__(*args, **kwargs), 0))
+
+
+class IncreaseInConfidence(CamMultImageConfidenceChange):
+    """Whether it rises, 1 or 0."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Array:
+        """See `PerturbationConfidenceMetric.__call__`."""
+        return np.asarray(super().__call__(*args, **kwargs) > 0).astype(np.float32)

@@ -1,0 +1,92 @@
+"""Deep feature factorisation: what holds of any factorisation, and of concepts that are known."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import whycam
+from whycam import WhycamError
+from whycam.cam.factorise import nmf
+
+
+def test_known_concepts_are_found():
+    draw = torch.Generator().manual_seed(0)
+    concepts = torch.rand(3, 20, generator=draw) * (torch.rand(3, 20, generator=draw) > 0.6)
+    maps = torch.rand(3, 200, generator=draw) * (torch.rand(3, 200, generator=draw) > 0.5)
+    x = concepts.T @ maps
+    start = [torch.rand(shape, generator=draw) for shape in ((20, 3), (3, 200))]
+    w, h = nmf(x, *start, tolerance=1e-8, iterations=2000)
+    assert float((x - w @ h).norm() / x.norm()) < 1e-3
+    cosine = nn.functional.normalize(w.T) @ nn.functional.normalize(concepts).T
+    assert cosine.amax(1).min() > 0.999
+    assert sorted(cosine.argmax(1).tolist()) == [0, 1, 2]
+
+
+def test_the_parts_add_up(model, batch):
+    found = whycam.factorise(model, batch, "layer3[-2]", concepts=6)
+    assert found.concepts.shape == (6, 256)
+    assert found.maps.shape == (8, 6, 8, 8)
+    assert found.heatmaps().shape == (8, 6, 32, 32)
+    assert (found.layer, found.size) == ("layer3[-2]", (32, 32))
+    assert found.scores is None
+    assert min(float(found.concepts.min()), float(found.maps.min()), float(found.heatmaps().min())) >= 0
+    torch.testing.assert_close(found.concepts.norm(dim=1), torch.ones(6))
+    masses = found.maps.square().sum((0, 2, 3))
+    assert masses.tolist() == sorted(masses.tolist(), reverse=True)
+    kept = []
+    handle = model.layer3[-2].register_forward_hook(lambda _module, _inputs, output: kept.append(output.clone()))
+    with torch.no_grad():
+        model(batch)
+    handle.remove()
+    rebuilt = torch.einsum("bkhw,kc->bchw", found.maps, found.concepts) + found.offset[:, None, None]
+    error = float((kept[0] - rebuilt).norm() / (kept[0] - found.offset[:, None, None]).norm())
+    assert error == pytest.approx(found.error, rel=1e-3)
+    assert 0 < error < 0.8
+    assert whycam.factorise(model, batch, "layer3[-2]", concepts=12).error < error
+
+
+def test_scores_add_up_to_the_logits_but_for_what_is_unexplained(model, batch):
+    found = whycam.factorise(model, batch, "layer4[-1]", concepts=10)
+    with torch.no_grad():
+        logits = model(batch)
+    rebuilt = found.maps.mean((2, 3)) @ found.scores + model.linear.bias.detach()
+    unexplained = (logits - rebuilt).abs().max() / logits.abs().max()
+    assert float(unexplained) < 0.5
+    correlation = np.corrcoef(logits.flatten().numpy(), rebuilt.flatten().numpy())[0, 1]
+    assert correlation > 0.9
+    own = whycam.factorise(model, batch, "layer4[-1]", concepts=10, classifier=lambda concepts: concepts[:, :4])
+    torch.testing.assert_close(own.scores, found.concepts[:, :4])
+
+
+def test_it_is_seeded_and_leaves_the_model_as_it_was(model, batch):
+    before = {name: (module.training, len(module._forward_hooks)) for name, module in model.named_modules()}
+    first = whycam.factorise(model, batch, "layer4[-1]", concepts=4)
+    torch.rand(1)
+    again = whycam.factorise(model, batch, "layer4[-1]", concepts=4)
+    torch.testing.assert_close(first.maps, again.maps, rtol=0, atol=0)
+    other = whycam.factorise(model, batch, "layer4[-1]", concepts=4, seed=1)
+    assert not torch.equal(first.maps, other.maps)
+    assert {name: (module.training, len(module._forward_hooks)) for name, module in model.named_modules()} == before
+
+
+def test_negative_activations_get_an_offset(model, batch):
+    found = whycam.factorise(model, batch, "layer3[-2].bn1", concepts=4)
+    assert float(found.offset.max()) <= 0
+    assert float(found.offset.min()) < 0
+    assert float(whycam.factorise(model, batch, "layer3[-2]", concepts=4).offset.abs().max()) == 0
+
+
+def test_mistakes_are_named(model, batch):
+    with pytest.raises(WhycamError, match="0 concepts cannot be told apart here: give a number from 1 to 128"):
+        whycam.factorise(model, batch, "layer4[-1]", concepts=0)
+    with pytest.raises(WhycamError, match="unknown layer 'layer9'"):
+        whycam.factorise(model, batch, "layer9")
+    broken = copy.deepcopy(model)
+    broken.layer4[-1].bn2.weight.data.fill_(float("nan"))
+    with pytest.raises(WhycamError, match=r"layer 'layer4.* gives NaN or infinite values"):
+        whycam.factorise(broken, batch)
