@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from whycam.cam.capture import capture
 from whycam.cam.head import pooled_linear_head
 from whycam.cam.inputs import Inputs, InputsLike
-from whycam.cam.layers import LayerLike, default_layer, resolve_layer
+from whycam.cam.layers import LayerLike, resolve_layer
 from whycam.cam.layout import Layout, detect_layout
 from whycam.cam.maps import resize
+from whycam.cam.survey import default_layer
 from whycam.errors import WhycamError
 from whycam.modules import unwrapped
 from whycam.seeds import generator
