@@ -153,6 +153,16 @@ def _explained(sub: argparse.ArgumentParser) -> None:
     )
 
 
+def _baseline(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--baseline",
+        type=int,
+        default=20,
+        metavar="N",
+        help="correct predictions per class to explain too, for comparison (default: 20)",
+    )
+
+
 def _dataset(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT_HELP)
     sub.add_argument("data", metavar="DATA", help=DATA_HELP)
@@ -163,6 +173,7 @@ def _dataset(sub: argparse.ArgumentParser) -> None:
 def _demo(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--out", default="demo", metavar="DIR", help="the study folder (default: demo)")
     _explained(sub)
+    _baseline(sub)
     _common(sub, batch_size=64)
 
 
@@ -203,6 +214,7 @@ def _study(sub: argparse.ArgumentParser) -> None:
     _dataset(sub)
     sub.add_argument("--out", required=True, metavar="DIR", help="the study folder: new, empty, or to be continued")
     _explained(sub)
+    _baseline(sub)
     _common(sub, batch_size=64)
 
 

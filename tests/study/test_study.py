@@ -25,7 +25,7 @@ from whycam.data import ArraySource, take
 from whycam.study import Config, run_study
 
 N = 120
-CONFIG = Config(methods=("gradcam", "hirescam"), limit=N)
+CONFIG = Config(methods=("gradcam", "hirescam"), limit=N, baseline=0)
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,7 @@ def test_folder_holds_what_the_design_says(study):
         "limit": N,
         "split": "test",
         "batch_size": 64,
+        "baseline": 0,
     }
     assert [(layer["path"], layer["channels"], layer["height"], layer["width"]) for layer in manifest["layers"]] == [
         ("layer2.0", 128, 16, 16),
@@ -222,7 +223,7 @@ run.PREDICTIONS_PER_PART, run.EXPLANATIONS_PER_PART = 16, 4
 def told(stage, done, total):
     print(stage, done, total, flush=True)
 source = take(whycam.open_source("bundled"), 120)
-config = Config(methods=("gradcam", "hirescam"), limit=120, batch_size=8)
+config = Config(methods=("gradcam", "hirescam"), limit=120, batch_size=8, baseline=0)
 run_study(*whycam.load("cifar10-resnet18"), source, sys.argv[1], config, progress=told)
 """
 
@@ -266,6 +267,38 @@ def test_killed_at_any_moment_it_says_so_and_continues(study, tmp_path):
     assert not (out / "parts").exists()
     # Finished parts were kept: the work told of is less than that of as many runs from the start.
     assert sum(line.startswith("predict") for line in repeated) < (kills + 1) * 16
+
+
+def test_right_predictions_stand_beside_the_errors(loaded, source, tmp_path, study):
+    """The first two of each class, for their class alone; what is said of the errors stays as it is without them."""
+    config = Config(methods=("gradcam", "hirescam"), limit=N, baseline=2)
+    done = run_study(*loaded, take(source, N), tmp_path / "study", config)
+    assert done.metrics["maps"] == study.metrics["maps"]
+    wrong = set(done.errors["index"].to_pylist())
+    rows = [row for row in done.maps.to_pylist() if row["index"] not in wrong]
+    assert {row["target"] for row in rows} == {"predicted"}
+    expected = []
+    for label in range(10):
+        of_class = [i for i in range(N) if source.labels[i] == label and i not in wrong]
+        expected += of_class[:2]
+    assert sorted({row["index"] for row in rows}) == sorted(expected)
+    assert all(row["class_index"] == source.labels[row["index"]] for row in rows)
+    assert len(rows) == 2 * 3 * len(expected)
+    assert len(done.images) == len(wrong)
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        (("gradcam", "sobel"), "Sobel gives no map of its own for each layer"),
+        (("refinecam",), "Refine-CAM gives no map of its own for each layer"),
+        (("gradcam", "guidedgradcam"), r"Guided Grad-CAM at layer2\[-2\] is not on the grid of Grad-CAM"),
+    ],
+)
+def test_methods_that_cannot_stand_side_by_side_are_refused(loaded, source, tmp_path, methods, message):
+    with pytest.raises(WhycamError, match=message):
+        run_study(*loaded, take(source, 5), tmp_path / "study", Config(methods=methods))
+    assert not (tmp_path / "study").exists()
 
 
 def test_progress_tells_of_every_stage(loaded, source, tmp_path):

@@ -123,6 +123,7 @@ def _study(options: Namespace, model: nn.Module, spec: ModelSpec, source: ImageS
         methods=tuple(options.methods),
         limit=options.limit,
         batch_size=options.batch_size,
+        baseline=options.baseline,
     )
     with console.progress() as show:
         finished = run_study(model, spec, source, options.out, config, progress=show)

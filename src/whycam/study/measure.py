@@ -19,7 +19,10 @@ def measure(predictions: pa.Table, maps: pa.Table, classes: Sequence[str]) -> di
     logits = np.stack(predictions["logits"].to_numpy())
     labels = predictions["label"].to_numpy().astype(np.int64)
     scores = score_classification(torch.from_numpy(logits), torch.from_numpy(labels))
-    return scores.to_dict(classes) | {"maps": summarise_maps(maps)}
+    # The maps of right predictions are there to compare with, not to be counted among the errors'.
+    wrong = predictions.filter(pc.invert(predictions["correct"]))["index"]
+    errors = maps.filter(pc.is_in(maps["index"], wrong.combine_chunks()))
+    return scores.to_dict(classes) | {"maps": summarise_maps(errors)}
 
 
 def summarise_maps(maps: pa.Table) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 from whycam.cam.explain import Explainer
+from whycam.cam.explanation import Explanation
 from whycam.cam.layers import resolve_layers
-from whycam.cam.methods import resolve_methods
+from whycam.cam.methods import Method, resolve_methods
 from whycam.cam.survey import default_layer
 from whycam.data.source import ImageSource, IndexArray
 from whycam.errors import WhycamError
@@ -54,14 +55,19 @@ class Config:
         methods: names of methods.
         limit: only for the record: the data were cut to their first so many images.
         batch_size: images at a time; does not change the result beyond rounding.
+        baseline: of each class the first so many correct predictions are explained too, for their class alone, so that
+            the errors' mean maps have something to be compared with.
     """
 
     layers: tuple[str, ...] | None = None
     methods: tuple[str, ...] = ("gradcam",)
     limit: int | None = None
     batch_size: int = 64
+    baseline: int = 20
 
     def __post_init__(self) -> None:
+        if self.baseline < 0:
+            raise WhycamError(f"the baseline must be 0 or more correct predictions per class, got {self.baseline}")
         if self.batch_size < 1:
             raise WhycamError(f"the batch size must be at least 1, got {self.batch_size}")
 
@@ -75,7 +81,7 @@ def run_study(
     *,
     progress: Progress = quiet,
 ) -> Study:
-    """Explain every error of ``model`` on ``source`` for its predicted and its true class.
+    """Explain every error of ``model`` on ``source`` for its predicted and its true class, and some right predictions.
 
     Killed at any moment, ``out`` holds a study that says it is incomplete; the same call continues it. A finished one
     is returned as it is.
@@ -155,7 +161,9 @@ class _Run:
             "limit": self.config.limit,
             "split": self.source.split,
             "batch_size": self.config.batch_size,
+            "baseline": self.config.baseline,
         }
+        _check_grids(methods, trial)
         layers = [
             {
                 "name": layer.name,
@@ -209,38 +217,47 @@ class _Run:
     def _explain(self) -> None:
         table = read_table(self.out / TABLES["predictions"])
         wrong = np.flatnonzero(~table["correct"].to_numpy())
+        right = _first_of_each(table, self.config.baseline)
         predicted = table["predicted"].to_numpy()
         explainer = Explainer(self.model, self.layers, self.config.methods)
         device = next(self.model.parameters()).device
-        total = len(wrong)
+        total = len(wrong) + len(right)
 
-        def batches(positions: range) -> Iterator[IndexArray]:
-            for start in range(positions.start, positions.stop, self.config.batch_size):
-                yield wrong[start : min(start + self.config.batch_size, positions.stop)]
+        def maps(chosen: IndexArray, targets: Sequence[str], before: int) -> Callable[[range], Iterator[pa.Table]]:
+            def rows(positions: range) -> Iterator[pa.Table]:
+                done = before + positions.start
+                for indices in self._batches(chosen, positions):
+                    classes = {
+                        "predicted": predicted[indices].astype(np.int64),
+                        "true": np.asarray(self.source.labels[indices], dtype=np.int64),
+                    }
+                    classes = {name: classes[name] for name in targets}
+                    inputs = self.spec.preprocess(self.source.read(indices).to(device))
+                    explained = explainer(inputs, {name: torch.from_numpy(index) for name, index in classes.items()})
+                    yield map_rows(indices, self._ids(indices), classes, explained)
+                    done += len(indices)
+                    self.progress("explain", done, total)
 
-        def maps(positions: range) -> Iterator[pa.Table]:
-            done = positions.start
-            for indices in batches(positions):
-                classes = {
-                    "predicted": predicted[indices].astype(np.int64),
-                    "true": np.asarray(self.source.labels[indices], dtype=np.int64),
-                }
-                inputs = self.spec.preprocess(self.source.read(indices).to(device))
-                explained = explainer(inputs, {name: torch.from_numpy(index) for name, index in classes.items()})
-                yield map_rows(indices, self._ids(indices), classes, explained)
-                done += len(indices)
-                self.progress("explain", done, total)
+            return rows
 
         def images(positions: range) -> Iterator[pa.Table]:
-            for indices in batches(positions):
+            for indices in self._batches(wrong, positions):
                 pixels = self.spec.preprocess.invert(self.spec.preprocess(self.source.read(indices)))
                 yield image_rows(indices, self._ids(indices), pixels)
 
-        for name, rows, schema in (("maps", maps, MAPS), ("images", images, IMAGES)):
-            if not (self.out / TABLES[name]).exists():
-                parts = write_missing(self._parts, name, total, EXPLANATIONS_PER_PART, rows)
-                assemble(self.out / TABLES[name], parts, schema)
+        if not (self.out / TABLES["maps"]).exists():
+            both = maps(wrong, ("predicted", "true"), 0), maps(right, ("predicted",), len(wrong))
+            parts = write_missing(self._parts, "maps", len(wrong), EXPLANATIONS_PER_PART, both[0])
+            parts += write_missing(self._parts, "baseline", len(right), EXPLANATIONS_PER_PART, both[1])
+            assemble(self.out / TABLES["maps"], parts, MAPS)
+        if not (self.out / TABLES["images"]).exists():
+            parts = write_missing(self._parts, "images", len(wrong), EXPLANATIONS_PER_PART, images)
+            assemble(self.out / TABLES["images"], parts, IMAGES)
         self.progress("explain", total, total)
+
+    def _batches(self, chosen: IndexArray, positions: range) -> Iterator[IndexArray]:
+        for start in range(positions.start, positions.stop, self.config.batch_size):
+            yield chosen[start : min(start + self.config.batch_size, positions.stop)]
 
     def _measure(self) -> None:
         predictions, maps = (read_table(self.out / TABLES[name]) for name in ("predictions", "maps"))
@@ -250,6 +267,31 @@ class _Run:
     def _ids(self, indices: Sequence[int] | np.ndarray[Any, Any]) -> list[str]:
         ids = self.source.ids
         return [ids[int(index)] for index in indices]
+
+
+def _first_of_each(predictions: pa.Table, count: int) -> IndexArray:
+    """The positions of each class's first ``count`` correct predictions, in the data set's order."""
+    label, correct = predictions["label"].to_numpy(), predictions["correct"].to_numpy()
+    chosen = [np.flatnonzero(correct & (label == value))[:count] for value in np.unique(label)]
+    return np.sort(np.concatenate(chosen)).astype(np.int64)
+
+
+def _check_grids(methods: Sequence[Method], trial: Explanation) -> None:
+    """A study lays maps of the same layer side by side: every method has to give one per layer, on the layer's grid."""
+    grids = {layer: raw.shape for (name, layer, _), raw in trial.maps.items() if name == methods[0].name}
+    for method in methods:
+        found = {key[1]: raw.shape for key, raw in trial.maps.items() if key[0] == method.name}
+        if found.keys() != trial.channels.keys():
+            raise WhycamError(
+                f"{method.title} gives no map of its own for each layer, so a study cannot lay it beside others; "
+                "whycam explain shows it"
+            )
+        for layer, shape in found.items():
+            if shape != grids[layer]:
+                raise WhycamError(
+                    f"{method.title} at {layer} is not on the grid of {methods[0].title}, so a study cannot lay them "
+                    "side by side; make a study of each, or use whycam explain"
+                )
 
 
 def _visible(folder: Path) -> str | None:
