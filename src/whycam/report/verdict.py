@@ -167,7 +167,7 @@ def manifest_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
                              f"{layer['width']})" for layer in manifest["layers"])),
         ("Methods", ", ".join(config["methods"])),
         ("Targets", ", ".join(config["targets"])),
-        ("Limit", "none" if config.get("limit") is None else f"{config['limit']:,} errors"),
+        ("Limit", "none" if config.get("limit") is None else f"the first {config['limit']:,} images"),
         ("Batch size", str(config.get("batch_size", ""))),
         ("Seed", "none: nothing is drawn at random" if manifest.get("seed") is None else str(manifest["seed"])),
         ("Device", str(manifest.get("device", ""))),
