@@ -16,7 +16,7 @@ from torch import nn
 import whycam
 from whycam import WhycamError
 from whycam.cam import Explainer, capture, resolve_layers
-from whycam.cam.targets import resolve_targets
+from whycam.cam.asking import resolve_targets
 
 STUDY_LAYERS = ["layer2[-2]", "layer3[-2]", "layer4[-1]"]
 METHODS = ["gradcam", "hirescam"]

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
+from whycam.cam.asking import freeze, scores_of
 from whycam.cam.inputs import Inputs
 from whycam.cam.layers import Layer
-from whycam.cam.targets import Target, freeze, scores_of
+from whycam.cam.targets import Target
 from whycam.errors import WhycamError
 from whycam.modules import first_tensor, in_eval_mode
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from whycam.cam.asking import resolve_targets
 from whycam.cam.explanation import Explanation
 from whycam.cam.inputs import Inputs, InputsLike
 from whycam.cam.layers import Layer, LayerLike, resolve_layers
@@ -15,7 +16,7 @@ from whycam.cam.layout import Layout
 from whycam.cam.methods.registry import INPUT, Method, MethodLike, resolve_methods
 from whycam.cam.run import Run
 from whycam.cam.survey import default_layer
-from whycam.cam.targets import TargetLike, resolve_targets
+from whycam.cam.targets import TargetLike
 from whycam.errors import WhycamError
 from whycam.modules import unwrapped
 
@@ -32,7 +33,7 @@ class Explainer:
         layers: names (``layer3[-2]``, ``layer3.0``) or modules; by default the model's own ``cam_layers``, or else the
             last spatial layer.
         methods: names (``gradcam``, ``fem(k=3)``) or method objects.
-        targets: what is explained unless a call says otherwise; see `whycam.cam.targets.resolve_targets`.
+        targets: what is explained unless a call says otherwise; see `whycam.cam.asking.resolve_targets`.
         layout: where channels and positions lie in the layers' outputs, for all or by layer name; detected by default.
         seed: of the methods that draw at random.
         differentiable: keep the graph, so that a loss on the maps can be trained with; layer methods only.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from whycam.cam.asking import score_rows
 from whycam.cam.capture import Trace, capture
 from whycam.cam.guided import guided_relu
 from whycam.cam.inputs import Inputs
@@ -17,7 +18,7 @@ from whycam.cam.layers import Layer
 from whycam.cam.layout import Layout, detect_layout
 from whycam.cam.methods.registry import INPUT, Method
 from whycam.cam.tail import Tail
-from whycam.cam.targets import Target, score_rows
+from whycam.cam.targets import Target
 from whycam.cam.views import LayerTrace, Scored
 from whycam.errors import WhycamError
 from whycam.modules import first_tensor, in_eval_mode

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from whycam.cam.asking import resolve_target
 from whycam.cam.inputs import Inputs, InputsLike
 from whycam.cam.layout import detect_layout
 from whycam.cam.maps import resize
 from whycam.cam.methods.registry import method
-from whycam.cam.targets import TargetLike, resolve_target
+from whycam.cam.targets import TargetLike
 from whycam.cam.views import LayerTrace
 from whycam.errors import WhycamError
 from whycam.modules import unwrapped
