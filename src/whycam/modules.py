@@ -17,11 +17,13 @@ from whycam.errors import WhycamError
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside the block; afterwards every single module has the mode it had before.
 
-    ``model.train()`` on the way out would not do: it would also switch on what the user had frozen.
+    ``model.train()`` on the way out would not do: it would also switch on what the user had frozen. Neither would
+    ``model.eval()`` on the way in, which some modules (adapters that merge their weights, say) do more in than switch.
     """
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
+        for module, _ in modes:
+            module.training = False
         yield
     finally:
         for module, training in modes:

@@ -222,7 +222,7 @@ def smoothgrad(model, image, _layers, class_index):
     spread = 0.15 * (image.max() - image.min())
     total = torch.zeros_like(image)
     for _ in range(16):
-        noise = torch.randn((1, *image.shape), generator=draw, dtype=torch.float32)[0].double()
+        noise = torch.randn(image.shape, generator=draw, dtype=torch.float32).double()
         total += _input_gradient(model, image + spread * noise, class_index)
     return (total / 16).sum(0).numpy()
 

@@ -39,9 +39,6 @@ def test_method_equals_its_float64_reference(double, batch, method):
 
 @pytest.mark.parametrize("method", sorted(WHOLE))
 def test_batch_is_one_by_one(batch, method):
-    """But for what is drawn at random: there every image has its own draw."""
-    if METHODS[method].name in ("smoothgrad", "smoothgradcam++"):
-        pytest.skip("each image of a batch has noise of its own")
     torch.manual_seed(0)
     small, images, layers = InPlace().double(), batch[:3].double(), ["act2"]
     targets = torch.tensor([1, 4, 2])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -83,6 +83,7 @@ def resolve_target(target: TargetLike) -> Target:
             )
         return ClassScore(int(target) if target.ndim == 0 else target.long())
     if isinstance(target, list | tuple):
+        target = [int(m) if isinstance(m, Tensor) and m.ndim == 0 and not m.is_floating_point() else m for m in target]
         if all(isinstance(index, int) and not isinstance(index, bool) for index in target):
             return ClassScore(torch.tensor(list(target), dtype=torch.long))
         return _PerImage(tuple(resolve_target(member) for member in target))
@@ -94,6 +95,13 @@ def resolve_target(target: TargetLike) -> Target:
     )
 
 
+def retargeted(target: Target, change: Callable[[Target], Target]) -> Target:
+    """What a method makes of a target; of a list of targets, of each of them."""
+    if isinstance(target, _PerImage):
+        return _PerImage(tuple(change(member) for member in target.members))
+    return change(target)
+
+
 @dataclass(frozen=True)
 class _PerImage:
     """A list of targets, one per image."""
@@ -103,7 +111,7 @@ class _PerImage:
     def __call__(self, logits: Tensor) -> Tensor:
         if len(self.members) != len(logits):
             raise WhycamError(f"{len(self.members)} targets are given for {len(logits)} images; give one each")
-        return torch.cat([member(row[None]) for member, row in zip(self.members, logits, strict=True)])
+        return torch.cat([scores_of(member, row[None]) for member, row in zip(self.members, logits, strict=True)])
 
     def at(self, rows: Tensor) -> _PerImage:
         return _PerImage(tuple(self.members[row] for row in rows.tolist()))

@@ -8,12 +8,13 @@ activations only, never into a weight and never below that leaf.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils.hooks import RemovableHandle
 
 from whycam.cam.asking import freeze, scores_of
@@ -97,14 +98,21 @@ def capture(
         root = given.images.detach().clone().requires_grad_() if rooted else None
         if root is not None:
             given = given.with_images(root)
-        with _recording(layers, outputs, leaf=bool(sloped)):
-            output = functional_call(model, parameters, given.args, given.kwargs)
+        # The parameters' stand-ins and the hooks stay until the backward pass is over: a checkpointed block runs again
+        # in it, and must find what it found before. Fused attention has no second derivative.
+        twice = bool(curvature) or differentiable
+        attention = sdpa_kernel(SDPBackend.MATH) if twice else nullcontext()
+        with (
+            _recording(layers, outputs, leaf=bool(sloped), batch=len(given.images)),
+            _reparametrize_module(model, parameters, tie_weights=True),
+            attention,
+        ):
+            output = model(*given.args, **given.kwargs)
             for layer in layers:
                 if layer.name not in outputs:
                     raise WhycamError(
                         f"layer {layer.name!r} did not run in the forward pass, so it cannot be explained"
                     )
-            # Still under the hooks: a checkpointed block runs again during the backward pass and must find them.
             logits = _leading(output, len(given.images), targets)
             fixed = {name: freeze(target, logits[: len(logits) // copies]) for name, target in targets.items()}
             scores = {name: _scores(target, logits, output, copies) for name, target in fixed.items()}
@@ -160,22 +168,27 @@ def _gradients(
                 raise WhycamError(f"the score of target {target!r} does not depend on layer {name!r}")
             slopes[name, target] = slope
             if bend:
-                curves[name, target] = _bend(slope, outputs[name])
+                curves[name, target] = _bend(slope, outputs[name], keep=keep)
     return slopes, curves
 
 
-def _bend(slope: Tensor, activation: Tensor) -> Tensor:
+def _bend(slope: Tensor, activation: Tensor, *, keep: bool) -> Tensor:
     """H·A: the derivative of Σ G·A in A, with the factor A held fixed; zero where G does not depend on A."""
     if not slope.requires_grad:
         return torch.zeros_like(activation)
     (product,) = torch.autograd.grad(
-        (slope * activation.detach()).sum(), activation, retain_graph=True, allow_unused=True
+        slope,
+        activation,
+        grad_outputs=activation if keep else activation.detach(),
+        retain_graph=True,
+        create_graph=keep,
+        allow_unused=True,
     )
     return torch.zeros_like(activation) if product is None else product
 
 
 @contextmanager
-def _recording(layers: Sequence[Layer], outputs: dict[str, Tensor], *, leaf: bool) -> Iterator[None]:
+def _recording(layers: Sequence[Layer], outputs: dict[str, Tensor], *, leaf: bool, batch: int) -> Iterator[None]:
     """Hook ``layers`` so that ``outputs`` receives what they return; the hooks are gone afterwards."""
 
     def hook_for(name: str) -> object:
@@ -184,6 +197,11 @@ def _recording(layers: Sequence[Layer], outputs: dict[str, Tensor], *, leaf: boo
             if tensor is None or tensor.ndim < 3:
                 shape = type(output).__name__ if tensor is None else f"a {tuple(tensor.shape)} tensor"
                 raise WhycamError(f"layer {name!r} returns {shape}; a map needs an output with positions, (B, C, h, w)")
+            if len(tensor) != batch:
+                raise WhycamError(
+                    f"layer {name!r} returns a {tuple(tensor.shape)} tensor for {batch} images: its first axis is not "
+                    "the images'; choose a layer before they are taken apart or after they are together again"
+                )
             if leaf and not tensor.requires_grad:
                 tensor = tensor.detach().requires_grad_()
             outputs[name] = tensor

@@ -81,12 +81,15 @@ class Explainer:
         """
         inputs = Inputs.of(images)
         _check(inputs.images, self._network)
-        if self._layers is None:
-            self._layers = (default_layer(self._network, inputs),)
+        layers = self._layers
+        if layers is None and all(method.scope == "input" for method in self._methods):
+            layers = ()
+        elif layers is None:
+            layers = self._layers = (default_layer(self._network, inputs),)
         named = resolve_targets(self.targets if targets is None else targets)
         layouts = {"": self.layout} if isinstance(self.layout, Layout) else self.layout
         try:
-            run = Run(self._network, inputs, self._layers, named, self._methods, layouts=layouts, seed=self.seed,
+            run = Run(self._network, inputs, layers, named, self._methods, layouts=layouts, seed=self.seed,
                       differentiable=self.differentiable)  # fmt: skip
         except RuntimeError as error:
             if (wrong := _channel_mismatch(self._network, inputs.images)) is not None:
@@ -99,7 +102,7 @@ class Explainer:
             inputs=inputs.images.detach(),
             channels={
                 layer.name: run.layout(layer.name).to_map(run.trace.activations[layer.name]).shape[1]
-                for layer in self._layers
+                for layer in layers
             },
         )
 
@@ -184,13 +187,13 @@ def _check_positions(name: str, shape: torch.Size) -> None:
 
 def _check(images: Tensor, model: nn.Module) -> None:
     takes: dict[type[nn.Module], int] = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
-    first = next((module for module in model.modules() if type(module) in takes), None)
-    axes = 4 if first is None else takes[type(first)]
-    if images.ndim != axes:
-        shape = {3: "(B, C, T)", 4: "(B, C, H, W)", 5: "(B, C, D, H, W)"}[axes]
+    axes = {takes[type(module)] for module in model.modules() if type(module) in takes} or {4}
+    if images.ndim not in axes:
+        shapes = {3: "(B, C, T)", 4: "(B, C, H, W)", 5: "(B, C, D, H, W)"}
         raise WhycamError(
-            f"images must have the shape {shape}, got {tuple(images.shape)}"
-            + ("; one image needs a batch axis: images[None]" if images.ndim == axes - 1 else "")
+            f"images must have the shape {' or '.join(shapes[count] for count in sorted(axes))}, "
+            f"got {tuple(images.shape)}"
+            + ("; one image needs a batch axis: images[None]" if images.ndim + 1 in axes else "")
         )
     if not len(images):
         raise WhycamError("the batch of images is empty")

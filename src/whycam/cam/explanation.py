@@ -46,7 +46,13 @@ class Explanation:
 
     @property
     def predicted(self) -> Tensor:
-        """(B,) index of the largest logit."""
+        """(B,) index of the largest logit.
+
+        Raises:
+            WhycamError: the network does not answer with (B, K) logits.
+        """
+        if self.logits.ndim != 2:
+            raise WhycamError(f"the network's output is {tuple(self.logits.shape)}: no class is predicted")
         return self.logits.argmax(dim=1)
 
     @property
@@ -164,9 +170,9 @@ class Explanation:
         return explanation_html(self)
 
     def _key(self, method: MethodLike | None, layer: str | None, target: str | None) -> Key:
-        from whycam.cam.methods.registry import Method, normalised
+        from whycam.cam.methods.registry import Method, canonical
 
-        name = method.name if isinstance(method, Method) else normalised(method) if method is not None else None
+        name = method.name if isinstance(method, Method) else canonical(method) if method is not None else None
         asked = (name, layer, target)
         chosen = list(self.maps)
         # What is named narrows down what the rest may be: a method may have maps of one layer only.

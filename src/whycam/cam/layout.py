@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from whycam.errors import WhycamError
 
+MOST_PREFIX = 8
+"""Tokens that may stand before a grid (class, distillation and register tokens) where the layout is not given."""
+
 Kind = Literal["channels-first", "channels-last", "tokens"]
 
 
@@ -56,9 +59,9 @@ class Layout:
 def detect_layout(output: Tensor, image_size: Sequence[int], module: nn.Module | None = None) -> Layout:
     """Recognise a layer's layout from its shape.
 
-    Four axes are channels-first unless only the other reading has the image's proportions, or the module normalises
-    its last axis. Three axes for a two-dimensional image are tokens: as few leading ones as possible are set aside so
-    that the rest fills a grid of the image's proportions.
+    As many axes as the images have are channels-first unless only the other reading has the image's proportions, or
+    the module normalises its last axis. Three axes for images and volumes are tokens: as few leading ones as possible
+    are set aside so that the rest fills the grid that some patch size gives.
 
     Args:
         output: the layer's output, (B, …).
@@ -66,15 +69,17 @@ def detect_layout(output: Tensor, image_size: Sequence[int], module: nn.Module |
         module: the layer, whose type may decide.
 
     Raises:
-        WhycamError: the tokens fill no grid of the image's proportions.
+        WhycamError: the tokens fill no such grid.
     """
     axes = len(image_size)
-    if output.ndim == 3 and axes == 2:
+    if output.ndim == 3 and axes >= 2:
         return _tokens(output, image_size)
+    normalises_last = isinstance(module, nn.LayerNorm) and tuple(module.normalized_shape) == (output.shape[-1],)
+    if output.ndim == axes + 2 and axes == 1 and normalises_last:
+        return Layout("channels-last")
     if output.ndim == axes + 2 and axes >= 2:
         first = _proportional(output.shape[2:], image_size)
         last = _proportional(output.shape[1:-1], image_size)
-        normalises_last = isinstance(module, nn.LayerNorm) and tuple(module.normalized_shape) == (output.shape[-1],)
         if last and (not first or normalises_last):
             return Layout("channels-last")
     return Layout()
@@ -90,16 +95,22 @@ def _proportional(grid: Sequence[int], image_size: Sequence[int]) -> bool:
 
 
 def _tokens(output: Tensor, image_size: Sequence[int]) -> Layout:
-    height, width = image_size
     tokens = output.shape[1]
-    step = math.gcd(height, width)
-    rows, columns = height // step, width // step
-    for prefix in range(min(tokens, 65)):
-        # Grids of the image's exact proportions are rows·k × columns·k.
-        multiple = math.isqrt((tokens - prefix) // (rows * columns))
-        if multiple and rows * columns * multiple**2 == tokens - prefix and step % multiple == 0:
-            return Layout("tokens", (rows * multiple, columns * multiple), prefix)
+    # What does not fill a patch is cut off by a convolution, or padded.
+    grids = {
+        grid
+        for patch in range(1, min(image_size) + 1)
+        for grid in (
+            tuple(size // patch for size in image_size),
+            tuple(-(-size // patch) for size in image_size),
+        )
+        if 0 <= tokens - math.prod(grid) <= MOST_PREFIX
+    }
+    if grids:
+        grid = max(grids, key=math.prod)
+        return Layout("tokens", grid, tokens - math.prod(grid))
+    size = "×".join(map(str, image_size))
     raise WhycamError(
-        f"{tokens} tokens fill no grid of the proportions of a {height}×{width} image; "
+        f"{tokens} tokens fill no grid of the proportions of a {size} image; "
         "give the layout: whycam.Layout('tokens', grid=(rows, columns), prefix=tokens before the grid)"
     )

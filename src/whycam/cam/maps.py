@@ -71,11 +71,11 @@ def resize(maps: Tensor, size: Sequence[int], interpolation: Interpolation = "bi
 
 
 def to_unit(raw: Tensor) -> Tensor:
-    """Each map stretched so that its smallest value is 0 and its largest 1; a constant map becomes 0."""
+    """Each map stretched so that its smallest value is 0 and its largest 1; a constant map becomes 0, NaN stays."""
     flat = raw.flatten(1)
     shape = (-1, *[1] * (raw.ndim - 1))
     low, high = flat.amin(dim=1).view(shape), flat.amax(dim=1).view(shape)
-    return torch.where(high > low, (raw - low) / torch.where(high > low, high - low, 1), 0)
+    return torch.where(high == low, 0, (raw - low) / torch.where(high == low, 1, high - low))
 
 
 def heatmaps(

@@ -35,9 +35,7 @@ def _figure(explanation: Explanation, index: int) -> str:
     explanation.plot(index).savefig(buffer, format="png", dpi=_DPI)
     source = b64encode(buffer.getvalue()).decode("ascii")
     words = escape(in_words(explanation, index), quote=True)
-    caption = (
-        f"Image {index}: class {int(explanation.predicted[index])} predicted. Native grids; colour bars in raw units."
-    )
+    caption = f"Image {index}: {_verdict(explanation, index)}. Native grids; colour bars in raw units."
     return (
         f'<figure style="margin:0 0 1em"><img src="data:image/png;base64,{source}" alt="{words}" '
         f'style="max-width:100%;height:auto"><figcaption>{caption}</figcaption></figure>'
@@ -47,7 +45,7 @@ def _figure(explanation: Explanation, index: int) -> str:
 def in_words(explanation: Explanation, index: int) -> str:
     """One image's maps in numbers: grid, raw range, peak and flags of each."""
     flags = explanation.flags
-    sentences = [f"Image {index}, class {int(explanation.predicted[index])} predicted."]
+    sentences = [f"Image {index}, {_verdict(explanation, index)}."]
     for key, maps in explanation.maps.items():
         method, layer, target = key
         raw = maps[index]
@@ -65,3 +63,9 @@ def _peak(raw: Tensor) -> str:
     if not float(finite.flatten()[place]) > 0:
         return ""
     return f", peak at row {place // raw.shape[1] + 1}, column {place % raw.shape[1] + 1}"
+
+
+def _verdict(explanation: Explanation, index: int) -> str:
+    if explanation.logits.ndim != 2:
+        return "no class predicted"
+    return f"class {int(explanation.predicted[index])} predicted"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from whycam.cam.asking import score_rows
+from whycam.cam.asking import retargeted, score_rows
 from whycam.cam.capture import Trace, capture
 from whycam.cam.guided import guided_relu
 from whycam.cam.inputs import Inputs
@@ -67,7 +67,7 @@ class Run:
             for name in self.names:
                 mine = self.target_name(name, method)
                 if method.retarget is not None:
-                    asked[mine] = method.retarget(targets[name])
+                    asked[mine] = retargeted(targets[name], method.retarget)
                 if method.needs_gradients and method.scope != "input":
                     sloped[mine] = None
                 if "curvature" in method.needs:

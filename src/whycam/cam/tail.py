@@ -43,6 +43,7 @@ class Tail:
         self.model, self.layer, self.inputs = model, layer, inputs.detached()
         self.why_all: str | None = None
         self._split: Split | None = None
+        self._runs = 1
         self._feeds: dict[fx.Node, _Feed] = {}
         self._values: Environment = {}
         try:
@@ -60,8 +61,13 @@ class Tail:
         return self._split.run_tail(self.model, outputs.clone(), given)
 
     def _run_all(self, outputs: Tensor, rows: Tensor) -> object:
+        ran = 0
+
         def replace(_module: nn.Module, _inputs: object, output: object) -> object:
-            return with_first_tensor(output, outputs.clone())
+            # A module that runs several times was captured at its last run: only that one is another's.
+            nonlocal ran
+            ran += 1
+            return with_first_tensor(output, outputs.clone()) if ran == self._runs else None
 
         given = self._rows(rows)
         handle = self.layer.module.register_forward_hook(replace)
@@ -103,6 +109,7 @@ class Tail:
             logits = first_tensor(self.model(*given.args, **given.kwargs))
         finally:
             handle.remove()
+        self._runs = len(seen)
         if len(seen) != 1:
             raise UntraceableError(f"the layer runs {len(seen)} times")
         output = seen[0]
@@ -126,7 +133,7 @@ class Tail:
             return different
         coarse = expected.dtype.itemsize < 4 or torch.is_autocast_enabled(output.device.type)
         tolerance = 1e-2 if coarse else 1e-5 if expected.dtype.itemsize < 8 else 1e-12
-        scale = float(expected.abs().max()) if expected.numel() else 0.0
+        scale = float(expected.abs().nan_to_num(posinf=0.0).max()) if expected.numel() else 0.0
         same = torch.allclose(actual, expected, rtol=0, atol=tolerance * scale, equal_nan=True)
         return None if same else different
 

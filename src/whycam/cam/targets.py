@@ -80,11 +80,11 @@ class Predicted:
 
     def __call__(self, logits: Tensor) -> Tensor:
         """(B, K) → (B,)."""
-        return _pick(logits, logits.argmax(dim=1))  # amax would share the gradient among equal logits
+        return _pick(logits, _predicted(logits))  # amax would share the gradient among equal logits
 
     def freeze(self, logits: Tensor) -> ClassScore:
         """The classes predicted now: what altered images are to be asked about."""
-        return ClassScore(logits.argmax(dim=1))
+        return ClassScore(_predicted(logits))
 
     def __repr__(self) -> str:
         return "Predicted()"
@@ -108,7 +108,7 @@ class Finer:
 
     def freeze(self, logits: Tensor) -> Finer:
         """With the class and its similar ones as they are now."""
-        index = logits.argmax(dim=1) if self.index is None else _indices(logits, self.index)
+        index = _predicted(logits) if self.index is None else _indices(logits, self.index)
         if self.similar is not None:
             return Finer(index, self.alpha, self.count, self.similar)
         others = logits.detach().scatter(1, index[:, None], float("-inf"))
@@ -203,6 +203,14 @@ class Segmentation:
         """The same for the images at ``rows`` (n,)."""
         per_image = self.mask is not None and self.mask.ndim == 3
         return Segmentation(self.index, _at(self.mask, rows)) if per_image and self.mask is not None else self
+
+
+def _predicted(logits: Tensor) -> Tensor:
+    if logits.ndim != 2:
+        raise WhycamError(
+            f"the model's output is {tuple(logits.shape)}, which predicts no class: give a target, whycam.Output() say"
+        )
+    return logits.argmax(dim=1)
 
 
 def _pick(logits: Tensor, index: int | Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from whycam.cam.methods.gradient import weighted
 from whycam.cam.methods.registry import method
@@ -23,11 +22,24 @@ def random(trace: LayerTrace) -> Tensor:
 @method("Sobel", paper="control: Sobel & Feldman, 1968", needs=(), scope="input")
 def sobel(trace: LayerTrace) -> Tensor:
     """The image's edges, the gradient magnitude of its grey values: what a map looks like that sees no network."""
-    grey = trace.activations.mean(dim=1, keepdim=True)
-    kernel = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]).to(grey)
-    padded = F.pad(grey, (1, 1, 1, 1), mode="replicate")
-    across, down = (F.conv2d(padded, k[None, None])[:, 0] for k in (kernel, kernel.T))
-    return (across.square() + down.square()).sqrt()
+    grey = trace.activations.mean(dim=1)
+    axes = range(1, grey.ndim)
+    total = torch.zeros_like(grey)
+    for along in axes:
+        part = grey
+        for axis in axes:
+            before, after = _neighbours(part, axis)
+            part = after - before if axis == along else before + 2 * part + after
+        total += part.square()
+    return total.sqrt()
+
+
+def _neighbours(values: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """The values one step before and after along an axis; at the edge, the edge itself."""
+    size = values.shape[axis]
+    first, last = values.narrow(axis, 0, 1), values.narrow(axis, size - 1, 1)
+    before = torch.cat([first, values.narrow(axis, 0, size - 1)], dim=axis)
+    return before, torch.cat([values.narrow(axis, 1, size - 1), last], dim=axis)
 
 
 @method("Center", paper="control: a Gaussian in the image's middle", needs=(), scope="input")

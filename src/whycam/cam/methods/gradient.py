@@ -160,7 +160,7 @@ def refinecam(traces: list[LayerTrace]) -> Tensor:
 def smoothgradcam_plus_plus(trace: LayerTrace, n: int = 4, sigma: float = 0.3) -> Tensor:
     """Grad-CAM++ with G, G² and G³ averaged over noisy copies of the image (n copies, σ in input units)."""
     network = trace.network
-    shape = (n, *network.images.shape)
+    shape = (n, 1, *network.images.shape[1:])  # all images meet the same noise
     key = f"noise n={n} sigma={sigma}"
 
     def noisy(images: Tensor) -> Tensor:

@@ -101,7 +101,8 @@ def groupcam(trace: LayerTrace, groups: int = 32, quantile: float = 0.7, batch_s
     parts = (maps * weights.view(*weights.shape, *[1] * (maps.ndim - 2))).tensor_split(_cuts(maps.shape[1], groups), 1)
     masks = torch.stack([part.sum(dim=1) for part in parts], dim=1).relu()
     flat = masks.flatten(2)
-    bound = torch.quantile(flat, quantile, dim=2, keepdim=True)
+    # One image at a time: torch takes no quantile of more than 2²⁴ numbers.
+    bound = torch.stack([torch.quantile(one, quantile, dim=1, keepdim=True) for one in flat])
     masks = torch.where(flat > bound, flat, 0).view_as(masks)
     chosen = live(masks)
     blank = blurred(images)

@@ -68,6 +68,7 @@ def smoothgrad(trace: LayerTrace, n: int = 16, sigma: float = 0.15) -> Tensor:
     draw = trace.network.generator("smoothgrad", n)
     rows, total = torch.arange(len(images)), torch.zeros_like(images)
     for _ in range(n):
-        noise = torch.randn(images.shape, generator=draw, dtype=torch.float32).to(images)
+        # All images meet the same noise, so that none depends on which others it is explained with.
+        noise = torch.randn(images.shape[1:], generator=draw, dtype=torch.float32).to(images)
         total += _gradient(trace, images + spread * noise, rows)
     return (total / n).sum(dim=1)

@@ -161,6 +161,14 @@ def find_method(name: str) -> Method:
     return METHODS[base].using(**_options(name, options)) if options else METHODS[base]
 
 
+def canonical(name: str) -> str:
+    """The name under which a method's maps are found, however it was written; an unknown one comes back normalised."""
+    try:
+        return find_method(name).name
+    except WhycamError:
+        return normalised(name)
+
+
 @cache
 def load_entry_points() -> None:
     """Import what other packages offer as methods; done once, at the first unknown name and for listings."""
