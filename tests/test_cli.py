@@ -79,7 +79,7 @@ def test_help_has_an_example(name):
 
 def test_every_command_is_listed():
     listed = command("--help").stdout
-    assert all(re.search(rf"^ +{name} ", listed, re.MULTILINE) for name in COMMANDS)
+    assert all(re.search(rf"^ +{name}\b", listed, re.MULTILINE) for name in COMMANDS)
 
 
 def test_evaluate_for_people_and_machines(folder):
@@ -171,6 +171,14 @@ def test_images_that_cannot_be_read(tmp_path, image):
     assert not out.exists()
 
 
+def test_images_of_one_name_are_refused(image, tmp_path):
+    twin = tmp_path / image.name
+    twin.write_bytes(image.read_bytes())
+    sentence = refused("explain", "cifar10-resnet18", image, twin, "--out", tmp_path / "out")
+    assert "have the same name, and so would their figures" in sentence
+    assert not (tmp_path / "out").exists()
+
+
 def test_unknown_names(image, tmp_path):
     study = ["study", "cifar10-resnet18", "bundled", "--out", tmp_path / "out"]
     assert refused(*study, "--layers", "layer3[-9]").startswith("unknown layer 'layer3[-9]' (did you mean layer3")
@@ -182,6 +190,7 @@ def test_unknown_names(image, tmp_path):
     assert "device 'cudaa' is not available" in refused("evaluate", "cifar10-resnet18", "bundled", "--device", "cudaa")
     assert "--limit must be at least 1" in refused(*study, "--limit", 0)
     assert "batch size must be at least 1" in refused(*study, "--batch-size", 0)
+    assert "batch size must be at least 1" in refused("evaluate", "cifar10-resnet18", "bundled", "--batch-size", 0)
     assert "train" in refused("evaluate", "cifar10-resnet18", "bundled", "--split", "train")
     assert not (tmp_path / "out").exists()
 

@@ -217,3 +217,36 @@ def test_unwritable_place(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(WhycamError, match="cannot be written: part of the path is a file"):
         save_checkpoint(tmp_path / "file" / "run", resnet18(), ModelSpec("resnet18", ()))
+
+
+def test_damaged_and_odd_weights_are_one_sentence(tmp_path):
+    from whycam.models.resnet import resnet18
+
+    state = resnet18(10).state_dict()
+    torch.save(state, tmp_path / "whole.pth")
+    content = bytearray((tmp_path / "whole.pth").read_bytes())
+    directory = content.rindex(b"PK\x01\x02")
+    content[directory : directory + 4] = b"XXXX"
+    (tmp_path / "directory.pth").write_bytes(content)
+    torch.save(state | {"linear.bias": torch.tensor(0.0)}, tmp_path / "scalar.pth")
+    torch.save(state | {"linear.weight": state["linear.weight"].to(torch.complex64)}, tmp_path / "complex.pth")
+    torch.save(state | {"linear.weight": state["linear.weight"].long()}, tmp_path / "whole-numbers.pth")
+    for name, message in [
+        ("directory.pth", "not a readable PyTorch file"),
+        ("scalar.pth", "are those of none of"),
+        ("complex.pth", "linear.weight holds torch.complex64 values"),
+        ("whole-numbers.pth", "linear.weight holds torch.int64 values"),
+    ]:
+        with pytest.raises(WhycamError, match=message):
+            whycam.load(tmp_path / name)
+
+
+def test_a_checkpoint_named_by_its_weights_is_checked_too(tmp_path, loaded):
+    folder = whycam.save_checkpoint(tmp_path / "run", *loaded)
+    assert whycam.load(folder / "model.safetensors")[1].classes == loaded[1].classes
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-3] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    for path in (folder, folder / "model.safetensors"):
+        with pytest.raises(WhycamError, match="checksum mismatch"):
+            whycam.load(path)

@@ -301,6 +301,23 @@ def test_methods_that_cannot_stand_side_by_side_are_refused(loaded, source, tmp_
     assert not (tmp_path / "study").exists()
 
 
+def test_a_study_is_not_complete_before_it_is_published(loaded, source, tmp_path):
+    """Whatever stops the drawing of what people look at: the study says it is incomplete, and goes on."""
+    out, drawn = tmp_path / "study", []
+
+    def fail(done):
+        drawn.append(len(done.errors))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_study(*loaded, take(source, 20), out, Config(), publish=fail)
+    with pytest.raises(WhycamError, match=r"this study is incomplete \(stopped at: publish\)"):
+        Study.load(out)
+    done = run_study(*loaded, take(source, 20), out, Config(), publish=lambda done: drawn.append(len(done.errors)))
+    assert drawn == [len(done.errors)] * 2
+    assert Study.load(out).manifest["status"] == "complete"
+
+
 def test_progress_tells_of_every_stage(loaded, source, tmp_path):
     told = []
     run_study(

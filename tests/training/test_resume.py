@@ -7,6 +7,7 @@ import os
 import random
 import resource
 import signal
+import sys
 import time
 
 import pytest
@@ -218,3 +219,29 @@ def test_resuming_nothing_or_rubbish_is_refused(tmp_path):
     torch.save({"header": Tiny(10)}, tmp_path / "text" / "state.pt")
     with pytest.raises(WhycamError, match=r"state\.pt: this is not a whycam training state, or it is damaged"):
         run(tmp_path / "text", resume=True)
+
+
+def test_a_stop_during_an_evaluation_is_heard(tmp_path, monkeypatch):
+    """After an epoch as well as at the very end; the run goes on to the same weights."""
+    # The package's names of these modules are functions.
+    loop, train = (sys.modules[f"whycam.training.{name}"] for name in ("loop", "train"))
+    evaluate = loop.evaluate
+    reference = run(tmp_path / "reference")
+    for place, at in [(loop, 2), (train, 2)]:
+        folder, count = tmp_path / place.__name__, [0]
+
+        def signalled(*arguments, count=count, at=at, **options):
+            count[0] += 1
+            if count[0] == at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return evaluate(*arguments, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(place, "evaluate", signalled)
+            stopped = run(folder)
+        assert not stopped.finished
+        assert not (folder / "config.json").exists()
+        finished = run(folder, resume=True)
+        assert finished.finished
+        assert finished.evaluations == reference.evaluations
+        assert (folder / "model.safetensors").read_bytes() == (tmp_path / "reference/model.safetensors").read_bytes()

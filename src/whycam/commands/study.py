@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -15,6 +15,9 @@ from whycam.device import pick_device
 from whycam.errors import WhycamError, require_study_packages
 from whycam.files import replacing, writing
 from whycam.models import ModelSpec, load
+
+if TYPE_CHECKING:
+    from whycam.study.single import ExplainedImage
 
 BUNDLED_MODEL = "cifar10-resnet18"
 BUNDLED_DATA = "bundled"
@@ -71,35 +74,50 @@ def explain(options: Namespace) -> None:
     require_study_packages("explaining images")
     model, spec = load(options.checkpoint, device=pick_device(options.device))
     _say_notes(spec)
-    explained = explain_files(
-        model,
-        spec,
-        [Path(image) for image in options.images],
-        layers=options.layers,
-        methods=options.methods,
-        targets=options.target,
-    )
+    paths = [Path(image) for image in options.images]
+    _refuse_namesakes(paths)
     out = Path(options.out)
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
+    explained = explain_files(
+        model, spec, paths, layers=options.layers, methods=options.methods, targets=options.target
+    )
     results = []
-    for image in explained:
-        figure = _save_figure(image.explanation, out / f"{image.path.name}.whycam.png")
-        ranking = [{"class": name, "probability": probability} for name, probability in image.ranking]
-        facts = _map_facts(image.explanation)
-        results.append({"image": str(image.path), "figure": str(figure), "ranking": ranking, "maps": facts})
-        if not options.json:
-            top = ", ".join(f"{name} {console.percent(probability)}" for name, probability in image.ranking[:3])
-            console.say(f"{image.path}: {top}")
-            for fact in facts:
-                flags = f" ({', '.join(fact['flags'])})" if fact["flags"] else ""
-                console.say(
-                    f"  {fact['method']} {fact['layer']} for {fact['target']}: from {fact['raw_min']:.3g} to "
-                    f"{fact['raw_max']:.3g}, sum {fact['raw_sum']:.3g}, logit {fact['score']:.3g}{flags}"
-                )
-            console.say(f"  figure: {figure}")
+    with console.progress() as show:
+        for image in explained:
+            with writing(out):
+                out.mkdir(parents=True, exist_ok=True)
+            figure = _save_figure(image.explanation, out / f"{image.path.name}.whycam.png")
+            ranking = [{"class": name, "probability": probability} for name, probability in image.ranking]
+            facts = _map_facts(image.explanation)
+            results.append({"image": str(image.path), "figure": str(figure), "ranking": ranking, "maps": facts})
+            show("explain", len(results), len(paths))
+            if not options.json:
+                _say_image(image, figure, facts)
     if options.json:
         console.say_json({"images": results})
+
+
+def _refuse_namesakes(paths: list[Path]) -> None:
+    """Figures are named after their images: two of one name would be written over each other."""
+    seen: dict[str, Path] = {}
+    for path in paths:
+        if path.name in seen:
+            raise WhycamError(
+                f"{seen[path.name]} and {path} have the same name, and so would their figures: explain them into "
+                "different folders with --out"
+            )
+        seen[path.name] = path
+
+
+def _say_image(image: ExplainedImage, figure: Path, facts: list[dict[str, Any]]) -> None:
+    top = ", ".join(f"{name} {console.percent(probability)}" for name, probability in image.ranking[:3])
+    console.say(f"{image.path}: {top}")
+    for fact in facts:
+        flags = f" ({', '.join(fact['flags'])})" if fact["flags"] else ""
+        console.say(
+            f"  {fact['method']} {fact['layer']} for {fact['target']}: from {fact['raw_min']:.3g} to "
+            f"{fact['raw_max']:.3g}, sum {fact['raw_sum']:.3g}, logit {fact['score']:.3g}{flags}"
+        )
+    console.say(f"  figure: {figure}")
 
 
 def _open(options: Namespace) -> tuple[nn.Module, ModelSpec, ImageSource]:
@@ -125,9 +143,13 @@ def _study(options: Namespace, model: nn.Module, spec: ModelSpec, source: ImageS
         batch_size=options.batch_size,
         baseline=options.baseline,
     )
+    drawn: list[Path] = []
     with console.progress() as show:
-        finished = run_study(model, spec, source, options.out, config, progress=show)
-        page = publish(finished, progress=show)
+        finished = run_study(
+            model, spec, source, options.out, config, progress=show,
+            publish=lambda done: drawn.append(publish(done, progress=show)),
+        )  # fmt: skip
+        page = drawn[0] if drawn else publish(finished, progress=show)
     metrics = finished.metrics
     if options.json:
         console.say_json(

@@ -26,6 +26,7 @@ from whycam.training import (
     TrainingResult,
     find_recipe,
     hold_out,
+    read_history,
     train_seeds,
 )
 from whycam.training import lr_find as range_test
@@ -60,9 +61,6 @@ def train(options: Namespace) -> None:
             runs = list(summary.runs)
     if not is_first_process():
         return
-    for run in runs:
-        if run.history:
-            write_curves(run.history, run.folder / CURVES)
     if not runs[-1].finished:
         raise KeyboardInterrupt(f"{runs[-1].folder} is saved; the same command with --resume continues it")
     if options.json:
@@ -84,15 +82,20 @@ class RunLog:
         self._view = stack.enter_context(live_view())
         self._events = stack.enter_context(ExitStack()) if events else None
         self._event_log: Listener | None = None
+        self._folder: Path | None = None
 
     def __call__(self, event: Progress | EpochRecord) -> None:
         """Pass an event on."""
         self._view(event)
         if self._event_log is not None:
             self._event_log(event)
+        if isinstance(event, EpochRecord) and self._folder is not None:
+            # Again after every epoch, so that a run that ends early has its curves.
+            write_curves(read_history(self._folder), self._folder / CURVES)
 
     def begin(self, folder: Path) -> None:
         """The next events belong to the run in ``folder``."""
+        self._folder = folder
         if self._events is not None:
             self._events.close()
             self._event_log = self._events.enter_context(tensorboard(folder / "tensorboard"))

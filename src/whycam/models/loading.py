@@ -103,10 +103,10 @@ def _read(checkpoint: str | Path) -> tuple[dict[str, Tensor], ModelSpec]:
     if not path.is_file():
         known = near_misses(str(checkpoint), BUNDLED)
         raise WhycamError(f"{checkpoint}: no such checkpoint; give a file, a folder, or a bundled name{known}")
+    if path.name == WEIGHTS_FILE and (path.parent / CONFIG_FILE).is_file():
+        return _read(path.parent)  # the weights of a checkpoint folder: with its description and its checksum
     if path.suffix == ".safetensors":
         state = _network_tensors(_read_safetensors(path), path)
-        if (path.parent / CONFIG_FILE).is_file():
-            return state, read_config(path.parent / CONFIG_FILE)
     else:
         state = _network_tensors(_read_pytorch(path), path)
     return state, _infer_spec(state, path)
@@ -143,8 +143,11 @@ def _read_pytorch(path: Path) -> Any:
 def _refuse_inflating_archive(path: Path) -> None:
     if not zipfile.is_zipfile(path):
         return
-    with zipfile.ZipFile(path) as archive:
-        unpacked = sum(member.file_size for member in archive.infolist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise WhycamError(f"{path}: not a readable PyTorch file, perhaps truncated or of another kind") from error
     if unpacked > _MAX_UNPACKED_BYTES or unpacked > 100 * path.stat().st_size + 2**20:
         raise WhycamError(
             f"{path}: would unpack to {unpacked / 2**30:.1f} GiB, which no checkpoint of ours does: refused"
@@ -195,7 +198,8 @@ def _matches(state: Mapping[str, Tensor], architecture: str) -> bool:
     with torch.device("meta"):
         expected = set(ARCHITECTURES[architecture](10).state_dict())
     counters = {name for name in expected if name.endswith("num_batches_tracked")}
-    return expected - counters <= set(state) <= expected
+    # The classifier's bias tells how many classes there are, so it is looked at before anything is built.
+    return expected - counters <= set(state) <= expected and state["linear.bias"].ndim == 1
 
 
 def _build(state: Mapping[str, Tensor], spec: ModelSpec, checkpoint: str | Path) -> nn.Module:
@@ -215,6 +219,8 @@ def _build(state: Mapping[str, Tensor], spec: ModelSpec, checkpoint: str | Path)
                 f"{checkpoint}: {name} has the shape {tuple(source.shape)}; {spec.architecture} for 32×32 input "
                 f"needs {tuple(target.shape)}"
             )
+        if source.is_floating_point() != target.is_floating_point():
+            raise WhycamError(f"{checkpoint}: {name} holds {source.dtype} values; a network needs {target.dtype} ones")
         if source.is_floating_point() and not bool(source.isfinite().all()):
             raise WhycamError(
                 f"{checkpoint}: {name} holds NaN or infinite values; the network was not trained to an end"

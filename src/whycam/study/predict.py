@@ -83,6 +83,8 @@ def evaluate(
     Raises:
         WhycamError: there is no image, or the classes are not the network's.
     """
+    if batch_size < 1:
+        raise WhycamError(f"the batch size must be at least 1, got {batch_size}")
     check_classes(spec, source)
     if not len(source):
         raise WhycamError(f"{source.name}: there is no image to evaluate")

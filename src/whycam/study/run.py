@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -80,6 +81,7 @@ def run_study(
     config: Config | None = None,
     *,
     progress: Progress = quiet,
+    publish: Callable[[Study], object] | None = None,
 ) -> Study:
     """Explain every error of ``model`` on ``source`` for its predicted and its true class, and some right predictions.
 
@@ -93,12 +95,14 @@ def run_study(
         out: a folder: new, empty, or holding this very study, finished or not.
         config: layers, methods, batch size.
         progress: told (stage, done, total).
+        publish: called with the study when its tables are done and before it calls itself complete, to add what people
+            look at.
 
     Raises:
         WhycamError: the folder holds something else or cannot be written, a layer or method is unknown, or the data
             do not fit the network.
     """
-    return _Run(model, spec, source, Path(out), config or Config(), progress).run()
+    return _Run(model, spec, source, Path(out), config or Config(), progress, publish).run()
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +113,7 @@ class _Run:
     out: Path
     config: Config
     progress: Progress
+    publish: Callable[[Study], object] | None
 
     def run(self) -> Study:
         check_classes(self.spec, self.source)
@@ -127,6 +132,10 @@ class _Run:
             stage()
             timings[name] = round(timings.get(name, 0.0) + time.perf_counter() - start, 3)
         manifest |= {"files": manifests.digests(self.out), "peak_memory_mib": manifests.peak_memory_mib()}
+        if self.publish is not None:
+            write_json(self.out / MANIFEST, manifest | {"stage": "publish"})
+            metrics = json.loads((self.out / METRICS).read_bytes())
+            self.publish(Study(self.out, manifest | {"status": "complete", "stage": "complete"}, metrics))
         # Parts go first: a kill in between leaves an incomplete study whose tables are all there.
         shutil.rmtree(self._parts)
         write_json(self.out / MANIFEST, manifest | {"status": "complete", "stage": "complete"})

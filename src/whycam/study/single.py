@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +56,7 @@ def explain_files(
     layers: Sequence[str] | None,
     methods: Sequence[str],
     targets: Sequence[str] = (),
-) -> list[ExplainedImage]:
+) -> Iterator[ExplainedImage]:
     """Explain each file for its predicted class, and for each named one.
 
     Args:
@@ -76,14 +76,16 @@ def explain_files(
     device = next(model.parameters()).device
     # All files are read before any is explained: a bad one is said at once.
     inputs = [spec.preprocess(read_image(path).to(device)) for path in paths]
-    result = []
-    for path, image in zip(paths, inputs, strict=True):
-        explained = explainer(image)
-        probabilities = explained.logits[0].softmax(dim=0).cpu()
-        order = probabilities.argsort(descending=True).tolist()
-        ranking = tuple((spec.classes[index], float(probabilities[index])) for index in order)
-        result.append(ExplainedImage(path, ranking, explained))
-    return result
+
+    def results() -> Iterator[ExplainedImage]:
+        for path, image in zip(paths, inputs, strict=True):
+            explained = explainer(image)
+            probabilities = explained.logits[0].softmax(dim=0).cpu()
+            order = probabilities.argsort(descending=True).tolist()
+            ranking = tuple((spec.classes[index], float(probabilities[index])) for index in order)
+            yield ExplainedImage(path, ranking, explained)
+
+    return results()
 
 
 def read_image(path: Path) -> Tensor:

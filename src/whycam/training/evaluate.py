@@ -50,17 +50,29 @@ class Evaluation:
         return cls(**{name: values[name] for name in names}, per_class=tuple(values["per_class"]))
 
 
+class StoppedError(Exception):
+    """An evaluation was asked to stop before its end."""
+
+
 @torch.no_grad()
 def predict(
-    model: nn.Module, data: DeviceData, *, view: View = "plain", batch_size: int = 500, bf16: bool = False
+    model: nn.Module,
+    data: DeviceData,
+    *,
+    view: View = "plain",
+    batch_size: int = 500,
+    bf16: bool = False,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Tensor:
-    """(N, K) float32 logits of a network in its present mode.
+    """(N, K) float32 logits of a network in its present mode; ``stop`` is asked before every batch.
 
     ``view`` is "plain"; "flip": the mean of the image's and its mirror image's logits; "six": as in Jordan (2024,
     arXiv:2404.00498), half of that and half of the same for the image moved by one pixel diagonally, to either side.
     """
     answers = []
     for start in range(0, len(data), batch_size):
+        if stop():
+            raise StoppedError
         x, _ = data.plain(start, start + batch_size)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
             answers.append(_VIEWS[view](lambda batch: model(batch).float(), x))
@@ -110,12 +122,23 @@ def calibration_error(confidence: Tensor, right: Tensor, bins: int = 15) -> floa
     return float(gap.abs().sum() / len(confidence))
 
 
-def evaluate(model: nn.Module, data: DeviceData, *, view: View = "plain", bf16: bool = False) -> Evaluation:
-    """Evaluate a network in eval mode; its mode is afterwards as before."""
+def evaluate(
+    model: nn.Module,
+    data: DeviceData,
+    *,
+    view: View = "plain",
+    bf16: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+) -> Evaluation:
+    """Evaluate a network in eval mode; its mode is afterwards as before.
+
+    Raises:
+        StoppedError: ``stop`` said so.
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        return measure(predict(model, data, view=view, bf16=bf16), data.labels)
+        return measure(predict(model, data, view=view, bf16=bf16, stop=stop), data.labels)
     finally:
         for module, training in modes:
             module.training = training

@@ -18,7 +18,7 @@ from whycam.training.augment import Plan, plan_epoch
 from whycam.training.averaging import Averager
 from whycam.training.device_data import DeviceData
 from whycam.training.distributed import Processes
-from whycam.training.evaluate import evaluate
+from whycam.training.evaluate import StoppedError, evaluate
 from whycam.training.history import EpochRecord, Progress, write_history
 from whycam.training.optim import load_optimizer_tensors, make_optimizer, optimizer_tensors, set_rates
 from whycam.training.schedule import schedule
@@ -85,8 +85,16 @@ class Loop:
                     self.save()
                 if stop:
                     return False
-            self.finish_epoch()
+            try:
+                self.finish_epoch()
+            except StoppedError:
+                self.save()
+                return False
         return True
+
+    def asked_to_stop(self) -> bool:
+        """Whether any process was."""
+        return self.processes.any(self.stop())[0]
 
     def step(self, plan: Plan) -> None:
         """One optimiser step on this process's share of the next batch."""
@@ -152,7 +160,7 @@ class Loop:
         tested: dict[str, Any] = {}
         if (epoch + 1) % recipe.evaluate_every == 0 or epoch + 1 == recipe.epochs:
             with self.averaged():
-                result = evaluate(self.model, self.test, bf16=self.bf16)
+                result = evaluate(self.model, self.test, bf16=self.bf16, stop=self.asked_to_stop)
             tested = {"test_loss": result.loss, "test_correct": result.correct, "test_images": result.images}
         self.position = Position(epoch + 1, 0)
         self.meters = Meters.zero(self.device)

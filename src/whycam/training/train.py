@@ -25,7 +25,7 @@ from whycam.seeds import derive_seed
 from whycam.suggest import near_misses
 from whycam.training.device_data import DeviceData
 from whycam.training.distributed import processes
-from whycam.training.evaluate import VIEWS, Evaluation, View, evaluate
+from whycam.training.evaluate import VIEWS, Evaluation, StoppedError, View, evaluate
 from whycam.training.history import EpochRecord
 from whycam.training.loop import Listener, Loop
 from whycam.training.recipe import Recipe
@@ -125,7 +125,11 @@ def train(
         with torch.backends.cudnn.flags(enabled=True, benchmark=True):
             with enough_for_batchnorm():
                 finished = loop.run()
-            evaluations = _finish(loop, train_source, preprocess) if finished else {}
+            try:
+                evaluations = _finish(loop, train_source, preprocess) if finished else {}
+            except StoppedError:
+                # All epochs are done and saved: what is left to do is to evaluate.
+                finished, evaluations = False, {}
         team.wait()
     return TrainingResult(out, recipe, seed, finished, tuple(loop.history), evaluations)
 
@@ -152,7 +156,7 @@ def _finish(loop: Loop, source: ImageSource, preprocess: Preprocess) -> dict[Vie
         written = read_config(config).training["evaluations"]
         return {view: Evaluation.from_dict(written[view]) for view in VIEWS}
     with loop.averaged():
-        evaluations = {view: evaluate(loop.model, loop.test, view=view) for view in VIEWS}
+        evaluations = {view: evaluate(loop.model, loop.test, view=view, stop=loop.asked_to_stop) for view in VIEWS}
         if loop.processes.first:
             spec = ModelSpec(
                 loop.recipe.architecture, tuple(source.classes), preprocess, training=_record(loop, evaluations)
