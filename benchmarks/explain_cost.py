@@ -134,7 +134,7 @@ def incumbent(model, images, modules, ends, places, slow):
     for name, where in places:
         # One object per layer: a single one would average the layers into one map.
         cams = [pgc.GradCAM(model=model, target_layers=[layer]) for layer in where]
-        yield f"pytorch-grad-cam: Grad-CAM, {name}", lambda cams=cams: [cam(input_tensor=images) for cam in cams]
+        yield f"pytorch-grad-cam: Grad-CAM, {name}", lambda cams=cams: [cam(input_tensor=images, targets=None) for cam in cams]
     if not slow:
         return
     kinds = [
@@ -151,7 +151,7 @@ def incumbent(model, images, modules, ends, places, slow):
 
     yield "pytorch-grad-cam: ten gradient methods, three layers, two targets", ten
     refine = pgc.RefineCAM(model=model, target_layers=ends)
-    yield "pytorch-grad-cam: Refine-CAM, four stages", lambda: refine(input_tensor=images)
+    yield "pytorch-grad-cam: Refine-CAM, four stages", lambda: refine(input_tensor=images, targets=None)
 
 
 def measure(candidates, rounds):

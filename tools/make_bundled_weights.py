@@ -3,8 +3,9 @@
     python tools/make_bundled_weights.py RUN CIFAR10 [--seeds SEEDS.json]
 
 RUN is a finished run of ``whycam train`` (the seed-0 run, not the best of several), CIFAR10 anything that whycam opens
-as CIFAR-10. Both the run's own fp32 weights and their fp16 form are evaluated on the official test set; the card quotes
-both. SEEDS.json is what ``whycam train --seeds`` writes: with it the card states mean and spread over seeds.
+as CIFAR-10. The run's record says what its fp32 weights came to; their fp16 form is evaluated here, on the official
+test set, in the views that are asked for; the card quotes both. SEEDS.json is what ``whycam train --seeds`` writes:
+with it the card states mean and spread over seeds.
 """
 
 from __future__ import annotations
@@ -35,23 +36,32 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("cifar10")
     parser.add_argument("--seeds", type=Path)
+    parser.add_argument("--views", nargs="+", choices=VIEWS, default=VIEWS)
     parser.add_argument("--out", type=Path, default=FOLDER)
     options = parser.parse_args()
     model, spec = whycam.load(options.run)
     test = whycam.open_source(options.cifar10, "test")
     data = DeviceData(test, spec.preprocess, torch.device("cpu"))
-    single = {view: evaluate(model, data, view=view) for view in VIEWS}
-    half = half_precision(model)
-    stored = {view: evaluate(half, data, view=view) for view in VIEWS}
     training = dict(spec.training)
-    training["evaluations_fp32"] = {view: result.to_dict() for view, result in single.items()}
+    single = {view: Evaluation.from_dict(values) for view, values in training["evaluations"].items()}
+    half = half_precision(model)
+    stored = {view: evaluate(half, data, view=view) for view in options.views}
+    training["evaluations_fp32"] = training["evaluations"]
     training["evaluations"] = {view: result.to_dict() for view, result in stored.items()}
     spec = dataclasses.replace(spec, training=training)
     save_checkpoint(options.out, half, spec, dtype=torch.float16)
     seeds = json.loads(options.seeds.read_text()) if options.seeds else None
     (options.out / "README.md").write_text(card(spec.training, spec.classes, test, single, stored, seeds))
-    for view in VIEWS:
-        sys.stdout.write(f"{view:<5} fp32 {single[view].correct}, fp16 {stored[view].correct} of {len(test)} right\n")
+    for view, result in stored.items():
+        sys.stdout.write(f"{view:<5} fp32 {single[view].correct}, fp16 {result.correct} of {len(test)} right\n")
+
+
+def _right(result: Evaluation | None) -> str:
+    return "not measured" if result is None else f"{result.correct:,} ({result.accuracy:.2%})"
+
+
+def _quality(result: Evaluation | None) -> str:
+    return "– | –" if result is None else f"{result.loss:.4f} | {result.ece:.4f}"
 
 
 def half_precision(model: nn.Module) -> nn.Module:
@@ -77,8 +87,7 @@ def card(
     hours = training["seconds"] / 3600
     views = {"plain": "plain", "flip": "with the mirror image", "six": "six views"}
     accuracy = "\n".join(
-        f"| {name} | {single[view].correct:,} ({single[view].accuracy:.2%}) | "
-        f"{stored[view].correct:,} ({stored[view].accuracy:.2%}) | {stored[view].loss:.4f} | {stored[view].ece:.4f} |"
+        f"| {name} | {_right(single.get(view))} | {_right(stored.get(view))} | {_quality(stored.get(view))} |"
         for view, name in views.items()
     )
     per_class = "\n".join(
