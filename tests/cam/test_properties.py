@@ -51,9 +51,10 @@ class Network(nn.Module):
         return self.head(self.blocks(self.stem(x)).mean((2, 3)))
 
 
+# Strided three times, nothing but a single position would be left.
 KINDS = st.lists(
     st.sampled_from(["plain", "in-place", "residual", "reused", "grouped", "strided"]), min_size=1, max_size=4
-)
+).filter(lambda kinds: kinds.count("strided") <= 2)
 
 
 @st.composite
