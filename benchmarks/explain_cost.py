@@ -134,7 +134,10 @@ def incumbent(model, images, modules, ends, places, slow):
     for name, where in places:
         # One object per layer: a single one would average the layers into one map.
         cams = [pgc.GradCAM(model=model, target_layers=[layer]) for layer in where]
-        yield f"pytorch-grad-cam: Grad-CAM, {name}", lambda cams=cams: [cam(input_tensor=images, targets=None) for cam in cams]
+        yield (
+            f"pytorch-grad-cam: Grad-CAM, {name}",
+            lambda cams=cams: [cam(input_tensor=images, targets=None) for cam in cams],
+        )
     if not slow:
         return
     kinds = [

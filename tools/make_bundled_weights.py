@@ -53,7 +53,7 @@ def main() -> None:
     seeds = json.loads(options.seeds.read_text()) if options.seeds else None
     (options.out / "README.md").write_text(card(spec.training, spec.classes, test, single, stored, seeds))
     for view, result in stored.items():
-        sys.stdout.write(f"{view:<5} fp32 {single[view].correct}, fp16 {result.correct} of {len(test)} right\n")
+        sys.stdout.write(f"{view:<5} fp32 {_right(single.get(view))}, fp16 {_right(result)}\n")
 
 
 def _right(result: Evaluation | None) -> str:

@@ -64,7 +64,7 @@ class Loop:
         self.meters = Meters.zero(self.device)
         self.history: list[EpochRecord] = []
         self.images, self.seconds = 0, 0.0
-        # Of this session alone, for the rate and the time left.
+        # Since this start alone, for the rate and the time left.
         self.images_here, self.pixels_here = 0, 0
         self.started = self.clock = self.saved = time.monotonic()
 
