@@ -32,8 +32,8 @@ def reuse_freed_memory() -> None:
     """Let this process keep freed memory for its next allocations, where the C library is glibc.
 
     Training on a CPU frees and allocates tensors of many megabytes in every step. By default each goes back to the
-    operating system, which hands out zeroed pages again: about a fifth of a step, measured with
-    ``benchmarks/training_throughput.py``. The price is that the process's memory never shrinks, so this is for programs
+    operating system, which hands out zeroed pages again: a part of every step that computes nothing.
+    The price is that the process's memory never shrinks, so this is for programs
     of ours and not for a library's caller.
     """
     if not sys.platform.startswith("linux"):
