@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from whycam.modules import in_eval_mode
 from whycam.training.device_data import DeviceData
 
 View = Literal["plain", "flip", "six"]
@@ -135,10 +136,5 @@ def evaluate(
     Raises:
         StoppedError: ``stop`` said so.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with in_eval_mode(model):
         return measure(predict(model, data, view=view, bf16=bf16, stop=stop), data.labels)
-    finally:
-        for module, training in modes:
-            module.training = training
