@@ -132,7 +132,8 @@ cifar10-resnet18 CIFAR10` gives the plain numbers again.
 
 - Recipe: `{json.dumps(changed)}`
 - Seed {training["seed"]}; {training["images"]:,} images in {hours:.2f} hours by the clock on a
-  {training["device"]} device, processes: {training["processes"]}, arithmetic {recipe["precision"]}, torch {training["torch"]}.
+  {training["device"]} device, processes: {training["processes"]}, arithmetic {recipe["precision"]},
+  torch {training["torch"]}.
 - Training images SHA-256 `{training["train_data_sha256"]}`, test images `{training["test_data_sha256"]}`
   (digests over labels and pixels, whatever file they come from).
 - `config.json` holds the whole record: the recipe, one line per epoch, all evaluations.
