@@ -2,7 +2,8 @@
 
     python benchmarks/training_throughput.py [--recipe record] [--rounds 7] [--set precision=fp32 …] [--json FILE]
 
-Three candidates take turns in every round, so that a machine whose speed drifts slows all of them alike:
+Three candidates take turns in every round, so that a machine whose speed drifts slows all of them alike. A turn is a few
+steps in a row, after one that is not counted: a training finds its caches and its memory as its own last step left them.
 
 - the step of ``whycam train``: augmentation, forward, backward, optimiser, averaging, on the recipe's batch;
 - the bare convolutions of the same network: every convolution's forward and both its gradients, on tensors of the same
@@ -61,9 +62,13 @@ def our_step(recipe, source: ArraySource, device: torch.device, folder: Path, te
     plan = plan_epoch(recipe, len(data), data.side, 0, 0).to(device)
     loop.network.train()
 
+    taken = 0
+
     def step() -> None:
-        # Always the same step: the rates and the batch are then the same too.
-        loop.position = Position(1, 0)
+        nonlocal taken
+        # The same few steps over and over: as many as it takes to have the average updated once.
+        loop.position = Position(1, taken % min(recipe.averaging_every, loop.steps))
+        taken += 1
         loop.step(plan)
 
     return step
@@ -150,6 +155,10 @@ def matrix_rate(device: torch.device, size: int = 8192) -> float:
 
 
 def timed(run: Callable[[], object], device: torch.device, times: int) -> float:
+    """Seconds per call, over ``times`` calls after one that is not counted."""
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
     start = time.perf_counter()
     for _ in range(times):
         run()
@@ -168,13 +177,13 @@ def main() -> None:
     parser.add_argument("--recipe", default="record")
     parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--repeat", type=int, help="steps per round (default: 1 on a CPU, 20 on a GPU)")
+    parser.add_argument("--repeat", type=int, help="steps per turn (default: 5 on a CPU, 20 on a GPU)")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     reuse_freed_memory()
     with processes() as team, tempfile.TemporaryDirectory() as folder:
         device = team.device
-        repeat = options.repeat or (20 if device.type == "cuda" else 1)
+        repeat = options.repeat or (20 if device.type == "cuda" else 5)
         recipe = find_recipe(options.recipe, options.set)
         recipe = recipe.override({"precision": _precision(recipe, device)})
         side = recipe.crop_size(0, 32)
@@ -185,8 +194,8 @@ def main() -> None:
             "plain loop": plain_loop(source, recipe.batch_size, device),
         }
         seconds: dict[str, list[float]] = {name: [] for name in candidates}
-        for name, run in candidates.items():
-            timed(run, device, 2 if name != "plain loop" else 1)
+        for run in candidates.values():
+            timed(run, device, 1)
         for _ in range(options.rounds):
             for name, run in candidates.items():
                 seconds[name].append(timed(run, device, repeat))
