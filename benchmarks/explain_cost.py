@@ -1,13 +1,17 @@
 """What an explanation costs, in units of the fastest bare forward pass of the same batch.
 
-    python benchmarks/explain_cost.py [--network cifar] [--batch 64] [--rounds 15] [--slow-peers] [--json FILE]
+    python benchmarks/explain_cost.py [--network cifar] [--batch 64] [--rounds 15] [--device cpu] [--slow-peers]
+                                      [--where] [--json FILE]
 
 All candidates take turns in every round, so that a machine whose speed drifts slows all of them alike; quoted is the
 median over the rounds of time / (fastest bare forward of that round), with the quartiles. Peers are measured in the
 same rounds where they are installed: pytorch-grad-cam, torch-cam, captum; what takes them more than about ten forward
 passes is measured with --slow-peers alone. ``--network resnet50`` and ``vit-b16`` are 224×224 networks with random
 weights (they need transformers). The last column is by how much, in MiB, the process's peak memory grew in a
-candidate's first turn: a lower bound on what it takes, since memory that was freed before is used again.
+candidate's first turn: a lower bound on what it takes, since memory that was freed before is used again; on a GPU it
+is the peak of what that turn allocated. ``--where`` says where a processor's time goes: what each kind of operator
+takes of a bare forward pass and of Grad-CAM at three layers, as the profiler sees it (which costs time itself), in
+units of that bare forward pass.
 """
 
 from __future__ import annotations
@@ -42,8 +46,13 @@ class Logits(nn.Module):
         return self.network(x).logits
 
 
-def build(name, batch):
+def build(name, batch, device):
     """(model, images, layers from shallow to deep, the stages' ends)."""
+    model, images, layers, stages = _build(name, batch)
+    return model.to(device), images.to(device), layers, stages
+
+
+def _build(name, batch):
     if name == "cifar":
         model, spec = whycam.load("cifar10-resnet18")
         images = spec.preprocess(whycam.open_source("bundled").read(range(batch)))
@@ -77,7 +86,7 @@ def bare_forwards(model, images):
 
 def ours(model, images, layers, stages):
     classes = model(images[:1]).shape[1]
-    targets = {"predicted": None, "true": torch.arange(len(images)) % classes}
+    targets = {"predicted": None, "true": torch.arange(len(images), device=images.device) % classes}
     cases = {
         "Grad-CAM, last layer": (layers[-1:], ["gradcam"], None),
         "Grad-CAM, three layers": (layers, ["gradcam"], None),
@@ -157,19 +166,56 @@ def incumbent(model, images, modules, ends, places, slow):
     yield "pytorch-grad-cam: Refine-CAM, four stages", lambda: refine(input_tensor=images, targets=None)
 
 
-def measure(candidates, rounds):
+def measure(candidates, rounds, device):
+    def finish():
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
     added = {}
     for name, run in candidates.items():
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_allocated(device)
+            run()
+            added[name] = (torch.cuda.max_memory_allocated(device) - before) / 2**20
+            continue
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         run()
         added[name] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     times = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, run in candidates.items():
+            finish()
             start = time.perf_counter()
             run()
+            finish()
             times[name].append(time.perf_counter() - start)
     return times, added
+
+
+KINDS = {
+    "convolutions, forward": ("aten::mkldnn_convolution", "aten::_conv", "aten::cudnn_convolution"),
+    "convolutions, backward": ("aten::convolution_backward",),
+    "matrix products": ("aten::addmm", "aten::bmm", "aten::mm"),
+    "normalisation": ("aten::native_batch_norm", "aten::native_layer_norm"),
+}
+
+
+def where_the_time_goes(candidates, names, rounds):
+    """Print the profiler's own times by kind of operator, of each named candidate; the first one is the unit."""
+    unit = None
+    for name in names:
+        candidates[name]()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            for _ in range(rounds):
+                candidates[name]()
+        kinds = dict.fromkeys([*KINDS, "all else"], 0.0)
+        for event in profiler.key_averages():
+            kind = next((kind for kind, starts in KINDS.items() if event.key.startswith(starts)), "all else")
+            kinds[kind] += event.self_cpu_time_total
+        unit = unit or sum(kinds.values())
+        shares = ", ".join(f"{kind} {time / unit:.2f}" for kind, time in kinds.items() if time / unit >= 0.005)
+        print(f"{name}: {sum(kinds.values()) / unit:.2f}, of which {shares}")
 
 
 def main():
@@ -177,21 +223,23 @@ def main():
     parser.add_argument("--network", choices=["cifar", "resnet50", "vit-b16"], default="cifar")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--device", default="cpu", type=torch.device)
     parser.add_argument("--slow-peers", action="store_true")
+    parser.add_argument("--where", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
-    model, images, layers, stages = build(options.network, options.batch)
+    model, images, layers, stages = build(options.network, options.batch, options.device)
     bare = bare_forwards(model, images)
     candidates = bare | dict(ours(model, images, layers, stages))
     candidates |= dict(peers(model, images, layers, stages, options.slow_peers))
-    times, added = measure(candidates, options.rounds)
+    times, added = measure(candidates, options.rounds, options.device)
 
     units = [min(times[name][i] for name in bare) for i in range(options.rounds)]
-    threads = torch.get_num_threads()
-    print(
-        f"{options.network}, torch {torch.__version__}, {threads} threads, batch {options.batch}, n = {options.rounds}"
-    )
+    where = f"{torch.get_num_threads()} threads"
+    if options.device.type == "cuda":
+        where = torch.cuda.get_device_name(options.device)
+    print(f"{options.network}, torch {torch.__version__}, {where}, batch {options.batch}, n = {options.rounds}")
     print(f"{'':<66} median   (quartiles)        memory")
     result = {}
     for name, seconds in times.items():
@@ -199,6 +247,9 @@ def main():
         low, middle, high = statistics.quantiles(ratios, n=4)
         result[name] = {"median": middle, "quartiles": [low, high], "memory_mib": added[name]}
         print(f"{name:<66} {middle:6.2f}   ({low:.2f} to {high:.2f})   {added[name]:6.0f}")
+    if options.where:
+        fastest = min(bare, key=lambda name: statistics.median(times[name]))
+        where_the_time_goes(candidates, [fastest, "whycam: Grad-CAM, three layers"], options.rounds)
     if options.json:
         record = {"network": options.network, "rounds": options.rounds, "batch": options.batch, "ratios": result}
         options.json.write_text(json.dumps(record, indent=2))

@@ -2,8 +2,9 @@
 
     python benchmarks/training_throughput.py [--recipe record] [--rounds 7] [--set precision=fp32 …] [--json FILE]
 
-Three candidates take turns in every round, so that a machine whose speed drifts slows all of them alike. A turn is a few
-steps in a row, after one that is not counted: a training finds its caches and its memory as its own last step left them.
+Three candidates take turns in every round, so that a machine whose speed drifts slows all of them alike. A turn is a
+few steps in a row, after one that is not counted: a training finds its caches and its memory as its own last step left
+them.
 
 - the step of ``whycam train``: augmentation, forward, backward, optimiser, averaging, on the recipe's batch;
 - the bare convolutions of the same network: every convolution's forward and both its gradients, on tensors of the same
