@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 from tiny import run
@@ -41,6 +42,26 @@ def test_a_pipe_gets_lines_only():
         listen(PROGRESS)
         listen(RECORD)
     assert file.getvalue().splitlines() == ["Epoch 1", batch_line(PROGRESS), *epoch_lines(RECORD)]
+
+
+def test_a_pipe_hears_within_an_epoch_now_and_then(monkeypatch):
+    """A line a minute, however many steps there are, counted from whatever was said last."""
+    now = [0.0]
+    monkeypatch.setattr("whycam.training.live.time.monotonic", lambda: now[0])
+    file = io.StringIO()
+    said = []
+    with live_view(file) as listen:
+        for second in range(1, 391):
+            now[0] = float(second)
+            before = file.tell()
+            listen(replace(PROGRESS, step=second))
+            if file.tell() > before:
+                said.append(second)
+            if second == 100:
+                listen(RECORD)
+    assert said == [60, 160, 220, 280, 340]
+    first = file.getvalue().splitlines()[0]
+    assert first == "Epoch 1/20, 60 of 391: Loss=0.5432 Batch_id=59 Accuracy=81.23, 1,234 images/s, 1:02:03 left"
 
 
 def test_a_terminal_gets_a_bar_with_rate_and_time_left():

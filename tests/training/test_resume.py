@@ -16,7 +16,7 @@ from tiny import RECIPE, Tiny, run, slow_steps, small
 
 from whycam.errors import WhycamError
 from whycam.training.history import EpochRecord, Progress, read_history
-from whycam.training.state import load_state
+from whycam.training.state import Position, State, load_state, save_state
 from whycam.training.train import stop_on_signal
 
 KILLS = 20
@@ -175,6 +175,36 @@ def test_a_full_disk_is_one_sentence_and_the_last_state_survives(tmp_path):
     assert load_state(tmp_path / "run" / "state.pt").position.epoch == 2
     assert not list((tmp_path / "run").glob(".*"))
     assert run(tmp_path / "run", resume=True).finished
+
+
+def test_an_interrupt_at_any_moment_of_a_write_leaves_a_whole_state(tmp_path):
+    """torch's writer would hide it behind an error of its own."""
+    path, draw, weights = tmp_path / "state.pt", random.Random(0), {"model": {"w": torch.zeros(1_000_000)}}
+    ends = {"written": 0, "interrupted": 0}
+
+    def save(epoch):
+        save_state(path, State({}, Position(epoch), weights, (0.0, 0, 0), 0, 0.0, []))
+
+    began = time.monotonic()
+    save(0)
+    usual = time.monotonic() - began
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        for epoch in range(1, 61):
+            last = load_state(path).position.epoch
+            try:
+                signal.setitimer(signal.ITIMER_REAL, draw.uniform(1e-6, usual))
+                save(epoch)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                ends["written"] += 1
+            except KeyboardInterrupt:
+                ends["interrupted"] += 1
+            assert load_state(path).position.epoch in (last, epoch)
+            assert list(tmp_path.iterdir()) == [path]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert ends["interrupted"] >= 10
 
 
 def test_resuming_another_run_is_refused(tmp_path):

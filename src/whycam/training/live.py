@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,17 @@ def batch_line(progress: Progress) -> str:
     return f"Loss={progress.batch_loss:.4f} Batch_id={progress.step - 1} Accuracy={100 * progress.accuracy:.2f}"
 
 
+def progress_line(progress: Progress) -> str:
+    """``Epoch 3/20, 120 of 391: Loss=… Batch_id=… Accuracy=…, 102 images/s, 1:02:03 left``."""
+    where = f"Epoch {progress.epoch}/{progress.epochs}, {progress.step} of {progress.steps}"
+    return f"{where}: {batch_line(progress)}, {pace(progress)}"
+
+
+def pace(progress: Progress) -> str:
+    """``102 images/s, 1:02:03 left``."""
+    return f"{progress.images_per_second:,.0f} images/s, {duration(progress.seconds_left)} left"
+
+
 def epoch_lines(record: EpochRecord) -> list[str]:
     """``Max Learning Rate: …`` and, for an epoch that was evaluated, ``Test set: Average loss: …, Accuracy: …``."""
     lines = [f"Max Learning Rate: {record.max_lr:.6g}"]
@@ -30,11 +42,12 @@ def epoch_lines(record: EpochRecord) -> list[str]:
 
 
 @contextmanager
-def live_view(file: IO[str] | None = None) -> Iterator[Listener]:
+def live_view(file: IO[str] | None = None, *, every: float = 60.0) -> Iterator[Listener]:
     """A listener that writes the study's log, and on a terminal a bar with images/s and the time left.
 
     Args:
         file: where to; standard error by default.
+        every: where that is no terminal, a line says how far an epoch is after so many seconds without another line.
 
     Raises:
         MissingExtraError: rich is not installed.
@@ -53,20 +66,24 @@ def live_view(file: IO[str] | None = None) -> Iterator[Listener]:
         TextColumn("{task.percentage:>3.0f}%  {task.fields[line]}  {task.fields[rate]}"),
     )
     latest: Progress | None = None
+    spoken = time.monotonic()
     with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
         task = bars.add_task("", total=None, epoch="", line="", rate="")
 
         def listen(event: Progress | EpochRecord) -> None:
-            nonlocal latest
+            nonlocal latest, spoken
             if isinstance(event, Progress):
                 latest = event
+                if not console.is_terminal and event.step < event.steps and time.monotonic() - spoken >= every:
+                    console.print(progress_line(event))
+                    spoken = time.monotonic()
                 bars.update(
                     task,
                     completed=event.step,
                     total=event.steps,
                     epoch=f"{event.epoch}/{event.epochs}",
                     line=batch_line(event),
-                    rate=f"{event.images_per_second:,.0f} images/s, {duration(event.seconds_left)} left",
+                    rate=pace(event),
                 )
                 return
             console.print(f"Epoch {event.epoch}")
@@ -74,6 +91,7 @@ def live_view(file: IO[str] | None = None) -> Iterator[Listener]:
                 console.print(batch_line(latest))
             for line in epoch_lines(event):
                 console.print(line)
+            spoken = time.monotonic()
 
         yield listen
 

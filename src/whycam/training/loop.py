@@ -129,8 +129,8 @@ class Loop:
 
     def report(self, batch_loss: float, lr: float) -> None:
         """Stop if the loss has diverged; tell the listener where the run is."""
-        if not math.isfinite(batch_loss):
-            raise self.diverged(f"the loss became {batch_loss} at a learning rate of {lr:g}")
+        if self.processes.any(not math.isfinite(batch_loss))[0]:
+            raise self.diverged(f"the loss is no longer finite at a learning rate of {lr:g}")
         if self.listener is None:
             return
         meters, position, elapsed = self.meters, self.position, time.monotonic() - self.started

@@ -17,6 +17,7 @@ from torch import nn
 
 from whycam.data.preprocess import CIFAR10, Preprocess
 from whycam.data.source import ImageSource
+from whycam.device import device_name
 from whycam.errors import WhycamError
 from whycam.files import writing
 from whycam.models.checkpoint import CONFIG_FILE, ModelSpec, read_config, save_checkpoint
@@ -126,7 +127,7 @@ def train(
             with enough_for_batchnorm():
                 finished = loop.run()
             try:
-                evaluations = _finish(loop, train_source, preprocess) if finished else {}
+                evaluations = _finish(loop, train_source, test_source, preprocess) if finished else {}
             except StoppedError:
                 # All epochs are done and saved: what is left to do is to evaluate.
                 finished, evaluations = False, {}
@@ -149,7 +150,9 @@ def initial_model(
     return model.to(device=device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
 
 
-def _finish(loop: Loop, source: ImageSource, preprocess: Preprocess) -> dict[View, Evaluation]:
+def _finish(
+    loop: Loop, train_source: ImageSource, test_source: ImageSource, preprocess: Preprocess
+) -> dict[View, Evaluation]:
     """Evaluate the final (averaged) weights in fp32 and write them; what a finished run has written is read back."""
     config = loop.folder / CONFIG_FILE
     if config.exists():
@@ -158,10 +161,15 @@ def _finish(loop: Loop, source: ImageSource, preprocess: Preprocess) -> dict[Vie
     with loop.averaged():
         evaluations = {view: evaluate(loop.model, loop.test, view=view, stop=loop.asked_to_stop) for view in VIEWS}
         if loop.processes.first:
-            spec = ModelSpec(
-                loop.recipe.architecture, tuple(source.classes), preprocess, training=_record(loop, evaluations)
+            record = {
+                "train_data": f"{train_source.name} ({train_source.split})",
+                "test_data": f"{test_source.name} ({test_source.split})",
+                **_record(loop, evaluations),
+            }
+            classes = tuple(train_source.classes)
+            save_checkpoint(
+                loop.folder, loop.model, ModelSpec(loop.recipe.architecture, classes, preprocess, training=record)
             )
-            save_checkpoint(loop.folder, loop.model, spec)
     return evaluations
 
 
@@ -177,6 +185,7 @@ def _record(loop: Loop, evaluations: Mapping[View, Evaluation]) -> dict[str, Any
         "images": loop.images,
         "seconds": round(loop.seconds, 1),
         "device": loop.device.type,
+        "hardware": device_name(loop.device),
         "processes": loop.processes.count,
         "torch": torch.__version__,
         "evaluations": {view: result.to_dict() for view, result in evaluations.items()},
