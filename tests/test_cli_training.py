@@ -296,6 +296,9 @@ def refused(*arguments):
         (["--out", "{tmp}/other", "--seeds", "2"], "other: holds something else already (thesis.tex)"),
         (["--out", "{tmp}/other/thesis.tex"], "thesis.tex: cannot be written: File exists"),
         (["--out", "{tmp}/other/thesis.tex/run"], "cannot be written: part of the path is a file"),
+        (["--out", "{tmp}/" + 300 * "long"], "cannot be written: File name too long"),
+        (["--out", "{tmp}/" + 300 * "long", "--seeds", "2"], "cannot be written: File name too long"),
+        (["--set", "crops=" + 100_000 * "["], "it must be a list, for example"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_leaves_nothing(arguments, sentence, data, tmp_path, capsys):

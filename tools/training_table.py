@@ -107,9 +107,10 @@ def find_runs(roots: Iterable[Path]) -> list[Run]:
         if not found:
             raise WhycamError(f"{root}: there is no training run at or below this folder")
         runs += found
-    unlike: dict[tuple[int | None, tuple[EpochRecord, ...]], Run] = {}
+    # No two runs take the same fractions of a second.
+    unlike: dict[tuple[EpochRecord, ...], Run] = {}
     for run in sorted(runs, key=lambda run: (bool(run.accuracy), run.recipe is not None), reverse=True):
-        unlike.setdefault((run.seed, run.history), run)
+        unlike.setdefault(run.history, run)
     return [run for run in runs if any(run is one for one in unlike.values())]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import resource
 import sys
 from dataclasses import replace
 
@@ -132,6 +133,25 @@ def test_tensorboard_events_can_be_read_back(tmp_path):
     assert [scalar.value for scalar in events.Scalars("epoch/test_accuracy")] == pytest.approx(
         [record.test_accuracy for record in result.history]
     )
+
+
+# The thread is tensorboard's own.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_events_that_cannot_be_written_are_one_sentence(tmp_path):
+    """The operating system itself refuses, through a limit on the size of files."""
+    pytest.importorskip("tensorboard")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with (
+            pytest.raises(WhycamError, match=r"events: cannot be written: File too large"),
+            tensorboard(tmp_path / "events") as listen,
+        ):
+            listen(PROGRESS)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
+            for step in range(2, 20_000):
+                listen(replace(PROGRESS, step=step))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):

@@ -140,8 +140,9 @@ def test_the_loop_overfits_256_real_images(tmp_path):
 
 @pytest.mark.slow
 def test_resnet18_overfits_256_real_images(tmp_path):
+    # With 24 steps of warm-up a rate of 0.05 first drives the loss to 4, and memorising is not done in time.
     recipe = RECIPES["cpu"].override(
-        {"epochs": 15, "batch_size": 32, "lr": 0.05, "weight_decay": 0, "label_smoothing": 0, "pad": 0, "flip": "none",
+        {"epochs": 15, "batch_size": 32, "lr": 0.02, "weight_decay": 0, "label_smoothing": 0, "pad": 0, "flip": "none",
          "averaging": "none", "crops": [[0, 0]], "evaluate_every": 15}
     )  # fmt: skip
     images = real(0, 256)

@@ -172,8 +172,8 @@ def _say_fields(title: str, values: dict[str, Any]) -> None:
 @contextmanager
 def _folder(out: Path) -> Iterator[None]:
     """Make ``out`` before the work, so that an impossible one is said at once; if the work fails, it is as before."""
-    before = out.exists()
     with writing(out):
+        before = out.exists()
         out.mkdir(parents=True, exist_ok=True)
     try:
         yield

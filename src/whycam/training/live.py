@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from whycam.errors import missing_extra
+from whycam.files import writing
 from whycam.training.history import EpochRecord, Progress
 
 Listener = Callable[[Progress | EpochRecord], None]
@@ -104,6 +105,7 @@ def tensorboard(folder: Path) -> Iterator[Callable[[Progress | EpochRecord], Non
 
     Raises:
         MissingExtraError: tensorboard is not installed.
+        WhycamError: on the way or at the end: the events cannot be written.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -132,14 +134,16 @@ def tensorboard(folder: Path) -> Iterator[Callable[[Progress | EpochRecord], Non
                 for name, value in event.to_dict().items()
                 if name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy") and value is not None
             }
-        for name, value in scalars.items():
-            writer(step).add_scalar(name, value, step)
+        with writing(folder):
+            for name, value in scalars.items():
+                writer(step).add_scalar(name, value, step)
 
     try:
         yield listen
     finally:
-        for open_writer in writers:
-            open_writer.close()
+        with writing(folder):
+            for open_writer in writers:
+                open_writer.close()
 
 
 def duration(seconds: float) -> str:

@@ -155,8 +155,8 @@ def _finish(
 ) -> dict[View, Evaluation]:
     """Evaluate the final (averaged) weights in fp32 and write them; what a finished run has written is read back."""
     config = loop.folder / CONFIG_FILE
-    if config.exists():
-        written = read_config(config).training["evaluations"]
+    written = read_config(config).training.get("evaluations", {}) if config.exists() else {}
+    if all(view in written for view in VIEWS):
         return {view: Evaluation.from_dict(written[view]) for view in VIEWS}
     with loop.averaged():
         evaluations = {view: evaluate(loop.model, loop.test, view=view, stop=loop.asked_to_stop) for view in VIEWS}
@@ -228,12 +228,12 @@ def enough_for_batchnorm() -> Iterator[None]:
 def _check_folder(out: Path, resume: bool) -> None:
     """Whether ``out`` can take this run; what a killed process left half-written is removed."""
     state_file = out / STATE_FILE
-    if resume:
-        if not state_file.exists():
-            raise WhycamError(f"{state_file}: there is no training state to resume; start without resuming")
-    elif state_file.exists():
-        raise WhycamError(f"{out}: already holds a training run; resume it or choose another folder")
     with writing(out):
+        if resume:
+            if not state_file.exists():
+                raise WhycamError(f"{state_file}: there is no training state to resume; start without resuming")
+        elif state_file.exists():
+            raise WhycamError(f"{out}: already holds a training run; resume it or choose another folder")
         out.mkdir(parents=True, exist_ok=True)
         for partial in out.glob(".*.partial"):
             partial.unlink(missing_ok=True)
