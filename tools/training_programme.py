@@ -175,8 +175,9 @@ class Programme:
         training, judge = self.split if job.held_out else (self.train, self.test)
         resume = (folder / STATE_FILE).exists()
         result = train(
-            job.recipe, training, judge, folder, seed=job.seed, device=self.device, on_progress=tell, resume=resume
-        )
+            job.recipe, training, judge, folder, seed=job.seed, device=self.device, on_progress=tell, resume=resume,
+            checkpoint_epochs=False,
+        )  # fmt: skip
         if not result.finished:
             raise OutOfTimeError
         if not self.keep:

@@ -34,8 +34,11 @@ def uninterrupted(tmp_path_factory):
     return folder, seconds
 
 
-def lifetime(folder, die=None, kill_after=None, number=signal.SIGKILL, **options):
-    """Let one process work on the run in ``folder``, until it ends or is killed; the seconds it took."""
+def lifetime(folder, die=None, kill_after=None, kill_begun=False, number=signal.SIGKILL, **options):
+    """Let one process work on the run in ``folder``, until it ends or is killed; the seconds it took.
+
+    It is sent ``number`` after ``kill_after`` seconds, or (``kill_begun``) as soon as it has saved.
+    """
     from tiny import life
 
     started = SPAWN.Event()
@@ -43,6 +46,10 @@ def lifetime(folder, die=None, kill_after=None, number=signal.SIGKILL, **options
     process.start()
     assert started.wait(60)
     began = time.monotonic()
+    if kill_begun:
+        while process.is_alive() and not (folder / "state.pt").exists():
+            time.sleep(0.005)
+        kill_after = 0.05
     if kill_after is not None:
         process.join(kill_after)
         if process.is_alive():
@@ -110,7 +117,7 @@ def test_kills_during_the_checkpoint_write_change_nothing(uninterrupted, tmp_pat
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_ends_cleanly(uninterrupted, tmp_path, number):
     folder = tmp_path / "run"
-    lifetime(folder, kill_after=0.35, number=number, on_progress=slow_steps)
+    lifetime(folder, kill_begun=True, number=number, on_progress=slow_steps)
     assert lifetime.exitcode == 0
     assert not (folder / "config.json").exists()
     position = load_state(folder / "state.pt").position
@@ -177,6 +184,24 @@ def test_a_full_disk_is_one_sentence_and_the_last_state_survives(tmp_path):
     assert run(tmp_path / "run", resume=True).finished
 
 
+def test_epochs_that_are_not_saved_are_done_again(uninterrupted, tmp_path):
+    """The history is written all the same; what it has beyond the state is dropped when the run goes on."""
+    folder = tmp_path / "run"
+
+    def stop(event):
+        if isinstance(event, EpochRecord) and event.epoch == 3:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        run(folder, checkpoint_epochs=False, on_progress=stop)
+    assert load_state(folder / "state.pt").position == Position(0, 0)
+    assert [record.epoch for record in read_history(folder)] == [1, 2, 3]
+    run(folder, resume=True, checkpoint_epochs=False)
+    same_end(folder, uninterrupted[0])
+
+
+# An interrupt that falls into a destructor is one that Python ignores.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupt_at_any_moment_of_a_write_leaves_a_whole_state(tmp_path):
     """torch's writer would hide it behind an error of its own."""
     path, draw, weights = tmp_path / "state.pt", random.Random(0), {"model": {"w": torch.zeros(1_000_000)}}

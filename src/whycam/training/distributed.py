@@ -105,9 +105,9 @@ def one_voice(patience: float = 5.0) -> Iterator[None]:
     try:
         yield
     except WhycamError as error:
-        rank, count = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+        rank = os.environ.get("RANK", "0")
         # Without the launcher's store the first process would have to wait for the others to open one.
-        if count == "1" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        if os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             raise
         said = _first_ones_mistake(str(error) if rank == "0" else None, timedelta(seconds=patience))
         if rank == "0":
@@ -116,7 +116,7 @@ def one_voice(patience: float = 5.0) -> Iterator[None]:
             # Were this process to end now, the launcher would end the first one, perhaps before it has spoken.
             time.sleep(patience)
             raise SystemExit(2) from error
-        raise WhycamError(f"{error} (process {rank} of 0 to {int(count) - 1})") from error
+        raise WhycamError(f"process {rank}: {error}") from error
 
 
 def _first_ones_mistake(mine: str | None, patience: timedelta) -> str | None:

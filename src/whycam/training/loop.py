@@ -44,6 +44,7 @@ class Loop:
         processes: Processes,
         *,
         checkpoint_seconds: float,
+        checkpoint_epochs: bool,
         listener: Listener | None,
         stop: Callable[[], bool],
     ) -> None:
@@ -51,7 +52,8 @@ class Loop:
         self.train, self.test = train, test
         self.device = train.labels.device
         self.folder, self.processes = folder, processes
-        self.checkpoint_seconds, self.listener, self.stop = checkpoint_seconds, listener, stop
+        self.checkpoint_seconds, self.checkpoint_epochs = checkpoint_seconds, checkpoint_epochs
+        self.listener, self.stop = listener, stop
         self.model = model
         self.network = processes.wrap(model, self.recipe)
         self.optimizer = make_optimizer(model, self.recipe)
@@ -176,7 +178,10 @@ class Loop:
             **tested,
         )
         self.history.append(done)
-        self.save()
+        if self.checkpoint_epochs or epoch + 1 == recipe.epochs:
+            self.save()
+        elif self.processes.first:
+            write_history(self.folder, self.history)
         if self.listener is not None:
             self.listener(done)
 

@@ -67,6 +67,7 @@ def train(
     device: str = "auto",
     on_progress: Listener | None = None,
     checkpoint_seconds: float = 300.0,
+    checkpoint_epochs: bool = True,
     preprocess: Preprocess = CIFAR10,
     network: Network | None = None,
 ) -> TrainingResult:
@@ -87,6 +88,8 @@ def train(
         on_progress: called in the first process with a ``Progress`` after steps (on a GPU, after every tenth) and
             with an ``EpochRecord`` after epochs.
         checkpoint_seconds: between saves within an epoch.
+        checkpoint_epochs: save after every epoch; where one takes a second, writing the state takes as long, and the
+            saves every ``checkpoint_seconds``, at a stop and at the end may do.
         preprocess: normalisation, kept with the weights.
         network: K → module, to train something else than ``recipe.architecture``.
 
@@ -114,6 +117,7 @@ def train(
             out,
             team,
             checkpoint_seconds=checkpoint_seconds,
+            checkpoint_epochs=checkpoint_epochs,
             listener=on_progress if team.first else None,
             stop=stop,
         )
