@@ -262,6 +262,19 @@ def test_recipes_for_people_and_machines(capsys):
     assert {values["name"]: Recipe.from_dict(values) for values in listed} == dict(RECIPES)
 
 
+@pytest.mark.slow
+def test_a_machine_without_a_compiler_is_one_sentence(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    said = refused("train", "--data", data, "--out", tmp_path / "run", *CHEAP, "compile=true")
+    assert said.startswith("recipe: compile is true, but torch cannot compile the network here (InvalidCxxCompiler: ")
+
+
+def test_help_offers_no_device_that_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert "auto, cpu, cuda, cuda:1 (default: auto)" in capsys.readouterr().out
+
+
 def refused(*arguments):
     status, said, log = run(*arguments)
     assert (status, said) == (2, "")
@@ -286,6 +299,7 @@ def refused(*arguments):
         (["--data", "bundled"], "there is no split 'train'"),
         (["--device", "cudaa"], "device 'cudaa'"),
         (["--device", "meta"], "device 'meta'"),
+        (["--device", "mps"], "device 'mps' is none to train on; give auto, cpu, cuda or cuda:N"),
         (["--seeds", "0"], "--seeds must be at least 1, got 0"),
         (["--limit", "0"], "--limit must be at least 1, got 0"),
         (["--validate", "0"], "cannot hold out 0 of 32 images"),
@@ -297,6 +311,7 @@ def refused(*arguments):
         (["--out", "{tmp}/other/thesis.tex/run"], "cannot be written: part of the path is a file"),
         (["--out", "{tmp}/" + 300 * "long"], "cannot be written: File name too long"),
         (["--out", "{tmp}/" + 300 * "long", "--seeds", "2"], "cannot be written: File name too long"),
+        (["--set", "batch_size=1", "crops=[[0,8]]"], "a batch of one image with crops this small"),
         (["--set", "crops=" + 100_000 * "["], "it must be a list, for example"),
     ],
 )

@@ -19,7 +19,8 @@ from whycam.training.averaging import Averager
 from whycam.training.device_data import DeviceData
 from whycam.training.distributed import Processes
 from whycam.training.evaluate import StoppedError, evaluate
-from whycam.training.history import EpochRecord, Progress, write_history
+from whycam.training.feasible import able_to_compile, enough_for_batchnorm
+from whycam.training.history import HISTORY_FILE, EpochRecord, Progress, write_history
 from whycam.training.optim import load_optimizer_tensors, make_optimizer, optimizer_tensors, set_rates
 from whycam.training.schedule import schedule
 from whycam.training.state import STATE_FILE, Meters, Position, RunKey, State, load_state, save_state
@@ -71,7 +72,23 @@ class Loop:
         self.started = self.clock = self.saved = time.monotonic()
 
     def run(self) -> bool:
-        """Train until the end, or until asked to stop (then the state is saved); whether it is the end."""
+        """Train until the end, or until asked to stop (then the state is saved); whether it is the end.
+
+        Raises:
+            WhycamError: the training diverged, or cannot be; if not a single step can, the folder is as before.
+        """
+        try:
+            with enough_for_batchnorm(), able_to_compile(self.recipe):
+                return self._run()
+        except WhycamError:
+            if not self.images and self.processes.first:
+                for name in (STATE_FILE, HISTORY_FILE):
+                    (self.folder / name).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    self.folder.rmdir()
+            raise
+
+    def _run(self) -> bool:
         self.started = self.clock = self.saved = time.monotonic()
         while self.position.epoch < self.recipe.epochs:
             epoch = self.position.epoch

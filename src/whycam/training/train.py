@@ -27,6 +27,7 @@ from whycam.suggest import near_misses
 from whycam.training.device_data import DeviceData
 from whycam.training.distributed import processes
 from whycam.training.evaluate import VIEWS, Evaluation, StoppedError, View, evaluate
+from whycam.training.feasible import check_crops
 from whycam.training.history import EpochRecord
 from whycam.training.loop import Listener, Loop
 from whycam.training.recipe import Recipe
@@ -128,8 +129,7 @@ def train(
         else:
             loop.save()
         with torch.backends.cudnn.flags(enabled=True, benchmark=True):
-            with enough_for_batchnorm():
-                finished = loop.run()
+            finished = loop.run()
             try:
                 evaluations = _finish(loop, train_source, test_source, preprocess) if finished else {}
             except StoppedError:
@@ -203,30 +203,6 @@ def _check_classes(train_source: ImageSource, test_source: ImageSource) -> None:
             f"the classes to train on ({', '.join(train_source.classes)}) are not those to test on "
             f"({', '.join(test_source.classes)}); give two splits of one data set"
         )
-
-
-def check_crops(recipe: Recipe, data: DeviceData) -> None:
-    """Refuse crops that are larger than the padded images."""
-    for _, size in recipe.crops:
-        if size > data.side + 2 * recipe.pad:
-            raise WhycamError(
-                f"recipe: crops of {size} pixels do not fit into images of {data.side} with a pad of {recipe.pad}; "
-                "make crops smaller or pad larger"
-            )
-
-
-@contextlib.contextmanager
-def enough_for_batchnorm() -> Iterator[None]:
-    """Say in our words that a batch was too small: one image whose last stage is a single position has no variance."""
-    try:
-        yield
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise WhycamError(
-            "recipe: a batch of one image with crops this small leaves BatchNorm a single value per channel; make "
-            "batch_size or crops larger, or leave an incomplete last batch out with drop_last=true"
-        ) from error
 
 
 def _check_folder(out: Path, resume: bool) -> None:
