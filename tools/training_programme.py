@@ -18,9 +18,10 @@ weights of seed 0 on the test set; ``--keep`` keeps all. The tables can be made 
     python tools/training_table.py DIR
     python tools/training_table.py DIR --trajectory
 
-CIFAR10 is whatever ``whycam`` opens: the official archive or its folder, or Parquet. On a GPU with half an hour in
-commands of at most ten minutes, three times the same command, and the records in one small file (a run takes about 20 s
-there if an epoch takes a second; the last step is the one that may be cut short):
+CIFAR10 is whatever ``whycam`` opens: the official archive or its folder, or Parquet. Needs torch, numpy and safetensors
+alone (Parquet: pyarrow). On a GPU with half an hour in commands of at most ten minutes, three times the same command, and
+then the records in one small file (a run takes about 20 s there if an epoch takes a second; the ablations come last, one
+seed of all after the other, so that it is they that are cut short):
 
     python tools/training_programme.py data --out DIR --grid 12 --seeds 5 --ablation-seeds 2 --minutes 9
     tar czf records.tar.gz --exclude='*.pt' --exclude='*.safetensors' DIR
@@ -189,9 +190,13 @@ class Programme:
     def tables(self) -> str:
         """All runs, the ablations of the swept recipe, and the trajectories."""
         runs = find_runs([self.out])
-        ablated = ablations(runs, self.recipe("record", **self.best()))
-        trajectories = trajectory([run for run in runs if run.folder.is_relative_to(self.out / "test")], (1, 5, 15, 20))
-        return "\n".join([table(runs), ablated, trajectories])
+        tested = [run for run in runs if run.folder.is_relative_to(self.out / "test")]
+        parts = {
+            "Runs": table(runs),
+            "What a change to the swept recipe does": ablations(runs, self.recipe("record", **self.best())),
+            "Test accuracy on the way": trajectory(tested, (1, 5, 15, 20)),
+        }
+        return "\n".join(f"## {title}\n\n{text}" for title, text in parts.items())
 
 
 def main() -> int:

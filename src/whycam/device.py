@@ -34,7 +34,8 @@ def device_name(device: torch.device) -> str:
     """What a record says about the device: "cuda:0 (NVIDIA H100)", "cpu (AMD EPYC 7B13, 2 threads)"."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({_processor()}, {torch.get_num_threads()} threads)"
+    threads = torch.get_num_threads()
+    return f"{device} ({_processor()}, {threads} thread{'s' if threads > 1 else ''})"
 
 
 def _processor() -> str:
