@@ -45,7 +45,7 @@ class Loop:
         processes: Processes,
         *,
         checkpoint_seconds: float,
-        checkpoint_epochs: bool,
+        checkpoint_epochs: bool = True,
         listener: Listener | None,
         stop: Callable[[], bool],
     ) -> None:
