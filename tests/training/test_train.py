@@ -157,7 +157,8 @@ def test_after_10_000_images_the_cpu_recipe_is_far_above_chance(cifar10, tmp_pat
             os.kill(os.getpid(), signal.SIGTERM)
 
     train_source, test_source = (whycam.open_source(cifar10, split=split) for split in ("train", "test"))
-    torch.set_num_threads(2)
+    # As many as there are cores: more would wait for one another in a loop.
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     result = train(RECIPES["cpu"], train_source, test_source, tmp_path / "run", device="cpu", on_progress=stop)
     assert not result.finished
     state = load_state(tmp_path / "run" / "state.pt")
