@@ -19,9 +19,9 @@ weights of seed 0 on the test set; ``--keep`` keeps all. The tables can be made 
     python tools/training_table.py DIR --trajectory
 
 CIFAR10 is whatever ``whycam`` opens: the official archive or its folder, or Parquet. Needs torch, numpy and safetensors
-alone (Parquet: pyarrow). On a GPU with half an hour in commands of at most ten minutes, three times the same command, and
-then the records in one small file (a run takes about 20 s there if an epoch takes a second; the ablations come last, one
-seed of all after the other, so that it is they that are cut short):
+alone (Parquet: pyarrow). On a GPU with half an hour in commands of at most ten minutes, three times the same command,
+and then the records in one small file (a run takes about 20 s there if an epoch takes a second; the ablations come
+last, one seed of all after the other, so that it is they that are cut short):
 
     python tools/training_programme.py data --out DIR --grid 12 --seeds 5 --ablation-seeds 2 --minutes 9
     tar czf records.tar.gz --exclude='*.pt' --exclude='*.safetensors' DIR
