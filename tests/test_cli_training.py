@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -19,9 +20,12 @@ from PIL import Image
 import whycam
 from whycam.cli import main
 from whycam.training import RECIPES, Recipe, read_history
+from whycam.training.state import load_state
 
 # Two epochs of two batches; 8-pixel crops make a step cheap, and the test images are still whole.
 CHEAP = ["--set", "epochs=2", "batch_size=16", "crops=[[0,8]]"]
+# What torchrun's own script does, on this Python.
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 RESULTS = {"model.safetensors", "config.json", "history.jsonl", "curves.png", "state.pt"}
 BATCH = r"Loss=\d+\.\d{4} Batch_id=\d+ Accuracy=\d+\.\d\d"
 MAX_LR = r"Max Learning Rate: \d\S*"
@@ -158,6 +162,30 @@ def test_sigkill_loses_no_more_than_the_last_steps(data, tmp_path, trained):
     assert {path.name for path in out.iterdir()} == RESULTS
 
 
+def test_an_impatient_interrupt_says_what_is_kept(data, tmp_path, capsys):
+    """Ctrl-C twice: the first asks for a save, the second does not wait for it."""
+    out = tmp_path / "run"
+
+    def interrupt_twice():
+        while not (out / "history.jsonl").exists():
+            time.sleep(0.005)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.03)
+
+    thread = threading.Thread(target=interrupt_twice)
+    thread.start()
+    assert main(["train", "--data", str(data), "--out", str(out), *CHEAP]) == 130
+    thread.join()
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last in (
+        f"whycam: interrupted; {out} is as it was last saved; the same command with --resume continues it",
+        f"whycam: interrupted; {out} is saved; the same command with --resume continues it",
+    )
+    assert not list(out.glob(".*.partial"))
+    assert load_state(out / "state.pt").position.epoch in (0, 1)
+
+
 def test_several_seeds_give_mean_and_spread(data, tmp_path):
     out = tmp_path / "runs"
     cheaper = ["--set", "epochs=1", "batch_size=16", "crops=[[0,8]]", "--seeds", 2, "--seed", 3]
@@ -176,16 +204,38 @@ def test_several_seeds_give_mean_and_spread(data, tmp_path):
 
 
 def test_two_processes_train_one_network_and_one_speaks(data, tmp_path):
-    # What torchrun's own script does, on this Python.
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     out = tmp_path / "run"
-    status, said, log = run("train", "--data", data, "--out", out, *CHEAP, "--device", "cpu", launcher=launcher)
+    status, said, log = run("train", "--data", data, "--out", out, *CHEAP, "--device", "cpu", launcher=TORCHRUN)
     assert status == 0, log
     assert len(re.findall(f"^{TESTED}$", log, re.MULTILINE)) == 2
     assert len(re.findall(r"^seed 0: \d+ of 16 right", said, re.MULTILINE)) == 1
     assert len(said.splitlines()) == 3
     assert {path.name for path in out.iterdir()} == RESULTS
     assert json.loads((out / "config.json").read_bytes())["training"]["processes"] == 2
+
+
+def test_a_mistake_of_all_processes_is_said_once(data, tmp_path):
+    status, said, log = run("train", "--data", data, "--out", tmp_path, "--recipe", "recrod", launcher=TORCHRUN)
+    assert (status, said) == (1, "")
+    ours = [line for line in log.splitlines() if line.startswith("whycam: ")]
+    assert len(ours) == 1
+    assert "there is no recipe 'recrod' (did you mean record?)" in ours[0]
+
+
+def test_a_mistake_of_one_process_alone_is_said(data, tmp_path):
+    """The second process's machine has other data than the first one's."""
+    (tmp_path / "data-0").symlink_to(data)
+    script = tmp_path / "rank.py"
+    script.write_text(
+        "import os, sys\nfrom whycam.cli import main\n"
+        f"data = {str(tmp_path)!r} + '/data-' + os.environ['RANK']\n"
+        f"sys.exit(main(['train', '--data', data, '--out', {str(tmp_path / 'run')!r}, '--device', 'cpu']))\n"
+    )
+    done = subprocess.run([*TORCHRUN, str(script)], capture_output=True, text=True, timeout=300)
+    ours = [line for line in done.stderr.splitlines() if line.startswith("whycam: ")]
+    assert len(ours) == 1
+    assert ours[0].startswith(f"whycam: error: process 1: {tmp_path / 'data-1'} does not exist: give CIFAR-10")
+    assert not (tmp_path / "run").exists()
 
 
 def test_lr_find_draws_and_suggests(data, tmp_path):
@@ -212,6 +262,19 @@ def test_recipes_for_people_and_machines(capsys):
     assert {values["name"]: Recipe.from_dict(values) for values in listed} == dict(RECIPES)
 
 
+@pytest.mark.slow
+def test_a_machine_without_a_compiler_is_one_sentence(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    said = refused("train", "--data", data, "--out", tmp_path / "run", *CHEAP, "compile=true")
+    assert said.startswith("recipe: compile is true, but torch cannot compile the network here (InvalidCxxCompiler: ")
+
+
+def test_help_offers_no_device_that_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert "auto, cpu, cuda, cuda:1 (default: auto)" in capsys.readouterr().out
+
+
 def refused(*arguments):
     status, said, log = run(*arguments)
     assert (status, said) == (2, "")
@@ -236,6 +299,7 @@ def refused(*arguments):
         (["--data", "bundled"], "there is no split 'train'"),
         (["--device", "cudaa"], "device 'cudaa'"),
         (["--device", "meta"], "device 'meta'"),
+        (["--device", "mps"], "device 'mps' is none to train on; give auto, cpu, cuda or cuda:N"),
         (["--seeds", "0"], "--seeds must be at least 1, got 0"),
         (["--limit", "0"], "--limit must be at least 1, got 0"),
         (["--validate", "0"], "cannot hold out 0 of 32 images"),
@@ -245,6 +309,10 @@ def refused(*arguments):
         (["--out", "{tmp}/other", "--seeds", "2"], "other: holds something else already (thesis.tex)"),
         (["--out", "{tmp}/other/thesis.tex"], "thesis.tex: cannot be written: File exists"),
         (["--out", "{tmp}/other/thesis.tex/run"], "cannot be written: part of the path is a file"),
+        (["--out", "{tmp}/" + 300 * "long"], "cannot be written: File name too long"),
+        (["--out", "{tmp}/" + 300 * "long", "--seeds", "2"], "cannot be written: File name too long"),
+        (["--set", "batch_size=1", "crops=[[0,8]]"], "a batch of one image with crops this small"),
+        (["--set", "crops=" + 100_000 * "["], "it must be a list, for example"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_leaves_nothing(arguments, sentence, data, tmp_path, capsys):

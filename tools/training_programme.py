@@ -1,69 +1,88 @@
-"""The whole training programme in one go: sweep, seeds, ablations, the study's own recipe, and the table of all.
+r"""The whole training programme: sweep, seeds, the study's own recipe, ablations, and the table of all.
 
-    python tools/training_programme.py CIFAR10 --out DIR [--only sweep record long ablation study] [--seeds 5]
+    python tools/training_programme.py CIFAR10 --out DIR [--only sweep record study long ablation]
 
 1. sweep: peak rate × decay × smoothing × cutout for ``record``, each on 45,000 training images, judged on the
-   held-out 5,000; the test set takes no part. The best by held-out accuracy goes on.
-2. record and long: ``--seeds`` seeds each on all 50,000 images, evaluated once, after the last epoch.
-3. ablation: ``record`` with one trick taken away at a time, held-out, ``--seeds`` seeds.
-4. study: the study's recipe to the letter, one seed, for its trajectory.
+   held-out 5,000; the test set takes no part. The best by held-out accuracy goes on. ``--grid N`` draws N of the 36.
+2. record: ``--seeds`` seeds on all 50,000 images, tested after every epoch, reported after the last.
+3. study: the study's recipe to the letter, one seed, for its trajectory.
+4. long: ``--seeds`` seeds, as record.
+5. ablation: the swept ``record`` with one trick taken away at a time, held-out, ``--ablation-seeds`` seeds.
 
-Every run is a folder of its own and is resumed or skipped when the programme is started again, so it may be stopped at
-any time. ``DIR/table.md`` is rewritten after every run. For a trial on a CPU:
+Every run lies in DIR/held-out or DIR/test under its recipe's label and seed, and is resumed or skipped when the
+programme is started again: the same command goes on where the last one was stopped, by a signal, a kill or
+``--minutes``, after which it saves and ends with status 3 (0: all is done). ``DIR/table.md`` is rewritten after every
+run. Of a finished run only the records are kept (``config.json`` and ``history.jsonl``, some ten kilobytes), and the
+weights of seed 0 on the test set; ``--keep`` keeps all. The tables can be made again from them at any time:
 
-    python tools/training_programme.py CIFAR10 --out trial --seeds 2 --limit 256 --set epochs=1 batch_size=64 --grid 1
+    python tools/training_table.py DIR
+    python tools/training_table.py DIR --trajectory
+
+CIFAR10 is whatever ``whycam`` opens: the official archive or its folder, or Parquet. Needs torch, numpy and safetensors
+alone (Parquet: pyarrow). On a GPU with half an hour in commands of at most ten minutes, three times the same command,
+and then the records in one small file (a run takes about 20 s there if an epoch takes a second; the ablations come
+last, one seed of all after the other, so that it is they that are cut short):
+
+    python tools/training_programme.py data --out DIR --grid 12 --seeds 5 --ablation-seeds 2 --minutes 9
+    tar czf records.tar.gz --exclude='*.pt' --exclude='*.safetensors' DIR
+
+For a trial on a CPU (about twenty runs of a few steps):
+
+    python tools/training_programme.py CIFAR10 --out trial --seeds 2 --ablation-seeds 1 --limit 256 --grid 2 \
+        --set epochs=1 batch_size=64 'crops=[[0,8]]'
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import statistics
+import random
+import re
+import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from training_table import CONFIG, Run, ablations, changes, find_runs, read_run, table, trajectory
+
 from whycam.data import ImageSource, open_source, take
-from whycam.training import RECIPES, Recipe, hold_out, train
-from whycam.training.history import EpochRecord
+from whycam.errors import WhycamError
+from whycam.training import EpochRecord, Recipe, find_recipe, hold_out, train
 from whycam.training.state import STATE_FILE
 
-STEPS = ("sweep", "record", "long", "ablation", "study")
+STEPS = ("sweep", "record", "study", "long", "ablation")
 GRID: dict[str, tuple[Any, ...]] = {
     "lr": (0.2, 0.3, 0.4),
     "weight_decay": (5e-4, 1e-3),
     "label_smoothing": (0.1, 0.2),
     "cutout": (0, 6, 8),
 }
-ABLATIONS: dict[str, dict[str, Any]] = {
-    "no averaging": {"averaging": "none"},
-    "random flips": {"flip": "random"},
-    "no flips": {"flip": "none"},
-    "no cutout": {"cutout": 0},
-    "no label smoothing": {"label_smoothing": 0.0},
-    "zero padding": {"pad_mode": "zero"},
-    "decay on all parameters": {"decay_all": True},
-    "decay through the gradient": {"decoupled": False},
-    "no warm-up": {"warmup": 0.0},
-}
-PUBLISHED = (
-    ("the study that whycam repeats", 20, "92.14", "–"),
-    ("cifar10-zoo resnet18_94 (n=200)", 26, "93.44", "94.04"),
-    ("cifar10-zoo resnet18_96 (n=3; flip n=100)", 80, "95.45", "95.88"),
-    ("kuangliu, as its users run it", 200, "95.67", "–"),
-    ("Cutout paper (n=5)", 200, "96.01", "–"),
+# Each takes one trick of ``record`` away.
+ABLATIONS: tuple[dict[str, Any], ...] = (
+    {"averaging": "none"},
+    {"flip": "random"},
+    {"flip": "none"},
+    {"cutout": 0},
+    {"label_smoothing": 0.0},
+    {"pad_mode": "zero"},
+    {"decay_all": True},
+    {"decoupled": False},
+    {"warmup": 0.0},
 )
+NOT_DONE = 3
+
+
+class OutOfTimeError(Exception):
+    """The minutes are over; everything is saved."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run: what it is part of, its folder's name, how and on what it is trained."""
+    """One run: how, with which seed, and whether it is judged on held-out training images or on the test set."""
 
-    group: str
-    name: str
     recipe: Recipe
     seed: int
     held_out: bool
@@ -71,121 +90,152 @@ class Job:
 
 @dataclass
 class Programme:
-    """Everything the runs share."""
+    """Everything the runs share; ``deadline`` is in the seconds of ``time.monotonic``."""
 
     out: Path
     train: ImageSource
     test: ImageSource
     seeds: int
+    ablation_seeds: int
     device: str
-    changes: list[str]
+    changes: Sequence[str]
     grid: int | None
+    keep: bool
+    deadline: float
+    split: tuple[ImageSource, ImageSource] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.split = hold_out(self.train, max(1, len(self.train) // 10))
 
     def recipe(self, name: str, **values: Any) -> Recipe:
         """A recipe with a step's own values, then those of the command line."""
-        changed = RECIPES[name].override(values)
-        return changed.override(dict(change.split("=", 1) for change in self.changes))
+        return find_recipe(name, [*(f"{field}={value}" for field, value in values.items()), *self.changes])
 
     def jobs(self, step: str) -> Iterator[Job]:
         """The runs of one step; later steps start from the sweep's best where there is one."""
-        best = self.best()
         if step == "sweep":
-            points = list(itertools.product(*GRID.values()))
-            for values in points if self.grid is None else points[:: max(1, len(points) // self.grid)][: self.grid]:
-                point = dict(zip(GRID, values, strict=True))
-                label = " ".join(f"{key}={value}" for key, value in point.items())
-                yield Job("sweep", label, self.recipe("record", **point), 0, True)
+            yield from self.sweep()
         elif step in ("record", "long"):
             for seed in range(self.seeds):
-                yield Job(step, step, self.recipe(step, **(best if step == "record" else {})), seed, False)
-        elif step == "ablation":
-            for label, values in {"record, all tricks": {}, **ABLATIONS}.items():
-                for seed in range(self.seeds):
-                    yield Job("ablation", label, self.recipe("record", **(best | values)), seed, True)
+                yield Job(self.recipe(step, **(self.best() if step == "record" else {})), seed, held_out=False)
+        elif step == "study":
+            yield Job(self.recipe("study"), 0, held_out=False)
         else:
-            yield Job("study", "study", self.recipe("study"), 0, False)
+            for seed in range(self.ablation_seeds):
+                for values in ({}, *ABLATIONS):
+                    yield Job(self.recipe("record", **(self.best() | values)), seed, held_out=True)
+
+    def sweep(self) -> Iterator[Job]:
+        """The points of the grid, or those that are drawn of it."""
+        points = list(itertools.product(*GRID.values()))
+        # A random part tries more values of each field than a smaller grid does, and the best is still one of the grid.
+        for values in points if self.grid is None else random.Random(0).sample(points, min(self.grid, len(points))):
+            yield Job(self.recipe("record", **dict(zip(GRID, values, strict=True))), 0, held_out=True)
 
     def best(self) -> dict[str, Any]:
-        """The sweep's best point by held-out accuracy; empty before there is one."""
-        done = [row for row in self.results() if row["group"] == "sweep"]
+        """The sweep's best point by held-out accuracy, the first of equals; empty before there is one."""
+        done = [run for job in self.sweep() if (run := self.finished(job)) is not None]
         if not done:
             return {}
-        recipe = max(done, key=lambda row: row["plain"])["recipe"]
-        return {name: recipe[name] for name in GRID}
+        recipe = max(done, key=lambda run: run.accuracy["plain"]).recipe
+        return {name: getattr(recipe, name) for name in GRID}
+
+    def folder(self, job: Job) -> Path:
+        """Where a job's run lies: its recipe, as far as it is not the preset's, and its seed."""
+        parts = [job.recipe.name, *(f"{name}={value}" for name, value in changes(job.recipe).items())]
+        label = re.sub(r"[^A-Za-z0-9=.-]+", "_", "_".join(parts)).strip("_")
+        return self.out / ("held-out" if job.held_out else "test") / label / f"seed-{job.seed}"
+
+    def finished(self, job: Job) -> Run | None:
+        """The run of a job that has been done."""
+        folder = self.folder(job)
+        return read_run(folder) if (folder / CONFIG).exists() else None
 
     def run(self, job: Job) -> None:
-        """Train one job to its end, resuming what was begun."""
-        folder = self.out / job.group / f"{job.name.replace(' ', '_')}-seed-{job.seed}"
-        if (folder / "result.json").exists():
+        """Train one job to its end, resuming what was begun.
+
+        Raises:
+            OutOfTimeError: the minutes are over.
+        """
+        folder = self.folder(job)
+        if self.finished(job) is not None:
             return
-        training, judge = hold_out(self.train, len(self.train) // 10) if job.held_out else (self.train, self.test)
+        if time.monotonic() >= self.deadline:
+            raise OutOfTimeError
+        began = time.monotonic()
 
         def tell(event: object) -> None:
-            if isinstance(event, EpochRecord):
+            if isinstance(event, EpochRecord) and event.epoch in (1, job.recipe.epochs):
                 share = "" if event.test_accuracy is None else f", {event.test_accuracy:.2%}"
-                sys.stderr.write(f"{folder.name}: epoch {event.epoch} of {job.recipe.epochs}{share}\n")
+                spent, name = time.monotonic() - began, folder.relative_to(self.out)
+                sys.stderr.write(f"{name}: epoch {event.epoch} of {job.recipe.epochs}{share}, {spent:.0f} s\n")
+            if time.monotonic() >= self.deadline:
+                # The loop takes it as a request to save and return.
+                signal.raise_signal(signal.SIGTERM)
 
-        result = train(job.recipe, training, judge, folder, seed=job.seed, device=self.device, on_progress=tell,
-                       resume=(folder / STATE_FILE).exists())  # fmt: skip
+        training, judge = self.split if job.held_out else (self.train, self.test)
+        resume = (folder / STATE_FILE).exists()
+        result = train(
+            job.recipe, training, judge, folder, seed=job.seed, device=self.device, on_progress=tell, resume=resume,
+            checkpoint_epochs=False,
+        )  # fmt: skip
         if not result.finished:
-            raise SystemExit("stopped; the same command goes on")
-        row = {"group": job.group, "name": job.name, "seed": job.seed, "held_out": job.held_out,
-               "recipe": result.recipe.to_dict(), "seconds": result.history[-1].seconds,
-               "trajectory": [entry.test_accuracy for entry in result.history]}  # fmt: skip
-        row |= {view: evaluation.accuracy for view, evaluation in result.evaluations.items()}
-        (folder / "result.json").write_text(json.dumps(row) + "\n")
-        (self.out / "table.md").write_text(self.table())
+            raise OutOfTimeError
+        if not self.keep:
+            (folder / STATE_FILE).unlink()
+            if job.held_out or job.seed:
+                (folder / "model.safetensors").unlink()
+        (self.out / "table.md").write_text(self.tables(), encoding="utf-8")
 
-    def results(self) -> list[dict[str, Any]]:
-        """Every finished run's row."""
-        return [json.loads(path.read_text()) for path in sorted(self.out.glob("*/*/result.json"))]
-
-    def table(self) -> str:
-        """Recipe × epochs × n × mean ± sd for the three views × seconds per epoch, and the published numbers."""
-        lines = ["| recipe | judged on | epochs | n | plain | flip | six views | seconds per epoch |", "|" + "---|" * 8]
-        groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for row in self.results():
-            groups.setdefault((row["group"], row["name"]), []).append(row)
-        for (group, name), rows in groups.items():
-            label = name if group in (name, "ablation") else f"{group}: {name}"
-            judged = "held-out" if rows[0]["held_out"] else "test set"
-            epochs = rows[0]["recipe"]["epochs"]
-            views = " | ".join(spread([row[view] for row in rows]) for view in ("plain", "flip", "six"))
-            pace = statistics.median(row["seconds"] for row in rows) / epochs
-            lines.append(f"| {label} | {judged} | {epochs} | {len(rows)} | {views} | {pace:.1f} |")
-        for name, epochs, plain, flip in PUBLISHED:
-            lines.append(f"| {name} (published) | test set | {epochs} | | {plain} | {flip} | – | |")
-        return "\n".join(lines) + "\n"
+    def tables(self) -> str:
+        """All runs, the ablations of the swept recipe, and the trajectories."""
+        runs = find_runs([self.out])
+        tested = [run for run in runs if run.folder.is_relative_to(self.out / "test")]
+        parts = {
+            "Runs": table(runs),
+            "What a change to the swept recipe does": ablations(runs, self.recipe("record", **self.best())),
+            "Test accuracy on the way": trajectory(tested, (1, 5, 15, 20)),
+        }
+        return "\n".join(f"## {title}\n\n{text}" for title, text in parts.items())
 
 
-def spread(values: Sequence[float]) -> str:
-    """Mean ± sample standard deviation in percent."""
-    mean = f"{100 * statistics.fmean(values):.2f}"
-    return mean if len(values) < 2 else f"{mean} ± {100 * statistics.stdev(values):.2f}"
-
-
-def main() -> None:
+def main() -> int:
     """Run the steps that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cifar10")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", nargs="+", choices=STEPS, default=STEPS)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("cifar10", metavar="CIFAR10")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--only", nargs="+", choices=STEPS, default=STEPS, metavar="STEP", help="these steps only")
+    parser.add_argument("--seeds", type=int, default=5, metavar="K", help="of record and long (default: 5)")
+    parser.add_argument("--ablation-seeds", type=int, default=5, metavar="K", help="of each ablation (default: 5)")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE")
-    parser.add_argument("--grid", type=int, help="try only so many points of the sweep")
-    parser.add_argument("--limit", type=int, help="use the first N images of each split only")
+    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="change every recipe")
+    parser.add_argument("--grid", type=int, metavar="N", help="try only N points of the sweep, drawn once and for all")
+    parser.add_argument("--limit", type=int, metavar="N", help="use the first N images of each split only")
+    parser.add_argument("--minutes", type=float, metavar="M", help="save and end after so long (status 3)")
+    parser.add_argument("--keep", action="store_true", help="keep every run's weights and resumable state")
     options = parser.parse_args()
-    training, test = (open_source(options.cifar10, split) for split in ("train", "test"))
-    if options.limit:
-        training, test = take(training, options.limit), take(test, options.limit)
-    options.out.mkdir(parents=True, exist_ok=True)
-    programme = Programme(options.out, training, test, options.seeds, options.device, options.set, options.grid)
-    for step in options.only:
-        for job in programme.jobs(step):
-            programme.run(job)
-    sys.stdout.write(programme.table())
+    deadline = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")
+    try:
+        training, test = (open_source(options.cifar10, split) for split in ("train", "test"))
+        if options.limit:
+            training, test = take(training, options.limit), take(test, options.limit)
+        options.out.mkdir(parents=True, exist_ok=True)
+        programme = Programme(
+            options.out, training, test, options.seeds, options.ablation_seeds, options.device, options.set,
+            options.grid, options.keep, deadline,
+        )  # fmt: skip
+        for step in (step for step in STEPS if step in options.only):
+            for job in programme.jobs(step):
+                programme.run(job)
+        sys.stdout.write(programme.tables())
+    except OutOfTimeError:
+        sys.stderr.write("stopped and saved; the same command goes on\n")
+        return NOT_DONE
+    except WhycamError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -128,8 +128,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _common(sub: argparse.ArgumentParser, *, batch_size: int | None = None) -> None:
-    sub.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+def _common(
+    sub: argparse.ArgumentParser, *, batch_size: int | None = None, devices: str = "auto, cpu, cuda, cuda:1, mps"
+) -> None:
+    sub.add_argument("--device", default="auto", metavar="NAME", help=f"{devices} (default: auto)")
     if batch_size is not None:
         sub.add_argument(
             "--batch-size", type=int, default=batch_size, metavar="N", help=f"images at a time (default: {batch_size})"
@@ -306,7 +308,7 @@ def _train(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--limit", type=int, metavar="N", help="train on the first N images only")
     sub.add_argument("--resume", action="store_true", help="continue the run in --out")
     sub.add_argument("--tensorboard", action="store_true", help="write TensorBoard events to DIR/tensorboard too")
-    _common(sub)
+    _common(sub, devices="auto, cpu, cuda, cuda:1")
 
 
 def _lr_find(sub: argparse.ArgumentParser) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 import sys
+from pathlib import Path
 
 import torch
 
@@ -26,6 +28,23 @@ def pick_device(name: str = "auto") -> torch.device:
         reason = str(error).strip().splitlines()[0]
         raise WhycamError(f"device {name!r} is not available here ({reason}); use cpu or auto") from error
     return device
+
+
+def device_name(device: torch.device) -> str:
+    """What a record says about the device: "cuda:0 (NVIDIA H100)", "cpu (AMD EPYC 7B13, 2 threads)"."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    threads = torch.get_num_threads()
+    return f"{device} ({_processor()}, {threads} thread{'s' if threads > 1 else ''})"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
 
 
 def reuse_freed_memory() -> None:

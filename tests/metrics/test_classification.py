@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whycam.metrics import score_classification, wilson_interval
+from whycam.metrics.classification import calibration_error, reliability_bins
 
 
 def reference(logits, labels):
@@ -52,6 +53,14 @@ def test_equals_the_slow_reference(n, k, seed):
     values = scores.to_dict([str(i) for i in range(k)])
     assert values["errors"] == n - correct
     assert sum(row["n"] for row in values["per_class"]) == n
+
+
+@pytest.mark.parametrize(
+    ("confidence", "error"), [([1.0, 1.0, 1.0, 1.0], 0.5), ([1.0, 1.0, 0.0, 0.0], 0.0)], ids=["certain", "apart"]
+)
+def test_calibration_at_the_edges_of_the_bins(confidence, error):
+    right = torch.tensor([True, True, False, False])
+    assert calibration_error(reliability_bins(torch.tensor(confidence), right)) == pytest.approx(error)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from whycam.data import ArraySource
 from whycam.errors import WhycamError
 from whycam.training import evaluate, hold_out, measure, predict
 from whycam.training.device_data import DeviceData
-from whycam.training.evaluate import VIEWS, Evaluation, calibration_error
+from whycam.training.evaluate import VIEWS, Evaluation
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +88,6 @@ def test_scores_equal_a_slow_reference(n, seed):
     assert result.ece == pytest.approx(ece, abs=1e-9)
     assert result.per_class == tuple(h / t if t else None for h, t in zip(hits, totals, strict=True))
     assert Evaluation.from_dict(result.to_dict()) == result
-
-
-def test_calibration_of_the_edges():
-    right = torch.tensor([True, True, False, False])
-    assert calibration_error(torch.tensor([1.0, 1.0, 1.0, 1.0]), right) == pytest.approx(0.5)
-    assert calibration_error(torch.tensor([1.0, 1.0, 0.0, 0.0]), right) == 0.0
 
 
 def test_evaluating_leaves_the_modes_alone(data, network):

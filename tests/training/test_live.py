@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import re
+import resource
 import sys
+import threading
+from dataclasses import replace
 
 import pytest
 from tiny import run
@@ -41,6 +44,26 @@ def test_a_pipe_gets_lines_only():
         listen(PROGRESS)
         listen(RECORD)
     assert file.getvalue().splitlines() == ["Epoch 1", batch_line(PROGRESS), *epoch_lines(RECORD)]
+
+
+def test_a_pipe_hears_within_an_epoch_now_and_then(monkeypatch):
+    """A line a minute, however many steps there are, counted from whatever was said last."""
+    now = [0.0]
+    monkeypatch.setattr("whycam.training.live.time.monotonic", lambda: now[0])
+    file = io.StringIO()
+    said = []
+    with live_view(file) as listen:
+        for second in range(1, 391):
+            now[0] = float(second)
+            before = file.tell()
+            listen(replace(PROGRESS, step=second))
+            if file.tell() > before:
+                said.append(second)
+            if second == 100:
+                listen(RECORD)
+    assert said == [60, 160, 220, 280, 340]
+    first = file.getvalue().splitlines()[0]
+    assert first == "Epoch 1/20, 60 of 391: Loss=0.5432 Batch_id=59 Accuracy=81.23, 1,234 images/s, 1:02:03 left"
 
 
 def test_a_terminal_gets_a_bar_with_rate_and_time_left():
@@ -111,6 +134,30 @@ def test_tensorboard_events_can_be_read_back(tmp_path):
     assert [scalar.value for scalar in events.Scalars("epoch/test_accuracy")] == pytest.approx(
         [record.test_accuracy for record in result.history]
     )
+
+
+def test_events_that_cannot_be_written_are_one_sentence(tmp_path, monkeypatch):
+    """The operating system itself refuses, through a limit on the size of files."""
+    pytest.importorskip("tensorboard")
+    # tensorboard's own thread tells of its end too.
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    before = set(threading.enumerate())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def write_beyond_the_limit():
+        with tensorboard(tmp_path / "events") as listen:
+            listen(PROGRESS)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
+            for step in range(2, 20_000):
+                listen(replace(PROGRESS, step=step))
+
+    try:
+        with pytest.raises(WhycamError, match=r"events: cannot be written: File too large"):
+            write_beyond_the_limit()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):

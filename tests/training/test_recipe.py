@@ -98,6 +98,8 @@ def test_a_recipe_file(tmp_path):
         ("lr: [", "{path}: this is not YAML"),
         ("- 1", "{path}: a recipe file holds fields and values"),
         ("base: recrod", "{path}: there is no recipe 'recrod' to start from (did you mean record?)"),
+        ("base: [study]", "{path}: there is no recipe ['study'] to start from"),
+        (3000 * "[", "{path}: this is not YAML"),
         ("lr: true", "{path}: recipe: lr is True; it must be a number"),
         ("!!python/object/apply:os.system [echo]", "{path}: this is not YAML"),
     ],

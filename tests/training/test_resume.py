@@ -16,7 +16,7 @@ from tiny import RECIPE, Tiny, run, slow_steps, small
 
 from whycam.errors import WhycamError
 from whycam.training.history import EpochRecord, Progress, read_history
-from whycam.training.state import load_state
+from whycam.training.state import Position, State, load_state, save_state
 from whycam.training.train import stop_on_signal
 
 KILLS = 20
@@ -34,8 +34,11 @@ def uninterrupted(tmp_path_factory):
     return folder, seconds
 
 
-def lifetime(folder, die=None, kill_after=None, number=signal.SIGKILL, **options):
-    """Let one process work on the run in ``folder``, until it ends or is killed; the seconds it took."""
+def lifetime(folder, die=None, kill_after=None, kill_begun=False, number=signal.SIGKILL, **options):
+    """Let one process work on the run in ``folder``, until it ends or is killed; the seconds it took.
+
+    It is sent ``number`` after ``kill_after`` seconds, or (``kill_begun``) as soon as it has saved.
+    """
     from tiny import life
 
     started = SPAWN.Event()
@@ -43,6 +46,10 @@ def lifetime(folder, die=None, kill_after=None, number=signal.SIGKILL, **options
     process.start()
     assert started.wait(60)
     began = time.monotonic()
+    if kill_begun:
+        while process.is_alive() and not (folder / "state.pt").exists():
+            time.sleep(0.005)
+        kill_after = 0.05
     if kill_after is not None:
         process.join(kill_after)
         if process.is_alive():
@@ -110,7 +117,7 @@ def test_kills_during_the_checkpoint_write_change_nothing(uninterrupted, tmp_pat
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_ends_cleanly(uninterrupted, tmp_path, number):
     folder = tmp_path / "run"
-    lifetime(folder, kill_after=0.35, number=number, on_progress=slow_steps)
+    lifetime(folder, kill_begun=True, number=number, on_progress=slow_steps)
     assert lifetime.exitcode == 0
     assert not (folder / "config.json").exists()
     position = load_state(folder / "state.pt").position
@@ -175,6 +182,54 @@ def test_a_full_disk_is_one_sentence_and_the_last_state_survives(tmp_path):
     assert load_state(tmp_path / "run" / "state.pt").position.epoch == 2
     assert not list((tmp_path / "run").glob(".*"))
     assert run(tmp_path / "run", resume=True).finished
+
+
+def test_epochs_that_are_not_saved_are_done_again(uninterrupted, tmp_path):
+    """The history is written all the same; what it has beyond the state is dropped when the run goes on."""
+    folder = tmp_path / "run"
+
+    def stop(event):
+        if isinstance(event, EpochRecord) and event.epoch == 3:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        run(folder, checkpoint_epochs=False, on_progress=stop)
+    assert load_state(folder / "state.pt").position == Position(0, 0)
+    assert [record.epoch for record in read_history(folder)] == [1, 2, 3]
+    run(folder, resume=True, checkpoint_epochs=False)
+    same_end(folder, uninterrupted[0])
+
+
+# An interrupt that falls into a destructor is one that Python ignores.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_at_any_moment_of_a_write_leaves_a_whole_state(tmp_path):
+    """torch's writer would hide it behind an error of its own."""
+    path, draw, weights = tmp_path / "state.pt", random.Random(0), {"model": {"w": torch.zeros(1_000_000)}}
+    ends = {"written": 0, "interrupted": 0}
+
+    def save(epoch):
+        save_state(path, State({}, Position(epoch), weights, (0.0, 0, 0), 0, 0.0, []))
+
+    began = time.monotonic()
+    save(0)
+    usual = time.monotonic() - began
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        for epoch in range(1, 61):
+            last = load_state(path).position.epoch
+            try:
+                signal.setitimer(signal.ITIMER_REAL, draw.uniform(1e-6, usual))
+                save(epoch)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                ends["written"] += 1
+            except KeyboardInterrupt:
+                ends["interrupted"] += 1
+            assert load_state(path).position.epoch in (last, epoch)
+            assert list(tmp_path.iterdir()) == [path]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert ends["interrupted"] >= 10
 
 
 def test_resuming_another_run_is_refused(tmp_path):

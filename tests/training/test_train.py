@@ -140,8 +140,9 @@ def test_the_loop_overfits_256_real_images(tmp_path):
 
 @pytest.mark.slow
 def test_resnet18_overfits_256_real_images(tmp_path):
+    # With 24 steps of warm-up a rate of 0.05 first drives the loss to 4, and memorising is not done in time.
     recipe = RECIPES["cpu"].override(
-        {"epochs": 15, "batch_size": 32, "lr": 0.05, "weight_decay": 0, "label_smoothing": 0, "pad": 0, "flip": "none",
+        {"epochs": 15, "batch_size": 32, "lr": 0.02, "weight_decay": 0, "label_smoothing": 0, "pad": 0, "flip": "none",
          "averaging": "none", "crops": [[0, 0]], "evaluate_every": 15}
     )  # fmt: skip
     images = real(0, 256)
@@ -156,7 +157,8 @@ def test_after_10_000_images_the_cpu_recipe_is_far_above_chance(cifar10, tmp_pat
             os.kill(os.getpid(), signal.SIGTERM)
 
     train_source, test_source = (whycam.open_source(cifar10, split=split) for split in ("train", "test"))
-    torch.set_num_threads(2)
+    # As many as there are cores: more would wait for one another in a loop.
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     result = train(RECIPES["cpu"], train_source, test_source, tmp_path / "run", device="cpu", on_progress=stop)
     assert not result.finished
     state = load_state(tmp_path / "run" / "state.pt")

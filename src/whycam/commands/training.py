@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from whycam import console
+from whycam.cli import EXIT_INTERRUPTED
 from whycam.data import ImageSource, open_source, take
 from whycam.data.preprocess import CIFAR10
 from whycam.device import reuse_freed_memory
@@ -31,21 +32,37 @@ from whycam.training import (
 )
 from whycam.training import lr_find as range_test
 from whycam.training import train as train_once
-from whycam.training.distributed import is_first_process
+from whycam.training.distributed import is_first_process, one_voice
 from whycam.training.live import Listener, live_view, tensorboard
+from whycam.training.state import STATE_FILE
 
 CURVES = "curves.png"
 
 
 def train(options: Namespace) -> None:
     """Train a network by a recipe."""
+    out = Path(options.out)
+    try:
+        with one_voice():
+            _train(options, out)
+    except KeyboardInterrupt as stopped:
+        if not is_first_process():
+            raise SystemExit(EXIT_INTERRUPTED) from stopped
+        kept = any((folder / STATE_FILE).exists() for folder in (out, *out.glob("seed-*")))
+        if not kept:
+            raise KeyboardInterrupt("nothing had been saved yet") from stopped
+        # Who is asked once saves and names the run; who is asked twice leaves at once.
+        state = f"{stopped} is saved" if stopped.args else f"{out} is as it was last saved"
+        raise KeyboardInterrupt(f"{state}; the same command with --resume continues it") from stopped
+
+
+def _train(options: Namespace, out: Path) -> None:
     require_study_packages("training on the command line")
     recipe = find_recipe(options.recipe, options.set)
     if options.seeds is not None and options.seeds < 1:
         raise WhycamError(f"--seeds must be at least 1, got {options.seeds}")
     training, testing = _sources(options)
     reuse_freed_memory()
-    out = Path(options.out)
     with ExitStack() as stack:
         log = RunLog(stack, events=options.tensorboard) if is_first_process() else None
         common: dict[str, Any] = {"resume": options.resume, "device": options.device, "on_progress": log}
@@ -62,7 +79,7 @@ def train(options: Namespace) -> None:
     if not is_first_process():
         return
     if not runs[-1].finished:
-        raise KeyboardInterrupt(f"{runs[-1].folder} is saved; the same command with --resume continues it")
+        raise KeyboardInterrupt(runs[-1].folder)
     if options.json:
         console.say_json(_facts(runs, summary))
         return
@@ -155,8 +172,8 @@ def _say_fields(title: str, values: dict[str, Any]) -> None:
 @contextmanager
 def _folder(out: Path) -> Iterator[None]:
     """Make ``out`` before the work, so that an impossible one is said at once; if the work fails, it is as before."""
-    before = out.exists()
     with writing(out):
+        before = out.exists()
         out.mkdir(parents=True, exist_ok=True)
     try:
         yield

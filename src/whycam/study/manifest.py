@@ -13,11 +13,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 import whycam
 from whycam.data.source import ImageSource
+from whycam.device import device_name
 from whycam.files import sha256_of
 from whycam.models.checkpoint import ModelSpec
 from whycam.models.summary import summarise
@@ -69,7 +69,7 @@ def describe(
         "layers": list(layers),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
         "git": _git_commit(),
-        "device": _device_name(next(model.parameters()).device),
+        "device": device_name(next(model.parameters()).device),
         "seed": None,  # nothing in a study is drawn at random
     }
 
@@ -110,9 +110,3 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return result.stdout.strip() or None if result.returncode == 0 else None
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({platform.machine()}, {torch.get_num_threads()} threads)"

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -93,6 +95,44 @@ def is_first_process() -> bool:
 
 
 @contextlib.contextmanager
+def one_voice(patience: float = 5.0) -> Iterator[None]:
+    """Let a mistake that ``torchrun``'s processes all make be said once; one that is another's alone names it.
+
+    Of a shared mistake the block raises a ``WhycamError`` in the first process and ``SystemExit`` in the others. They
+    know the first one's mistake from the launcher's store; if it has made none within ``patience`` seconds, or
+    another one, theirs is told, with the number of the process.
+    """
+    try:
+        yield
+    except WhycamError as error:
+        rank = os.environ.get("RANK", "0")
+        # Without the launcher's store the first process would have to wait for the others to open one.
+        if os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            raise
+        said = _first_ones_mistake(str(error) if rank == "0" else None, timedelta(seconds=patience))
+        if rank == "0":
+            raise
+        if said == str(error):
+            # Were this process to end now, the launcher would end the first one, perhaps before it has spoken.
+            time.sleep(patience)
+            raise SystemExit(2) from error
+        raise WhycamError(f"process {rank}: {error}") from error
+
+
+def _first_ones_mistake(mine: str | None, patience: timedelta) -> str | None:
+    """Leave the first process's mistake in the launcher's store, or (``mine`` None) wait for it there."""
+    try:
+        store, _, _ = next(iter(rendezvous("env://", timeout=patience)))
+        store = PrefixStore(f"whycam-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        if mine is not None:
+            store.set("mistake", mine)
+            return mine
+        return str(store.get("mistake").decode())
+    except (RuntimeError, ValueError, OSError):
+        return None
+
+
+@contextlib.contextmanager
 def processes(device: str = "auto") -> Iterator[Processes]:
     """Join the processes that ``torchrun`` started (or be alone), for the length of the block.
 
@@ -126,11 +166,12 @@ def processes(device: str = "auto") -> Iterator[Processes]:
     store, rank, count = next(iter(rendezvous("env://")))
     # torchrun keeps its store over a restart; without a prefix the processes would find their predecessors' addresses.
     store = PrefixStore(f"whycam-{restarts}", store)
-    dist.init_process_group("nccl" if kind.type == "cuda" else "gloo", store=store, rank=rank, world_size=count)
-    try:
-        yield Processes(rank, count, kind, restarts)
-    finally:
+    if dist.is_initialized():
         dist.destroy_process_group()
+    dist.init_process_group("nccl" if kind.type == "cuda" else "gloo", store=store, rank=rank, world_size=count)
+    yield Processes(rank, count, kind, restarts)
+    # Not after an error: the others would then fail for want of this process before it has said what is wrong.
+    dist.destroy_process_group()
 
 
 class _AllReduceSum(torch.autograd.Function):

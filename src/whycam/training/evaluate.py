@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from whycam.metrics.classification import score_classification
 from whycam.modules import in_eval_mode
 from whycam.training.device_data import DeviceData
 
@@ -100,27 +101,15 @@ _VIEWS: dict[View, Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]] = {
 
 def measure(logits: Tensor, labels: Tensor) -> Evaluation:
     """Score (N, K) logits against (N,) labels."""
-    classes = logits.shape[1]
-    probabilities = logits.double().softmax(1)
-    confidence, predicted = probabilities.max(1)
-    right = predicted == labels
-    totals = torch.bincount(labels, minlength=classes).tolist()
-    hits = torch.bincount(labels[right], minlength=classes).tolist()
+    scores = score_classification(logits, labels)
+    totals = [sum(row) for row in scores.confusion]
     return Evaluation(
-        images=len(labels),
-        correct=int(right.sum()),
-        loss=float(F.cross_entropy(logits.double(), labels)),
-        ece=calibration_error(confidence, right),
-        per_class=tuple(hit / total if total else None for hit, total in zip(hits, totals, strict=True)),
+        images=scores.n,
+        correct=scores.correct,
+        loss=scores.cross_entropy,
+        ece=scores.ece,
+        per_class=tuple(row[k] / totals[k] if totals[k] else None for k, row in enumerate(scores.confusion)),
     )
-
-
-def calibration_error(confidence: Tensor, right: Tensor, bins: int = 15) -> float:
-    """Σ over bins of |accuracy − mean confidence| weighted by the bin's share; bin b is (b / bins, (b + 1) / bins]."""
-    index = (confidence * bins).ceil().long().sub(1).clamp(0, bins - 1)
-    gap = torch.zeros(bins, dtype=torch.float64, device=confidence.device)
-    gap.index_add_(0, index, right.double() - confidence.double())
-    return float(gap.abs().sum() / len(confidence))
 
 
 def evaluate(

@@ -60,7 +60,7 @@ def _tuple(value: Any, arguments: tuple[Any, ...], where: str) -> tuple[Any, ...
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             value = None
     if isinstance(value, (list, tuple)):
         if arguments[-1] is Ellipsis:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from whycam.errors import missing_extra
+from whycam.files import writing
 from whycam.training.history import EpochRecord, Progress
 
 Listener = Callable[[Progress | EpochRecord], None]
@@ -16,6 +18,17 @@ Listener = Callable[[Progress | EpochRecord], None]
 def batch_line(progress: Progress) -> str:
     """``Loss=0.5431 Batch_id=390 Accuracy=81.23``: this batch's loss, its number from 0, the epoch's accuracy in %."""
     return f"Loss={progress.batch_loss:.4f} Batch_id={progress.step - 1} Accuracy={100 * progress.accuracy:.2f}"
+
+
+def progress_line(progress: Progress) -> str:
+    """``Epoch 3/20, 120 of 391: Loss=… Batch_id=… Accuracy=…, 102 images/s, 1:02:03 left``."""
+    where = f"Epoch {progress.epoch}/{progress.epochs}, {progress.step} of {progress.steps}"
+    return f"{where}: {batch_line(progress)}, {pace(progress)}"
+
+
+def pace(progress: Progress) -> str:
+    """``102 images/s, 1:02:03 left``."""
+    return f"{progress.images_per_second:,.0f} images/s, {duration(progress.seconds_left)} left"
 
 
 def epoch_lines(record: EpochRecord) -> list[str]:
@@ -30,11 +43,12 @@ def epoch_lines(record: EpochRecord) -> list[str]:
 
 
 @contextmanager
-def live_view(file: IO[str] | None = None) -> Iterator[Listener]:
+def live_view(file: IO[str] | None = None, *, every: float = 60.0) -> Iterator[Listener]:
     """A listener that writes the study's log, and on a terminal a bar with images/s and the time left.
 
     Args:
         file: where to; standard error by default.
+        every: where that is no terminal, a line says how far an epoch is after so many seconds without another line.
 
     Raises:
         MissingExtraError: rich is not installed.
@@ -53,20 +67,24 @@ def live_view(file: IO[str] | None = None) -> Iterator[Listener]:
         TextColumn("{task.percentage:>3.0f}%  {task.fields[line]}  {task.fields[rate]}"),
     )
     latest: Progress | None = None
+    spoken = time.monotonic()
     with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
         task = bars.add_task("", total=None, epoch="", line="", rate="")
 
         def listen(event: Progress | EpochRecord) -> None:
-            nonlocal latest
+            nonlocal latest, spoken
             if isinstance(event, Progress):
                 latest = event
+                if not console.is_terminal and event.step < event.steps and time.monotonic() - spoken >= every:
+                    console.print(progress_line(event))
+                    spoken = time.monotonic()
                 bars.update(
                     task,
                     completed=event.step,
                     total=event.steps,
                     epoch=f"{event.epoch}/{event.epochs}",
                     line=batch_line(event),
-                    rate=f"{event.images_per_second:,.0f} images/s, {duration(event.seconds_left)} left",
+                    rate=pace(event),
                 )
                 return
             console.print(f"Epoch {event.epoch}")
@@ -74,6 +92,7 @@ def live_view(file: IO[str] | None = None) -> Iterator[Listener]:
                 console.print(batch_line(latest))
             for line in epoch_lines(event):
                 console.print(line)
+            spoken = time.monotonic()
 
         yield listen
 
@@ -86,6 +105,7 @@ def tensorboard(folder: Path) -> Iterator[Callable[[Progress | EpochRecord], Non
 
     Raises:
         MissingExtraError: tensorboard is not installed.
+        WhycamError: on the way or at the end: the events cannot be written.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -114,14 +134,16 @@ def tensorboard(folder: Path) -> Iterator[Callable[[Progress | EpochRecord], Non
                 for name, value in event.to_dict().items()
                 if name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy") and value is not None
             }
-        for name, value in scalars.items():
-            writer(step).add_scalar(name, value, step)
+        with writing(folder):
+            for name, value in scalars.items():
+                writer(step).add_scalar(name, value, step)
 
     try:
         yield listen
     finally:
-        for open_writer in writers:
-            open_writer.close()
+        with writing(folder):
+            for open_writer in writers:
+                open_writer.close()
 
 
 def duration(seconds: float) -> str:

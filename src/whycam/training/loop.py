@@ -19,7 +19,8 @@ from whycam.training.averaging import Averager
 from whycam.training.device_data import DeviceData
 from whycam.training.distributed import Processes
 from whycam.training.evaluate import StoppedError, evaluate
-from whycam.training.history import EpochRecord, Progress, write_history
+from whycam.training.feasible import able_to_compile, enough_for_batchnorm
+from whycam.training.history import HISTORY_FILE, EpochRecord, Progress, write_history
 from whycam.training.optim import load_optimizer_tensors, make_optimizer, optimizer_tensors, set_rates
 from whycam.training.schedule import schedule
 from whycam.training.state import STATE_FILE, Meters, Position, RunKey, State, load_state, save_state
@@ -44,6 +45,7 @@ class Loop:
         processes: Processes,
         *,
         checkpoint_seconds: float,
+        checkpoint_epochs: bool = True,
         listener: Listener | None,
         stop: Callable[[], bool],
     ) -> None:
@@ -51,7 +53,8 @@ class Loop:
         self.train, self.test = train, test
         self.device = train.labels.device
         self.folder, self.processes = folder, processes
-        self.checkpoint_seconds, self.listener, self.stop = checkpoint_seconds, listener, stop
+        self.checkpoint_seconds, self.checkpoint_epochs = checkpoint_seconds, checkpoint_epochs
+        self.listener, self.stop = listener, stop
         self.model = model
         self.network = processes.wrap(model, self.recipe)
         self.optimizer = make_optimizer(model, self.recipe)
@@ -69,7 +72,23 @@ class Loop:
         self.started = self.clock = self.saved = time.monotonic()
 
     def run(self) -> bool:
-        """Train until the end, or until asked to stop (then the state is saved); whether it is the end."""
+        """Train until the end, or until asked to stop (then the state is saved); whether it is the end.
+
+        Raises:
+            WhycamError: the training diverged, or cannot be; if not a single step can, the folder is as before.
+        """
+        try:
+            with enough_for_batchnorm(), able_to_compile(self.recipe):
+                return self._run()
+        except WhycamError:
+            if not self.images and self.processes.first:
+                for name in (STATE_FILE, HISTORY_FILE):
+                    (self.folder / name).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    self.folder.rmdir()
+            raise
+
+    def _run(self) -> bool:
         self.started = self.clock = self.saved = time.monotonic()
         while self.position.epoch < self.recipe.epochs:
             epoch = self.position.epoch
@@ -129,8 +148,8 @@ class Loop:
 
     def report(self, batch_loss: float, lr: float) -> None:
         """Stop if the loss has diverged; tell the listener where the run is."""
-        if not math.isfinite(batch_loss):
-            raise self.diverged(f"the loss became {batch_loss} at a learning rate of {lr:g}")
+        if self.processes.any(not math.isfinite(batch_loss))[0]:
+            raise self.diverged(f"the loss is no longer finite at a learning rate of {lr:g}")
         if self.listener is None:
             return
         meters, position, elapsed = self.meters, self.position, time.monotonic() - self.started
@@ -176,7 +195,10 @@ class Loop:
             **tested,
         )
         self.history.append(done)
-        self.save()
+        if self.checkpoint_epochs or epoch + 1 == recipe.epochs:
+            self.save()
+        elif self.processes.first:
+            write_history(self.folder, self.history)
         if self.listener is not None:
             self.listener(done)
 

@@ -19,9 +19,10 @@ from whycam.device import pick_device
 from whycam.errors import WhycamError
 from whycam.training.augment import plan_epoch
 from whycam.training.device_data import DeviceData
+from whycam.training.feasible import check_crops, enough_for_batchnorm
 from whycam.training.optim import make_optimizer
 from whycam.training.recipe import Recipe
-from whycam.training.train import Network, check_crops, enough_for_batchnorm, initial_model
+from whycam.training.train import Network, initial_model
 
 
 @dataclass(frozen=True)

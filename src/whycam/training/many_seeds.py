@@ -11,7 +11,7 @@ from typing import Any
 
 from whycam.data.source import ImageSource
 from whycam.errors import WhycamError
-from whycam.files import write_bytes
+from whycam.files import write_bytes, writing
 from whycam.training.evaluate import VIEWS, View
 from whycam.training.recipe import Recipe
 from whycam.training.state import STATE_FILE
@@ -115,9 +115,9 @@ def train_seeds(
 
 
 def _check_folder(out: Path) -> None:
-    if not out.is_dir():
-        return
-    for entry in sorted(out.iterdir()):
+    with writing(out):
+        entries = sorted(out.iterdir()) if out.is_dir() else []
+    for entry in entries:
         ours = entry.name == SUMMARY_FILE or entry.name.startswith("seed-") or entry.name.endswith(".partial")
         if not ours:
             raise WhycamError(f"{out}: holds something else already ({entry.name}); choose a new folder")

@@ -93,12 +93,12 @@ def _read(path: Path) -> Recipe:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise WhycamError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise WhycamError(f"{path}: this is not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise WhycamError(f"{path}: a recipe file holds fields and values, for example 'base: record' and 'lr: 0.3'")
     base = values.pop("base", None)
-    if base is not None and base not in RECIPES:
+    if base is not None and (not isinstance(base, str) or base not in RECIPES):
         raise WhycamError(f"{path}: there is no recipe {base!r} to start from{near_misses(str(base), RECIPES)}")
     try:
         return (Recipe() if base is None else RECIPES[base]).override(values)

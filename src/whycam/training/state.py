@@ -136,8 +136,8 @@ def save_state(path: Path, state: State) -> None:
         try:
             torch.save({"header": json.dumps(header), "tensors": state.tensors}, file)
         except RuntimeError as error:
-            # torch's writer hides what the operating system said (a full disk, say) behind an error of its own.
-            if isinstance(error.__context__, OSError):
+            # torch's writer hides what ended it (a full disk, say, or an interrupt) behind an error of its own.
+            if isinstance(error.__context__, OSError | KeyboardInterrupt):
                 raise error.__context__ from error
             raise
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from whycam.data.preprocess import CIFAR10, Preprocess
 from whycam.data.source import ImageSource
+from whycam.device import device_name
 from whycam.errors import WhycamError
 from whycam.files import writing
 from whycam.models.checkpoint import CONFIG_FILE, ModelSpec, read_config, save_checkpoint
@@ -26,6 +27,7 @@ from whycam.suggest import near_misses
 from whycam.training.device_data import DeviceData
 from whycam.training.distributed import processes
 from whycam.training.evaluate import VIEWS, Evaluation, StoppedError, View, evaluate
+from whycam.training.feasible import check_crops
 from whycam.training.history import EpochRecord
 from whycam.training.loop import Listener, Loop
 from whycam.training.recipe import Recipe
@@ -66,6 +68,7 @@ def train(
     device: str = "auto",
     on_progress: Listener | None = None,
     checkpoint_seconds: float = 300.0,
+    checkpoint_epochs: bool = True,
     preprocess: Preprocess = CIFAR10,
     network: Network | None = None,
 ) -> TrainingResult:
@@ -86,6 +89,8 @@ def train(
         on_progress: called in the first process with a ``Progress`` after steps (on a GPU, after every tenth) and
             with an ``EpochRecord`` after epochs.
         checkpoint_seconds: between saves within an epoch.
+        checkpoint_epochs: save after every epoch; where one takes a second, writing the state takes as long, and the
+            saves every ``checkpoint_seconds``, at a stop and at the end may do.
         preprocess: normalisation, kept with the weights.
         network: K → module, to train something else than ``recipe.architecture``.
 
@@ -113,6 +118,7 @@ def train(
             out,
             team,
             checkpoint_seconds=checkpoint_seconds,
+            checkpoint_epochs=checkpoint_epochs,
             listener=on_progress if team.first else None,
             stop=stop,
         )
@@ -123,10 +129,9 @@ def train(
         else:
             loop.save()
         with torch.backends.cudnn.flags(enabled=True, benchmark=True):
-            with enough_for_batchnorm():
-                finished = loop.run()
+            finished = loop.run()
             try:
-                evaluations = _finish(loop, train_source, preprocess) if finished else {}
+                evaluations = _finish(loop, train_source, test_source, preprocess) if finished else {}
             except StoppedError:
                 # All epochs are done and saved: what is left to do is to evaluate.
                 finished, evaluations = False, {}
@@ -149,19 +154,26 @@ def initial_model(
     return model.to(device=device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
 
 
-def _finish(loop: Loop, source: ImageSource, preprocess: Preprocess) -> dict[View, Evaluation]:
+def _finish(
+    loop: Loop, train_source: ImageSource, test_source: ImageSource, preprocess: Preprocess
+) -> dict[View, Evaluation]:
     """Evaluate the final (averaged) weights in fp32 and write them; what a finished run has written is read back."""
     config = loop.folder / CONFIG_FILE
-    if config.exists():
-        written = read_config(config).training["evaluations"]
+    written = read_config(config).training.get("evaluations", {}) if config.exists() else {}
+    if all(view in written for view in VIEWS):
         return {view: Evaluation.from_dict(written[view]) for view in VIEWS}
     with loop.averaged():
         evaluations = {view: evaluate(loop.model, loop.test, view=view, stop=loop.asked_to_stop) for view in VIEWS}
         if loop.processes.first:
-            spec = ModelSpec(
-                loop.recipe.architecture, tuple(source.classes), preprocess, training=_record(loop, evaluations)
+            record = {
+                "train_data": f"{train_source.name} ({train_source.split})",
+                "test_data": f"{test_source.name} ({test_source.split})",
+                **_record(loop, evaluations),
+            }
+            classes = tuple(train_source.classes)
+            save_checkpoint(
+                loop.folder, loop.model, ModelSpec(loop.recipe.architecture, classes, preprocess, training=record)
             )
-            save_checkpoint(loop.folder, loop.model, spec)
     return evaluations
 
 
@@ -177,6 +189,7 @@ def _record(loop: Loop, evaluations: Mapping[View, Evaluation]) -> dict[str, Any
         "images": loop.images,
         "seconds": round(loop.seconds, 1),
         "device": loop.device.type,
+        "hardware": device_name(loop.device),
         "processes": loop.processes.count,
         "torch": torch.__version__,
         "evaluations": {view: result.to_dict() for view, result in evaluations.items()},
@@ -192,39 +205,15 @@ def _check_classes(train_source: ImageSource, test_source: ImageSource) -> None:
         )
 
 
-def check_crops(recipe: Recipe, data: DeviceData) -> None:
-    """Refuse crops that are larger than the padded images."""
-    for _, size in recipe.crops:
-        if size > data.side + 2 * recipe.pad:
-            raise WhycamError(
-                f"recipe: crops of {size} pixels do not fit into images of {data.side} with a pad of {recipe.pad}; "
-                "make crops smaller or pad larger"
-            )
-
-
-@contextlib.contextmanager
-def enough_for_batchnorm() -> Iterator[None]:
-    """Say in our words that a batch was too small: one image whose last stage is a single position has no variance."""
-    try:
-        yield
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise WhycamError(
-            "recipe: a batch of one image with crops this small leaves BatchNorm a single value per channel; make "
-            "batch_size or crops larger, or leave an incomplete last batch out with drop_last=true"
-        ) from error
-
-
 def _check_folder(out: Path, resume: bool) -> None:
     """Whether ``out`` can take this run; what a killed process left half-written is removed."""
     state_file = out / STATE_FILE
-    if resume:
-        if not state_file.exists():
-            raise WhycamError(f"{state_file}: there is no training state to resume; start without resuming")
-    elif state_file.exists():
-        raise WhycamError(f"{out}: already holds a training run; resume it or choose another folder")
     with writing(out):
+        if resume:
+            if not state_file.exists():
+                raise WhycamError(f"{state_file}: there is no training state to resume; start without resuming")
+        elif state_file.exists():
+            raise WhycamError(f"{out}: already holds a training run; resume it or choose another folder")
         out.mkdir(parents=True, exist_ok=True)
         for partial in out.glob(".*.partial"):
             partial.unlink(missing_ok=True)

@@ -1,0 +1,167 @@
+"""The table of training runs, made from real ones, and the programme that makes the runs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import RECIPE, run
+
+import whycam
+from whycam.training import RECIPES, Recipe, read_history
+from whycam.training.history import Progress
+
+TOOLS = Path(__file__).parents[2] / "tools"
+sys.path.insert(0, str(TOOLS))
+
+import training_table  # noqa: E402
+
+
+def rows(text):
+    """The cells of a Markdown table's rows, by the first one."""
+    lines = [line.strip("| ").split(" | ") for line in text.replace("|  |", "| . |").splitlines()]
+    return {line[0]: line[1:] for line in lines[2:]}
+
+
+def tiny(**changes) -> Recipe:
+    """The small recipe under the name of a preset, as though it were its values."""
+    return RECIPE.override({"epochs": 2} | changes)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three seeds, one of them resumed and one copied; one seed without cutout; one unfinished run; one history."""
+    out = tmp_path_factory.mktemp("runs")
+
+    def stop(event):
+        if isinstance(event, Progress) and (event.epoch, event.step) == (2, 3):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    for seed in range(3):
+        run(out / f"seed-{seed}", recipe=tiny(), seed=seed, on_progress=stop if seed == 1 else None)
+    run(out / "seed-1", recipe=tiny(), seed=1, resume=True)
+    shutil.copytree(out / "seed-2", out / "backup" / "seed-2")
+    (out / "backup" / "seed-2" / "state.pt").unlink()
+    (out / "backup" / "seed-2" / "model.safetensors").unlink()
+    run(out / "plain", recipe=tiny(cutout=0, evaluate_every=2), seed=1)
+    run(out / "begun", recipe=tiny(lr=0.1), on_progress=stop)
+    (out / "log").mkdir()
+    shutil.copy(out / "begun" / "history.jsonl", out / "log")
+    return out
+
+
+def test_the_table_has_means_over_seeds_beside_the_published_numbers(folder):
+    runs = training_table.find_runs([folder])
+    table = rows(training_table.table(runs))
+    base = next(run for run in runs if run.folder.name == "seed-0").label
+    finished = [run for run in runs if run.accuracy and run.label == base]
+    assert len(finished) == 3
+    judged, epochs, n, *views, pace, hardware = table[base]
+    assert (judged, epochs, n) == ("CIFAR-10 sample (test)", "2", "3")
+    for view, cell in zip(("plain", "flip", "six"), views, strict=True):
+        values = [100 * run.accuracy[view] for run in finished]
+        assert cell == f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}"
+    assert float(pace) == pytest.approx(
+        statistics.median(read_history(folder / f"seed-{seed}")[-1].seconds / 2 for seed in range(3)), abs=0.06
+    )
+    assert hardware.startswith("fp32, cpu (")
+    (plain,) = (run for run in runs if run.folder.name == "plain")
+    # One seed has no spread, and how often a run was evaluated does not matter.
+    assert table[plain.label][2:4] == ["1", f"{100 * plain.accuracy['plain']:.2f}"]
+    assert ("cutout=4" in base, "cutout" in plain.label) == (True, False)
+    assert "evaluate_every" not in plain.label
+    (begun,) = (cells for label, cells in table.items() if label.endswith(": not finished"))
+    assert begun[1:3] == ["1 of 2", "1"]
+    assert begun[3] == f"{100 * read_history(folder / 'begun')[0].test_accuracy:.2f} after 1"
+    assert table["the study that whycam repeats, as published"][3] == "92.14"
+    assert sum("as published" in label for label in table) == len(training_table.PUBLISHED)
+
+
+def test_the_trajectory_is_that_of_the_history(folder):
+    lines = training_table.trajectory(training_table.find_runs([folder]), (1, 2)).splitlines()
+    for name, seed in (("plain", 1), ("begun", 0)):
+        done = read_history(folder / name)
+        at = ["" if entry.test_accuracy is None else f"{100 * entry.test_accuracy:.2f}" for entry in done]
+        ends = f"| {seed} | {len(done)} | {' | '.join([*at, ''][:2])} |"
+        assert any(line.endswith(ends) for line in lines), (ends, lines)
+    assert lines[-1] == "| the study, as published |  | 20 | about 44 |  |"
+
+
+def test_an_ablation_is_the_difference_on_shared_seeds(folder):
+    runs = training_table.find_runs([folder])
+    table = rows(training_table.ablations(runs, tiny()))
+    (plain,) = (run for run in runs if run.folder.name == "plain")
+    (base,) = (run for run in runs if run.folder.name == "seed-1")
+    difference = 100 * (plain.accuracy["plain"] - base.accuracy["plain"])
+    assert table["cutout=0"] == [
+        "CIFAR-10 sample (test)",
+        "1",
+        f"{100 * plain.accuracy['plain']:.2f}",
+        f"{difference:+.2f}",
+    ]
+    assert table["nothing"][1] == "3"
+
+
+def test_a_run_that_changes_its_preset_is_told_apart():
+    changed = RECIPES["record"].override({"lr": 0.3, "precision": "bf16", "evaluate_every": 20})
+    assert training_table.changes(changed) == {"lr": "0.3"}
+    assert training_table.changes(RECIPES["study"].override({"precision": "bf16"})) == {"precision": "bf16"}
+
+
+def test_mistakes_are_one_sentence(tmp_path, capsys):
+    for content, sentence in (
+        (None, "there is no training run"),
+        ('{"training": {"evaluations": {}}}', "not the record"),
+    ):
+        if content is not None:
+            (tmp_path / "config.json").write_text(content)
+        assert training_table.main([str(tmp_path)]) == 2
+        error = capsys.readouterr().err
+        assert sentence in error
+        assert len(error.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_the_programme_stops_in_time_and_goes_on(tmp_path):
+    """On images of two classes; the second call finds the sweep's one point done or resumes it."""
+    source = whycam.open_source("bundled")
+    for label in (3, 5):
+        for count, index in enumerate(np.flatnonzero(source.labels == label)[:24]):
+            path = tmp_path / "data" / ("train" if count < 16 else "test") / source.classes[label] / f"{count:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(source.read([index])[0].permute(1, 2, 0).numpy()).save(path)
+    command = [
+        sys.executable, str(TOOLS / "training_programme.py"), str(tmp_path / "data"), "--out", str(tmp_path / "out"),
+        "--grid", "1", "--seeds", "2", "--ablation-seeds", "1", "--set", "epochs=2", "batch_size=8", "crops=[[0,8]]",
+    ]  # fmt: skip
+
+    def call(*more):
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.run([*command, *more], capture_output=True, text=True, env=environment, timeout=600)
+
+    stopped = call("--minutes", "0.001")
+    assert (stopped.returncode, stopped.stdout) == (3, ""), stopped.stderr
+    assert stopped.stderr.splitlines()[-1] == "stopped and saved; the same command goes on"
+    done = call()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (tmp_path / "out" / "table.md").read_text()
+    for path in (tmp_path / "out").rglob("config.json"):
+        kept = {entry.name for entry in path.parent.iterdir()}
+        weights = (
+            {"model.safetensors"}
+            if path.parent.parent.parent.name == "test" and path.parent.name == "seed-0"
+            else set()
+        )
+        assert kept == {"config.json", "history.jsonl"} | weights
+    # The sweep's point is the ablations' base, and one of nine tricks may be its value already.
+    assert len(list((tmp_path / "out" / "held-out").rglob("config.json"))) in (9, 10)
+    assert len(list((tmp_path / "out" / "test").rglob("config.json"))) == 5
+    assert call().stderr == ""
