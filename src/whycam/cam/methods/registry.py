@@ -41,6 +41,8 @@ class Method:
             "outputs" (gradients at the outputs of modules: the first pass then keeps its graph).
         scope: what it looks at.
         retarget: what it makes of the target before anything is differentiated; None leaves it.
+        has_terms: whether the map is a sum over channels, made with `LayerTrace.weighted`, so that its terms can be
+            asked for.
         options: keyword options that differ from the function's defaults.
     """
 
@@ -52,6 +54,7 @@ class Method:
     needs: frozenset[Need] = frozenset({"gradients"})
     scope: Scope = "layer"
     retarget: Callable[[Target], Target] | None = None
+    has_terms: bool = False
     options: tuple[tuple[str, Any], ...] = ()
 
     @property
@@ -99,6 +102,7 @@ def method(
     needs: Iterable[Need] = ("gradients",),
     scope: Scope = "layer",
     retarget: Callable[[Target], Target] | None = None,
+    has_terms: bool = False,
 ) -> Callable[[Function], Method]:
     """Register a function as a method; its name is the title's, its summary the docstring's first line.
 
@@ -113,7 +117,7 @@ def method(
         if name in METHODS:
             raise WhycamError(f"a method named {name!r} exists already ({METHODS[name].title})")
         summary = (function.__doc__ or title).strip().splitlines()[0]
-        METHODS[name] = Method(name, title, summary, paper, function, frozenset(needs), scope, retarget)
+        METHODS[name] = Method(name, title, summary, paper, function, frozenset(needs), scope, retarget, has_terms)
         return METHODS[name]
 
     return register

@@ -47,9 +47,18 @@ class ImageTargets:
         self.output: Any = None
         """What the network returned, once it was called."""
 
-    def freeze(self, logits: Tensor) -> ImageTargets:
-        """With the members chosen."""
-        return self if self.members is not None else ImageTargets(self.choose(logits), self.choose)
+    def freeze(self, output: Any) -> ImageTargets:
+        """With the members chosen.
+
+        Raises:
+            WhycamError: the model returns no logits to choose them by.
+        """
+        if self.members is not None:
+            return self
+        logits = per_image(output)
+        if not isinstance(logits, Tensor):
+            raise WhycamError(f"targets=None needs (B, K) logits, the model returns a {type(output).__name__}")
+        return ImageTargets(self.choose(logits.detach()), self.choose)
 
     def at(self, rows: Tensor) -> ImageTargets:
         """The same for the images at ``rows`` (n,)."""
