@@ -6,6 +6,7 @@ import ctypes
 import sys
 
 import torch
+from torch import Tensor
 
 from whycam.errors import WhycamError
 
@@ -26,6 +27,19 @@ def pick_device(name: str = "auto") -> torch.device:
         reason = str(error).strip().splitlines()[0]
         raise WhycamError(f"device {name!r} is not available here ({reason}); use cpu or auto") from error
     return device
+
+
+def has_double(device: torch.device) -> bool:
+    """Whether the device computes in float64; Apple's does not."""
+    return device.type != "mps"
+
+
+def in_double(tensor: Tensor) -> Tensor:
+    """As float64, for sums that lose too much in single precision; on the CPU where the tensor's own device has none.
+
+    What is computed from it goes back by ``.to(tensor)``.
+    """
+    return tensor.double() if has_double(tensor.device) else tensor.cpu().double()
 
 
 def reuse_freed_memory() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -91,6 +91,8 @@ def _exchanged(container: Any, changes: Mapping[Any, object]) -> Any:
     if isinstance(container, tuple | list):
         members: list[Any] = [changes.get(place, member) for place, member in enumerate(container)]
         return type(container)(*members) if hasattr(container, "_fields") else type(container)(members)
+    if isinstance(container, Mapping) and not isinstance(container, MutableMapping):
+        raise WhycamError(f"a {type(container).__name__} cannot be altered; choose the layer inside it")
     result = copy.copy(container)
     for place, member in changes.items():
         if isinstance(container, Mapping):

@@ -25,6 +25,10 @@ from whycam.errors import WhycamError
 from whycam.modules import first_tensor, in_eval_mode, with_first_tensor
 
 
+class NoGradientError(WhycamError):
+    """The scores cannot be differentiated in a layer."""
+
+
 @dataclass(frozen=True)
 class Trace:
     """What one capture saw, on the model's device; tensors are detached unless asked otherwise.
@@ -94,12 +98,13 @@ def capture(
     ):
         if differentiable:
             parameters: dict[str, Tensor] = dict(model.named_parameters())
+            given = given.with_images(given.images.clone())
         else:
             parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
             given = given.detached()
         root = given.images.detach().clone().requires_grad_() if rooted else None
         if root is not None:
-            given = given.with_images(root)
+            given = given.with_images(root.clone())
         # The parameters' stand-ins and the hooks stay until the backward pass is over: a checkpointed block runs again
         # in it, and must find what it found before. Fused attention has no second derivative.
         twice = bool(curvature) or differentiable
@@ -154,7 +159,7 @@ def _gradients(
     for position, target in enumerate(sloped):
         score, last = scores[target], position + 1 == len(sloped)
         if not score.requires_grad:
-            raise WhycamError(
+            raise NoGradientError(
                 f"the score of target {target!r} does not depend on {_names(outputs)} in a differentiable way"
             )
         bend = target in curved
@@ -168,7 +173,7 @@ def _gradients(
         )
         for name, slope in zip(outputs, found, strict=True):
             if slope is None:
-                raise WhycamError(f"the score of target {target!r} does not depend on layer {name!r}")
+                raise NoGradientError(f"the score of target {target!r} does not depend on layer {name!r}")
             slopes[name, target] = slope
             if bend:
                 curves[name, target] = _bend(slope, outputs[name], keep=keep)
@@ -206,6 +211,8 @@ def _recording(layers: Sequence[Layer], outputs: dict[str, Tensor], *, leaf: boo
                     "the images'; choose a layer before they are taken apart or after they are together again"
                 )
             if leaf and not tensor.requires_grad:
+                if not torch.is_grad_enabled():
+                    raise NoGradientError(f"layer {name!r} runs where the model switches gradients off")
                 tensor = tensor.detach().requires_grad_()
             outputs[name] = tensor
             # What follows may work in place (an in-place ReLU is the usual case): it gets a copy, so that the

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from whycam.cam.asking import resolve_targets
+from whycam.cam.capture import NoGradientError
 from whycam.cam.classes import ClassesLike, ClassNames
 from whycam.cam.explanation import Explanation
 from whycam.cam.inputs import Inputs, InputsLike
@@ -16,7 +17,7 @@ from whycam.cam.layers import Layer, LayerLike, resolve_layers
 from whycam.cam.layout import Layout
 from whycam.cam.methods.registry import INPUT, Method, MethodLike, resolve_methods
 from whycam.cam.run import Run
-from whycam.cam.survey import default_layer
+from whycam.cam.survey import default_layer, explain_missing_gradient
 from whycam.cam.targets import TargetLike
 from whycam.errors import WhycamError
 from whycam.modules import unwrapped
@@ -96,6 +97,8 @@ class Explainer:
         try:
             run = Run(self._network, inputs, layers, named, self._methods, layouts=layouts, seed=self.seed,
                       differentiable=self.differentiable)  # fmt: skip
+        except NoGradientError as error:
+            raise explain_missing_gradient(self._network, inputs, error) from None
         except RuntimeError as error:
             if (wrong := _channel_mismatch(self._network, inputs.images)) is not None:
                 raise wrong from error

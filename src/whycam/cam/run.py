@@ -122,7 +122,8 @@ class Run:
     def score_images(self, images: Tensor, rows: Tensor, target: str) -> Scored:
         """See `whycam.cam.views.Reruns`."""
         with self._rerunning():
-            given = self.inputs.with_images(images.to(self.images.dtype), rows)
+            # A copy: the network may work in place.
+            given = self.inputs.with_images(images.to(self.images.dtype, copy=True), rows)
             return self._scored(self.model(*given.args, **given.kwargs), rows, target)
 
     def score_activations(self, layer: str, maps: Tensor, rows: Tensor, target: str) -> Scored:
@@ -172,7 +173,7 @@ class Run:
         """See `whycam.cam.views.Reruns`."""
         with self._rerunning(gradients=True), guided_relu(guided):
             x = images.detach().clone().requires_grad_()
-            given = self.inputs.with_images(x, rows)
+            given = self.inputs.with_images(x.clone(), rows)
             parameters = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
             score = self._scored(functional_call(self.model, parameters, given.args, given.kwargs), rows, target).scores
             (gradient,) = torch.autograd.grad(score.sum(), x)

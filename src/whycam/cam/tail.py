@@ -22,6 +22,7 @@ from whycam.modules import first_tensor, with_first_tensor
 
 # model → (layer, arguments) → its split; nothing in it keeps the model alive.
 _SPLITS: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Split]] = WeakKeyDictionary()
+_MOST_SPLITS = 16
 _PROBES = (2, 3)
 _CHUNK = 128
 
@@ -95,7 +96,10 @@ class Tail:
         if (wrong := self._use(split, rows, output, expected)) is not None:
             raise UntraceableError(wrong)
         if not split.constants:  # those may have been computed from parameters that are still to change
-            _SPLITS.setdefault(self.model, {})[key] = split
+            known_splits = _SPLITS.setdefault(self.model, {})
+            known_splits[key] = split
+            while len(known_splits) > _MOST_SPLITS:  # a plain argument that changes with every call is a key of its own
+                known_splits.pop(next(iter(known_splits)), None)
 
     def _observe(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The layer's output and the logits on a few images; the layer has to run once and give one tensor."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from whycam.cam.methods.gradient import spread, weighted
 from whycam.cam.methods.registry import method
 from whycam.cam.views import LayerTrace
+from whycam.device import in_double
 
 
 def main_axis(features: Tensor) -> Tensor:
@@ -22,7 +23,7 @@ def main_axis(features: Tensor) -> Tensor:
     uncentred, as Eigen-CAM's authors have it. Computed from the smaller Gram matrix, in float64: squaring X squares
     its condition.
     """
-    x = features.flatten(2).transpose(1, 2).double()
+    x = in_double(features.flatten(2).transpose(1, 2))
     centred = x - x.mean(dim=1, keepdim=True)
     if x.shape[1] < x.shape[2]:
         axis = torch.einsum("bpc,bp->bc", centred, leading_eigenvector(centred @ centred.transpose(1, 2)))
@@ -30,7 +31,7 @@ def main_axis(features: Tensor) -> Tensor:
     else:
         axis = leading_eigenvector(centred.transpose(1, 2) @ centred)
     projected = torch.einsum("bpc,bc->bp", x, axis)
-    return projected.reshape(-1, *features.shape[2:]).to(features.dtype)
+    return projected.reshape(-1, *features.shape[2:]).to(features)
 
 
 def leading_eigenvector(gram: Tensor, squarings: int = 16) -> Tensor:
@@ -117,7 +118,7 @@ def segeigencam(trace: LayerTrace) -> Tensor:
 def kpcacam(trace: LayerTrace, gamma: float | None = None) -> Tensor:
     """The first component of a kernel PCA of the positions, kernel tanh(γ·x·y + 1), γ = 1 / C; class-agnostic."""
     features = _finite(trace.activations)
-    x = features.flatten(2).transpose(1, 2).double()
+    x = in_double(features.flatten(2).transpose(1, 2))
     x = x - x.mean(dim=1, keepdim=True)
     kernel = torch.tanh((1 / x.shape[2] if gamma is None else gamma) * (x @ x.transpose(1, 2)) + 1)
     kernel = (
@@ -130,7 +131,7 @@ def kpcacam(trace: LayerTrace, gamma: float | None = None) -> Tensor:
     component = vectors[:, :, -1] * values[:, -1:].clamp(min=0).sqrt()
     largest = component.gather(1, component.abs().argmax(dim=1, keepdim=True))
     component = component * torch.where(largest < 0, -1.0, 1.0)
-    maps = component.reshape(-1, *features.shape[2:]).to(features.dtype)
+    maps = component.reshape(-1, *features.shape[2:]).to(features)
     return _unless_damaged(maps, trace.activations)
 
 
