@@ -136,7 +136,9 @@ def test_summary_and_methods():
     assert re.search(r"^  noisy\(METHOD, n=8, sigma=0.1\)  The mean map over n noisy copies", combinators, re.MULTILINE)
     # Whatever is listed can be asked for as it stands there.
     listed = [line.strip() for line in options.splitlines() if line.strip()]
-    listed += [line.strip().split("  ")[0].replace("METHOD", "fem") for line in combinators.splitlines() if line.strip()]
+    listed += [
+        line.strip().split("  ")[0].replace("METHOD", "fem") for line in combinators.splitlines() if line.strip()
+    ]
     assert len(listed) > 10
     for line in listed:
         assert find_method(line).name.partition("(")[0] == line.partition("(")[0]

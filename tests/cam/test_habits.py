@@ -70,7 +70,10 @@ CONTAINERS = {
     "dict": (lambda y, x: {"name": "a name", "features": y, "more": x}, lambda out: out["features"]),
     "ordered": (lambda y, x: OrderedDict(features=y, more=x), lambda out: out["features"]),
     "frozen dataclass": (lambda y, x: Frozen("a name", y, (x,)), lambda out: out.features),
-    "nested": (lambda y, x: {"none": None, "levels": [Frozen("a name", y, (x,)), x]}, lambda o: o["levels"][0].features),
+    "nested": (
+        lambda y, x: {"none": None, "levels": [Frozen("a name", y, (x,)), x]},
+        lambda o: o["levels"][0].features,
+    ),
 }
 
 
@@ -97,7 +100,8 @@ def test_a_container_of_transformers():
     model, images = transformers.ResNetForImageClassification(config).eval(), torch.randn(2, 3, 32, 32)
     # The encoder returns a ModelOutput, its last stage the same tensor by itself.
     one, other = (
-        whycam.explain(model, images, layer, ["gradcam", "ablationcam"]) for layer in ("resnet.encoder", "resnet.encoder.stages[-1]")
+        whycam.explain(model, images, layer, ["gradcam", "ablationcam"])
+        for layer in ("resnet.encoder", "resnet.encoder.stages[-1]")
     )
     for (method, _, _), raw in one.maps.items():
         torch.testing.assert_close(raw, other.map(method))
@@ -178,7 +182,8 @@ def test_a_backbone_without_gradients_is_named(guard):
     model, images = Backbone(guard).eval(), torch.randn(2, 3, 8, 8)
     for layer in ("backbone", "backbone[0]", "stem"):
         with pytest.raises(
-            WhycamError, match=r"'backbone' runs under torch.no_grad\(\) inside the model; choose a layer behind it, 'neck' say"
+            WhycamError,
+            match=r"'backbone' runs under torch.no_grad\(\) inside the model; choose a layer behind it, 'neck' say",
         ):
             whycam.explain(model, images, layer, "gradcam")
     for frozen in (False, True):
@@ -187,7 +192,9 @@ def test_a_backbone_without_gradients_is_named(guard):
         for method in ("eigencam", "ablationcam", "scorecam"):  # as the sentence says
             assert bool((whycam.explain(model, images, "backbone", method).map() != 0).any())
     model = Backbone(guard, neck=False).eval()
-    with pytest.raises(WhycamError, match=r"no layer behind it has a map, so take the no_grad out, or use a method without"):
+    with pytest.raises(
+        WhycamError, match=r"no layer behind it has a map, so take the no_grad out, or use a method without"
+    ):
         whycam.explain(model, images, "backbone", "gradcam")
     # Where the model switches nothing off, the sentence is the one that fits.
     with pytest.raises(WhycamError, match=r"in a differentiable way$"):
@@ -226,6 +233,8 @@ def test_where_there_is_no_double_precision_the_cpu_computes(monkeypatch):
     assert {raw.dtype for raw in whole.maps.values()} == {torch.float32}
     monkeypatch.setattr("whycam.device.has_double", lambda _device: False)
     assert in_double(features).dtype == torch.float64
-    for one, other in zip(expected, (main_axis(features), principal_map(features), project_positive(features)), strict=True):
+    for one, other in zip(
+        expected, (main_axis(features), principal_map(features), project_positive(features)), strict=True
+    ):
         assert torch.equal(one, other)
         assert one.dtype == torch.float32

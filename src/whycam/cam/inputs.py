@@ -77,7 +77,7 @@ class Inputs:
         return Inputs(args, kwargs, self.place)
 
     def detached(self) -> Inputs:
-        """Copies without a graph: the network may work in place, and an inference tensor is not to be saved for later."""
+        """Copies without a graph: the network may work in place, and an inference tensor cannot be saved."""
 
         def free(value: Any) -> Any:
             if not isinstance(value, Tensor):

@@ -148,8 +148,8 @@ def explain_missing_gradient(model: nn.Module, inputs: Inputs, error: WhycamErro
     instead = (
         f"choose a layer behind it, {behind[-1]!r} say"
         if behind
-        else "no layer behind it has a map, so take the no_grad out, or use a method without gradients (Eigen-CAM, say, "
-        "or Ablation-CAM)"
+        else "no layer behind it has a map, so take the no_grad out, or use a method without gradients (eigencam, say, "
+        "or ablationcam)"
     )
     return WhycamError(f"{error}: {whole!r} runs under torch.no_grad() inside the model; {instead}")
 

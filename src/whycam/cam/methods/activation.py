@@ -47,7 +47,7 @@ def leading_eigenvector(gram: Tensor, squarings: int = 16) -> Tensor:
         trace = _trace(power)
         power = power / trace.clamp(min=torch.finfo(gram.dtype).tiny)
         # A projector on one axis has a square of trace 1.
-        if float(trace.amin()) > 1 - 1e-14:
+        if float(trace.detach().amin()) > 1 - 1e-14:
             break
     column = power.diagonal(dim1=1, dim2=2).argmax(dim=1)
     vector: Tensor = power.gather(2, column.view(-1, 1, 1).expand(-1, power.shape[1], 1))[:, :, 0]

@@ -121,7 +121,9 @@ def method(
         name = normalised(title)
         if name in METHODS:
             raise WhycamError(f"a method named {name!r} exists already ({METHODS[name].title})")
-        METHODS[name] = Method(name, title, summary_of(function) or title, paper, function, frozenset(needs), scope, retarget, has_terms)
+        METHODS[name] = Method(
+            name, title, summary_of(function) or title, paper, function, frozenset(needs), scope, retarget, has_terms
+        )
         return METHODS[name]
 
     return register
