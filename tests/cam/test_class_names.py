@@ -150,6 +150,8 @@ def test_names_that_mean_no_class(name, classes, message):
 def test_names_that_are_too_few_or_unknown(network, images):
     with pytest.raises(WhycamError, match="3 class names are known, but InPlace has 5 outputs"):
         whycam.explain(network, images, "conv2", targets="bee", classes=NAMES[:3])
+    with pytest.raises(WhycamError, match="classes are names in the order of the logits"):
+        Explainer(network, "conv2", classes=5)
     # They matter only where one is used.
     whycam.explain(network, images, "conv2", targets=1, classes=NAMES[:3])
     for target in ("bet", ["bee", "cat", "elf"], whycam.Margin("bee", "dof"), {"a": None, "b": "cet"}):

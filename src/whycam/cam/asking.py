@@ -105,12 +105,16 @@ def score_rows(target: Target, logits: Tensor, rows: Tensor, original: Tensor, o
     return scores
 
 
-def of_copies(target: Target, images: int, copies: int) -> Target:
-    """What to ask of ``copies`` of a batch of ``images``, one after the other: of each what the target asks."""
+def of_copies(target: Target, images: int, rows: Tensor) -> Target:
+    """What to ask of copies of a batch of ``images``, one after the other: of each what the target asks of the batch.
+
+    ``rows`` (n,) is which image each is a copy of.
+    """
     at = getattr(target, "at", None)
     if at is not None:
-        repeated: Target = at(torch.arange(images).repeat(copies))
+        repeated: Target = at(rows)
         return repeated
+    copies = len(rows) // images
     return target if copies == 1 else _Copies(target, images, copies)
 
 

@@ -43,7 +43,8 @@ class Explainer:
             ``class_names`` (which `whycam.load` sets) or ``config.id2label`` (which transformers' models have).
 
     Raises:
-        WhycamError: on construction, if a layer or method is unknown or the model cannot be looked into.
+        WhycamError: on construction, if a layer or method is unknown, ``classes`` are no names, or the model cannot be
+            looked into.
     """
 
     model: nn.Module
@@ -61,6 +62,7 @@ class Explainer:
     def __post_init__(self) -> None:
         self._network = unwrapped(self.model)
         self._methods = resolve_methods(self.methods)
+        ClassNames.of(self._network, self.classes)  # says now what is wrong with them
         layers = self.layers if self.layers is not None else getattr(self._network, "cam_layers", None)
         if layers is not None:
             given = [layers] if isinstance(layers, str | nn.Module) else layers

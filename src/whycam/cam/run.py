@@ -159,11 +159,12 @@ class Run:
     def _on_copies(self, images: Tensor, copies: int, *, mirror: bool) -> Run:
         """A run of its own on altered copies of the batch, asked what this one is asked about the unaltered images."""
         trace, batch, run = self.trace, len(self.images), copy(self)
+        rows = torch.arange(batch, device=images.device).repeat(copies)
         targets = {
-            name: of_copies(mirrored(asked, trace.logits, images.shape[-1]) if mirror else asked, batch, copies)
+            name: of_copies(mirrored(asked, trace.logits, images.shape[-1]) if mirror else asked, batch, rows)
             for name, asked in trace.targets.items()
         }
-        run.inputs = self.inputs.with_images(images, torch.arange(batch).repeat(copies))
+        run.inputs = self.inputs.with_images(images, rows)
         run._again, run._tails, run._listeners, run._watched = {}, {}, [], frozenset()
         with self._rerunning(gradients=True):
             run.trace = run._capture(targets, frozen=True)
