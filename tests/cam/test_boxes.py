@@ -176,6 +176,16 @@ def test_methods_on_detectors(kind, detector):
         torch.testing.assert_close(alone.maps[key][0], raw[1], rtol=0, atol=1e-8 * scale, msg=str(key))
 
 
+def test_a_detector_in_half_precision_is_measured_in_single(detector):
+    model, images = detector
+    exact = whycam.explain(model, images, "conv", "gradcam", Boxes(confidence=0.1))
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = whycam.explain(model.float(), images.float(), "conv", ["gradcam", "ablationcam"], Boxes(confidence=0.1))
+    assert mixed.scores["target"].dtype == torch.float32
+    torch.testing.assert_close(mixed.scores["target"].double(), exact.scores["target"], rtol=0.1, atol=0)
+    assert bool(mixed.map("ablationcam").isfinite().all())
+
+
 def test_augmented_mirrors_the_boxes(detector):
     model, images = detector
     wanted = [entry["boxes"][:2].detach() + 0.5 for entry in model(images)]

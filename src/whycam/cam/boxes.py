@@ -247,8 +247,11 @@ def _has(entry: object, *names: str) -> bool:
 
 
 def _get(entry: Any, name: str) -> Any:
+    """The tensor of that name, if there is one; at least float32, as half precision is too coarse for places."""
     found = entry.get(name) if isinstance(entry, Mapping) else getattr(entry, name, None)
-    return found if isinstance(found, Tensor) else None
+    if not isinstance(found, Tensor):
+        return None
+    return found.float() if found.dtype in (torch.float16, torch.bfloat16) else found
 
 
 def _is_list(value: object) -> bool:
