@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 import whycam
+from whycam.cam.methods import find_method
 
 COMMANDS = [
     "demo", "data", "summary", "layers", "recipes", "evaluate", "study", "report", "explain", "serve", "methods",
@@ -126,7 +127,21 @@ def test_summary_and_methods():
     assert "Total params: 21,282,122" in command("summary", "resnet34").stdout
     names = [entry["name"] for entry in json.loads(command("methods", "--json").stdout)["methods"]]
     assert {"gradcam", "hirescam"} <= set(names)
-    assert "arXiv:1610.02391" in command("methods").stdout
+    text = command("methods").stdout
+    assert "arXiv:1610.02391" in text
+    _, options, combinators = re.split(r"^(?:options|combinators), written .*:$", text, flags=re.MULTILINE)
+    made = json.loads(command("methods", "--json").stdout)["combinators"]
+    assert [entry["name"] for entry in made] == ["augmented", "eigen", "noisy"]
+    assert {entry["name"]: entry["options"] for entry in made}["noisy"] == {"n": 8, "sigma": 0.1}
+    assert re.search(r"^  noisy\(METHOD, n=8, sigma=0.1\)  The mean map over n noisy copies", combinators, re.MULTILINE)
+    # Whatever is listed can be asked for as it stands there.
+    listed = [line.strip() for line in options.splitlines() if line.strip()]
+    listed += [
+        line.strip().split("  ")[0].replace("METHOD", "fem") for line in combinators.splitlines() if line.strip()
+    ]
+    assert len(listed) > 10
+    for line in listed:
+        assert find_method(line).name.partition("(")[0] == line.partition("(")[0]
 
 
 def test_layers():

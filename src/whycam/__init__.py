@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from whycam.cam import (
         Binary,
+        Boxes,
         ClassScore,
         Explainer,
         Explanation,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         ReST,
         Segmentation,
         Similarity,
+        WholeOutput,
         explain,
         factorise,
         load_explanation,
@@ -38,6 +40,7 @@ __version__ = "0.1.0"
 
 # Where each public name lives. Names are imported on first use, so that `whycam --help` answers without torch.
 _HOMES = {
+    "WholeOutput": "whycam.cam",
     "Similarity": "whycam.cam",
     "Segmentation": "whycam.cam",
     "ReST": "whycam.cam",
@@ -46,6 +49,7 @@ _HOMES = {
     "Layout": "whycam.cam",
     "Finer": "whycam.cam",
     "Binary": "whycam.cam",
+    "Boxes": "whycam.cam",
     "ClassScore": "whycam.cam",
     "Explainer": "whycam.cam",
     "Explanation": "whycam.cam",
@@ -68,6 +72,7 @@ _HOMES = {
 
 __all__ = [
     "Binary",
+    "Boxes",
     "ClassScore",
     "Explainer",
     "Explanation",
@@ -85,6 +90,7 @@ __all__ = [
     "Segmentation",
     "Similarity",
     "Study",
+    "WholeOutput",
     "WhycamError",
     "__version__",
     "explain",

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from whycam.errors import WhycamError
 
@@ -45,6 +46,19 @@ def _processor() -> str:
         lines = []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.processor() or platform.machine()
+
+
+def has_double(device: torch.device) -> bool:
+    """Whether the device computes in float64; Apple's does not."""
+    return device.type != "mps"
+
+
+def in_double(tensor: Tensor) -> Tensor:
+    """As float64, for sums that lose too much in single precision; on the CPU where the tensor's own device has none.
+
+    What is computed from it goes back by ``.to(tensor)``.
+    """
+    return tensor.double() if has_double(tensor.device) else tensor.cpu().double()
 
 
 def reuse_freed_memory() -> None:

@@ -109,7 +109,8 @@ def test_predicted_has_the_gradient_of_one_logit_also_in_a_tie():
         ([Predicted()], "1 targets are given for 2 images"),
         (torch.tensor([0.5, 1.0]), "whole numbers; got torch.float32"),
         (True, "got a bool"),
-        ("cat", "got str"),
+        ({1: 2}, "got dict"),
+        ("cat", "target 'cat' is a class name, but the model does not say what its classes are called"),
         (lambda logits: logits, r"must return one score per image, shape \(2,\); it returned \(2, 3\)"),
     ],
 )

@@ -127,6 +127,67 @@ def test_scaling_the_score_scales_what_is_linear_in_it(case, factor):
         torch.testing.assert_close(other.maps[key], factor * raw, rtol=1e-9, atol=1e-10)
 
 
+RERUNNING = ["ablationcam", "scorecam", "reciprocam", "groupcam(groups=2)", "guidedgradcam", "augmented(gradcam)",
+             "augmented(ablationcam)", "noisy(scorecam, n=2)"]  # fmt: skip
+
+
+@given(case=cases(), data=st.data())
+@settings(max_examples=5, deadline=None)
+def test_batches_permute_and_split_also_where_methods_rerun(case, data):
+    model, images, layer, target = case
+    images = images[:2, :, :8, :8]
+    order = data.draw(st.permutations(range(len(images))))
+    together = whycam.explain(model, images, layer, RERUNNING, target)
+    shuffled = whycam.explain(model, images[list(order)], layer, RERUNNING, target)
+    alone = whycam.explain(model, images[:1], layer, RERUNNING, target)
+    for key, raw in together.maps.items():
+        near = 1e-9 * max(1.0, float(raw.abs().max()))
+        torch.testing.assert_close(
+            shuffled.maps[key], raw[list(order)], rtol=0, atol=near, equal_nan=True, msg=str(key)
+        )
+        torch.testing.assert_close(alone.maps[key], raw[:1], rtol=0, atol=near, equal_nan=True, msg=str(key))
+
+
+@given(case=cases())
+@settings(max_examples=8, deadline=None)
+def test_weights_that_are_shares_stay_within_the_channels(case):
+    """Score-CAM's softmax makes a mean of the channels that are no constant; Recipro-CAM's least place is 0."""
+    model, images, layer, target = case
+    images = images[:, :, :8, :8]
+    seen = []
+    handle = resolve_layers(model, [layer])[0].module.register_forward_hook(
+        lambda _m, _i, out: seen.append(out.clone())
+    )
+    with torch.no_grad():
+        model(images)
+    handle.remove()
+    explained = whycam.explain(model, images, layer, ["scorecam", "reciprocam"], target)
+    flat = seen[0].flatten(2)
+    live = (flat.amax(2) > flat.amin(2))[:, :, None, None]
+    some = live.flatten(1).any(1)
+    low = seen[0].masked_fill(~live, float("inf")).amin(1)[some]
+    high = seen[0].masked_fill(~live, float("-inf")).amax(1)[some]
+    raw = explained.map("scorecam")
+    assert bool((raw[some] >= low - 1e-12).all())
+    assert bool((raw[some] <= high + 1e-12).all())
+    assert not bool(raw[~some].any())
+    least = explained.map("reciprocam").flatten(1).amin(1)
+    assert torch.equal(least, torch.zeros_like(least))
+
+
+@given(case=cases(), scale=st.floats(0.2, 5))
+@settings(max_examples=6, deadline=None)
+def test_ablation_does_not_depend_on_the_score_s_unit(case, scale):
+    model, images, layer, target = case
+    images = images[:2, :, :8, :8]
+    one = whycam.explain(model, images, layer, "ablationcam", target)
+    column = whycam.WholeOutput(lambda logits: scale * logits[:, target])
+    other = whycam.explain(model, images, layer, "ablationcam", column)
+    for key, raw in one.maps.items():
+        near = 1e-8 * max(1.0, float(raw.abs().max()))
+        torch.testing.assert_close(other.maps[key], raw, rtol=0, atol=near)
+
+
 @pytest.mark.parametrize("where", ["forward", "hook", "target", "method"])
 def test_an_exception_anywhere_leaves_the_model_as_it_was(where, batch):
     torch.manual_seed(0)

@@ -12,12 +12,14 @@ from networks import InPlace
 from test_capture import assert_unchanged, snapshot
 from test_perturbation import make, rows_run
 from test_tail import Residual, Transformer
+from torch import nn
 from torch.nn import functional as F
 
 import whycam
 from whycam import WhycamError
 from whycam.cam.maps import aggregate, heatmaps, resize
 from whycam.cam.methods import METHODS, augmented, eigen, noisy, resolve_methods
+from whycam.cam.methods.smoothing import channel_parts
 from whycam.seeds import generator
 
 GRADIENT = ["gradcam", "hirescam", "gradcam++", "layercam", "xgradcam", "gradcamelementwise", "eigencam", "finercam"]
@@ -38,6 +40,89 @@ def test_augmented_is_the_mean_of_six_runs(method):
         assert actual.shape == runs[0].shape
     else:
         torch.testing.assert_close(actual, torch.stack(runs).mean(0), rtol=0, atol=1e-12)
+
+
+# Everything but what looks at no network; few draws, for speed.
+NETWORKED = sorted(
+    {name for name, known in METHODS.items() if known.needs or known.scope != "input"} - {"random", "cam"}
+)
+FEW = {"sscam": "sscam(n=2)", "iscam": "iscam(n=2)", "smoothgrad": "smoothgrad(n=2)",
+       "smoothgradcam++": "smoothgradcam++(n=2)", "integratedgradients": "integratedgradients(steps=2)"}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", [FEW.get(name, name) for name in NETWORKED])
+def test_every_method_may_be_smoothed(method):
+    """Also those that run the network again: they do so on each altered image."""
+    module, images = make(Residual, batch=2, size=6)
+    module = Positive(module)
+    target = whycam.Finer().freeze(module(images).detach())  # what even Finer-CAM takes as it is
+    explained = whycam.explain(
+        module, images, "network.conv", [augmented(method), noisy(method, n=2, sigma=0.2)], target
+    )
+    turned = []
+    for factor in (0.9, 1.0, 1.1):
+        turned.append(whycam.explain(module, factor * images, "network.conv", method, target).map())
+        turned.append(whycam.explain(module, factor * images.flip(-1), "network.conv", method, target).map().flip(-1))
+    torch.testing.assert_close(explained.map(augmented(method)), torch.stack(turned).mean(0), rtol=0, atol=1e-11)
+    draw = generator(0, "noisy n=2 sigma=0.2")
+    noise = [0.2 * torch.randn(images.shape[1:], generator=draw, dtype=torch.float64) for _ in range(2)]
+    altered = [whycam.explain(module, images + field, "network.conv", method, target).map() for field in noise]
+    actual = explained.map(noisy(method, n=2, sigma=0.2))
+    torch.testing.assert_close(actual, torch.stack(altered).mean(0), rtol=0, atol=1e-11)
+
+
+class Positive(nn.Module):
+    """Positive scores, so that Ablation-CAM's quotient keeps its sign."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return self.network(x).exp()
+
+
+def test_smoothing_may_be_smoothed():
+    module, images = make(Residual)
+    target = module(images).argmax(1)
+    actual = whycam.explain(module, images, "conv", "noisy(augmented(gradcam), n=2, sigma=0.2)", target).map()
+    draw = generator(0, "noisy n=2 sigma=0.2")
+    noise = [0.2 * torch.randn(images.shape[1:], generator=draw, dtype=torch.float64) for _ in range(2)]
+    runs = [whycam.explain(module, images + field, "conv", "augmented(gradcam)", target).map() for field in noise]
+    torch.testing.assert_close(actual, torch.stack(runs).mean(0), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["scorecam", "sscam(n=2)", "iscam(n=2)", "ablationcam"])
+def test_eigen_of_methods_that_run_the_network_again(method):
+    module, images = make(InPlace)
+    seen = []
+    handle = module.norm.register_forward_hook(lambda _m, _i, out: seen.append(out.detach().clone()))
+    module(images)
+    handle.remove()
+    (inner,) = resolve_methods(method)
+    parts = []
+
+    @whycam.cam.method("Terms", paper="none", needs=inner.needs, has_terms=True)
+    def terms(trace):
+        """What eigen is given."""
+        parts.append(channel_parts(inner, trace))
+        return parts[0].sum(dim=1)
+
+    try:
+        summed = whycam.explain(module, images, "norm", terms, 2).map()
+    finally:
+        del METHODS["terms"]
+    torch.testing.assert_close(summed, whycam.explain(module, images, "norm", method, 2).map(), rtol=0, atol=1e-12)
+    # One weight for each channel: every term is the channel itself, times a number.
+    a, t = seen[0].flatten(2), parts[0].flatten(2)
+    torch.testing.assert_close((a * t).sum(2).abs(), a.norm(dim=2) * t.norm(dim=2), rtol=0, atol=1e-12)
+    actual = whycam.explain(module, images, "norm", eigen(method), 2).map()
+    for index in range(3):
+        columns = t[index].T.numpy()
+        _, _, rows = np.linalg.svd(columns - columns.mean(axis=0), full_matrices=False)
+        expected = columns @ rows[0]
+        expected *= np.sign(np.corrcoef(expected, columns.sum(1))[0, 1])
+        np.testing.assert_allclose(actual[index].flatten().numpy(), expected, rtol=0, atol=1e-9)
 
 
 def test_augmented_costs_six_forward_passes():
@@ -149,11 +234,18 @@ def test_found_under_the_name_as_written():
         ("augmented()", "augmented needs a method"),
         ("augmented(gradcamm)", r"unknown method 'gradcamm' \(did you mean gradcam"),
         ("augmentd(gradcam)", r"unknown method 'augmentd\(gradcam\)' \(did you mean augmented"),
-        ("augmented(scorecam)", "augmented cannot be combined with Score-CAM, which runs the network again itself"),
-        ("noisy(sobel)", "noisy cannot be combined with Sobel, which looks at the images alone"),
-        ("noisy(augmented(gradcam))", "noisy cannot be combined with Grad-CAM, augmented, which runs"),
+        ("noisy(sobel)", "noisy averages what a network answers to, and Sobel looks at the images alone"),
+        ("augmented(center)", "augmented averages what a network answers to, and Center looks at the images alone"),
         ("noisy(gradcam, n=0)", "noisy averages over at least 1 copy, not 0"),
-        ("eigen(scorecam)", "Score-CAM is no sum over channels"),
+        ("eigen(reciprocam)", "Recipro-CAM is no sum over channels"),
+        ("eigen(guidedgradcam)", "Guided Grad-CAM is no sum over channels"),
+        ("eigen(refinecam)", "Refine-CAM is no sum over channels"),
+        ("eigen(fullgrad)", "FullGrad is no sum over channels"),
+        (
+            "eigen(augmented(gradcam))",
+            r"is a mean over several: smooth the component instead, augmented\(eigen\(gradcam\)\)",
+        ),
+        ("eigen(noisy(fem(k=1), n=2))", r"smooth the component instead, noisy\(eigen\(fem\(k=1\)\)\)"),
     ],
 )
 def test_what_does_not_go_together(written, message):

@@ -101,6 +101,32 @@ class Counting(compat.AblationLayer):
         return super().__call__(x)
 
 
+@pytest.mark.parametrize("kind", ["dict", "list"])
+def test_ablation_cam_of_other_outputs(kind):
+    """A dict runs on behind the layer like a tensor; a list with one mapping per image is asked for as a whole."""
+
+    class Other(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = small()
+
+        def forward(self, x):
+            logits = self.network(x)
+            return {"logits": logits} if kind == "dict" else [{"logits": row} for row in logits]
+
+    model = Other().eval()
+    plain = model.network
+    targets = TARGETS if kind == "dict" else [lambda out, k=t.category: out["logits"][k] for t in TARGETS]
+    # What comes before the layer runs for a handful of images, or for every channel of each.
+    rows = []
+    handle = plain.conv.register_forward_hook(lambda _m, _i, output: rows.append(len(output)))
+    actual = compat.AblationCAM(model, [plain.conv2])(images(), targets)
+    handle.remove()
+    np.testing.assert_allclose(actual, compat.AblationCAM(plain, [plain.conv2])(images(), TARGETS), rtol=0, atol=1e-5)
+    channels = plain.conv2.out_channels
+    assert (sum(rows) < 3 * channels) is (kind == "dict")
+
+
 def test_ablation_cam_with_a_stand_in_of_the_users_own():
     model = small().eval()
     layer = Counting()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from whycam.app.desk import Ticket
+from whycam.cam.classes import class_index
 from whycam.cam.explain import explain
 from whycam.cam.methods import METHODS
 from whycam.cam.methods.registry import resolve_methods
@@ -27,7 +28,6 @@ from whycam.report.notes import method_note
 from whycam.report.pack import MISSING, MapBank
 from whycam.report.payload import TARGETS, TOP_CLASSES, display_constants, encode_columns, text
 from whycam.study.layers import STUDY_LAYERS, study_layers
-from whycam.study.single import class_index
 from whycam.study.tables import image_rows, map_rows, prediction_rows
 from whycam.suggest import near_misses
 
@@ -121,7 +121,7 @@ class LiveModel:
         self._ticket = ticket
         (method,) = resolve_methods(choice.method)
         wanted = self._wanted(choice.layers)
-        second = class_index(self.spec, choice.chosen) if choice.chosen else None
+        second = class_index(choice.chosen, self.spec.classes) if choice.chosen else None
         begin = time.perf_counter()
         pixels = decode_image(content, "the image", max_pixels=MAX_PIXELS)
         fitted = fit_pixels(pixels if pixels.flags.writeable else pixels.copy(), self.spec.preprocess.size)[None]

@@ -1,5 +1,6 @@
 """The core: capture → method → map. Knows nothing of CIFAR-10, files or reports."""
 
+from whycam.cam.boxes import Boxes, Detections, detections
 from whycam.cam.capture import Trace, capture
 from whycam.cam.explain import Explainer, explain
 from whycam.cam.explanation import Explanation, load_explanation
@@ -20,12 +21,15 @@ from whycam.cam.targets import (
     ReST,
     Segmentation,
     Similarity,
+    WholeOutput,
 )
 
 __all__ = [
     "METHODS",
     "Binary",
+    "Boxes",
     "ClassScore",
+    "Detections",
     "Explainer",
     "Explanation",
     "Factorisation",
@@ -43,8 +47,10 @@ __all__ = [
     "Segmentation",
     "Similarity",
     "Trace",
+    "WholeOutput",
     "capture",
     "default_layer",
+    "detections",
     "explain",
     "factorise",
     "load_explanation",

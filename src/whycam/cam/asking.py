@@ -4,21 +4,67 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from whycam.cam.targets import ClassScore, Predicted, Target, TargetLike
+from whycam.cam.classes import ClassNames
+from whycam.cam.targets import ClassScore, Predicted, Target, TargetLike, numbered
 from whycam.errors import WhycamError
+from whycam.modules import first_tensor, is_per_image, rows_of
 
 
-def freeze(target: Target, logits: Tensor) -> Target:
-    """``target`` with everything fixed that depends on the unaltered images' logits (B, K)."""
-    settle = getattr(target, "freeze", None)
-    return settle(logits.detach()) if settle is not None else target
+def wants_output(target: Target) -> bool:
+    """Whether the target is shown everything that the network returns instead of its leading tensor."""
+    return bool(getattr(target, "wants_output", False))
 
 
-def score_rows(target: Target, logits: Tensor, rows: Tensor, original: Tensor) -> Tensor:
+def leading(output: object, images: int) -> Tensor | None:
+    """The leading tensor of what a network returned, (B, K) logits as a rule; None where none is the batch's.
+
+    At least float32: half-precision logits would make scores too coarse to differentiate well.
+    """
+    logits = None if is_per_image(output, images) else first_tensor(output)
+    if logits is None or logits.ndim == 0 or len(logits) != images:
+        return None
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def freeze(target: Target, logits: Tensor, output: object) -> Target:
+    """``target`` with everything fixed that depends on the network's answer to the unaltered images."""
+    _check_count(target, logits)
+    settle: Callable[[Any], Target] | None = getattr(target, "freeze", None)
+    if settle is None:
+        return target
+    with torch.no_grad():
+        return settle(output if wants_output(target) else logits.detach())
+
+
+def scores_of(target: Target, logits: Tensor, output: object = None) -> Tensor:
+    """Apply a target and check that it gave one score per image.
+
+    Args:
+        target: any.
+        logits: (n, K), or (n, 0) where the network returns no leading tensor.
+        output: what the network returned, for targets that want it.
+
+    Raises:
+        WhycamError: it gave something else.
+    """
+    _check_count(target, logits)
+    shown: Any = output if wants_output(target) else logits
+    scores = target(shown)
+    if not isinstance(scores, Tensor) or scores.shape != logits.shape[:1]:
+        got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise WhycamError(
+            f"target {_name(target)} must return one score per image, shape ({len(logits)},); it returned {got}"
+        )
+    return scores
+
+
+def score_rows(target: Target, logits: Tensor, rows: Tensor, original: Tensor, output: object = None) -> Tensor:
     """The target's scores of altered images.
 
     Args:
@@ -26,13 +72,22 @@ def score_rows(target: Target, logits: Tensor, rows: Tensor, original: Tensor) -
         logits: (n, K) of the altered images.
         rows: (n,) which image of the batch each stands in for.
         original: (B, K) of the unaltered images.
+        output: what the network returned for the altered images, for targets that want it.
 
     Returns:
         (n,) scores.
+
+    Raises:
+        WhycamError: the target wants the whole output and cannot be asked about some of the images.
     """
     at = getattr(target, "at", None)
     if at is not None:
-        return scores_of(at(rows.to(logits.device)), logits)
+        return scores_of(at(rows.to(logits.device)), logits, output)
+    if wants_output(target):
+        raise WhycamError(
+            f"target {_name(target)} reads the network's whole output and has no at(rows), so it cannot be asked about "
+            "altered images; give it one, or write it as whycam.WholeOutput(function)"
+        )
     # A callable of the user's knows the whole batch only: put each altered image in its place among the others.
     scores = logits.new_empty(len(rows))
     remaining = list(range(len(rows)))
@@ -50,31 +105,75 @@ def score_rows(target: Target, logits: Tensor, rows: Tensor, original: Tensor) -
     return scores
 
 
-def resolve_targets(targets: TargetLike | Mapping[str, TargetLike]) -> dict[str, Target]:
+def of_copies(target: Target, images: int, rows: Tensor) -> Target:
+    """What to ask of copies of a batch of ``images``, one after the other: of each what the target asks of the batch.
+
+    ``rows`` (n,) is which image each is a copy of.
+    """
+    at = getattr(target, "at", None)
+    if at is not None:
+        repeated: Target = at(rows)
+        return repeated
+    copies = len(rows) // images
+    return target if copies == 1 else _Copies(target, images, copies)
+
+
+def mirrored(target: Target, logits: Tensor, width: int) -> Target:
+    """What to ask of the mirrored images.
+
+    Args:
+        target: frozen.
+        logits: of the unaltered images; (B, K) has no places.
+        width: of the images.
+
+    Raises:
+        WhycamError: the target looks at places, as far as one can know, and cannot be mirrored.
+    """
+    turn = getattr(target, "mirrored", None)
+    if turn is not None:
+        turned: Target = turn(width)
+        return turned
+    if isinstance(target, _PerImage):
+        return _PerImage(tuple(mirrored(member, logits, width) for member in target.members))
+    if wants_output(target) or logits.ndim > 2:
+        raise WhycamError(
+            f"augmented mirrors the images, and target {_name(target)} has no mirrored(width) to go with them: "
+            "give it one, or use noisy"
+        )
+    return target
+
+
+def resolve_targets(
+    targets: TargetLike | Mapping[str, TargetLike], classes: ClassNames | None = None
+) -> dict[str, Target]:
     """Name every target: a mapping keeps its names, a single one is called "target" ("predicted" for ``None``).
 
     Args:
-        targets: ``None`` (the predicted class), an int, (B,) indices as a tensor or list, a list of targets (one per
+        targets: ``None`` (the predicted class), a class's index or name, (B,) of either, a list of targets (one per
             image), a callable, or a mapping of names to any of these, all explained from one forward pass.
+        classes: what the classes are called.
 
     Raises:
-        WhycamError: one of them is none of these.
+        WhycamError: one of them is none of these, or an unknown class.
     """
     if isinstance(targets, Mapping):
         if not targets:
             raise WhycamError("targets is an empty mapping; leave it out for the predicted class")
-        return {str(name): resolve_target(target) for name, target in targets.items()}
-    return {"predicted" if targets is None else "target": resolve_target(targets)}
+        return {str(name): resolve_target(target, classes) for name, target in targets.items()}
+    return {"predicted" if targets is None else "target": resolve_target(targets, classes)}
 
 
-def resolve_target(target: TargetLike) -> Target:
+def resolve_target(target: TargetLike, classes: ClassNames | None = None) -> Target:
     """Turn one shorthand into a target; see `resolve_targets`."""
     if target is None:
         return Predicted()
+    if isinstance(target, np.ndarray | np.generic):
+        target = torch.as_tensor(target) if target.dtype.kind in "biuf" else target.tolist()
     if isinstance(target, bool):
-        raise WhycamError("a target is a class index, a tensor of them, or a callable; got a bool")
-    if isinstance(target, int):
-        return ClassScore(target)
+        raise WhycamError("a target is a class's index or name, several of them, or a callable; got a bool")
+    index = (classes or ClassNames({})).index
+    if isinstance(target, int | str):
+        return ClassScore(numbered(target, index))
     if isinstance(target, Tensor):
         if target.is_floating_point() or target.dtype == torch.bool or target.ndim > 1:
             raise WhycamError(
@@ -83,14 +182,16 @@ def resolve_target(target: TargetLike) -> Target:
             )
         return ClassScore(int(target) if target.ndim == 0 else target.long())
     if isinstance(target, list | tuple):
-        target = [int(m) if isinstance(m, Tensor) and m.ndim == 0 and not m.is_floating_point() else m for m in target]
-        if all(isinstance(index, int) and not isinstance(index, bool) for index in target):
-            return ClassScore(torch.tensor(list(target), dtype=torch.long))
-        return _PerImage(tuple(resolve_target(member) for member in target))
+        members = [_plain(member, index) for member in target]
+        if all(isinstance(member, int) and not isinstance(member, bool) for member in members):
+            return ClassScore(torch.tensor(members, dtype=torch.long))
+        return _PerImage(tuple(resolve_target(member, classes) for member in members))
     if callable(target):
-        return target
+        named = getattr(target, "named", None)
+        found: Target = target if named is None else named(index)
+        return found
     raise WhycamError(
-        f"a target is None (the predicted class), a class index, (B,) indices, or a callable on the logits; "
+        f"a target is None (the predicted class), a class's index or name, (B,) of them, or a callable on the logits; "
         f"got {type(target).__name__}"
     )
 
@@ -108,30 +209,63 @@ class _PerImage:
 
     members: tuple[Target, ...]
 
-    def __call__(self, logits: Tensor) -> Tensor:
-        if len(self.members) != len(logits):
-            raise WhycamError(f"{len(self.members)} targets are given for {len(logits)} images; give one each")
-        return torch.cat([scores_of(member, row[None]) for member, row in zip(self.members, logits, strict=True)])
+    @property
+    def wants_output(self) -> bool:
+        """Where one of them does; the others are shown the leading tensor all the same."""
+        return any(map(wants_output, self.members))
+
+    def __call__(self, shown: Any) -> Tensor:
+        return torch.cat([scores_of(member, *answer) for member, answer in self._answers(shown)])
 
     def at(self, rows: Tensor) -> _PerImage:
         return _PerImage(tuple(self.members[row] for row in rows.tolist()))
 
-    def freeze(self, logits: Tensor) -> _PerImage:
-        if len(self.members) != len(logits):
-            return self
-        return _PerImage(tuple(freeze(member, row[None]) for member, row in zip(self.members, logits, strict=True)))
+    def freeze(self, shown: Any) -> _PerImage:
+        return _PerImage(tuple(freeze(member, *answer) for member, answer in self._answers(shown)))
+
+    def _answers(self, shown: Any) -> list[tuple[Target, tuple[Tensor, Any]]]:
+        """Each member with its own image's logits and output."""
+        count, found = len(self.members), []
+        for place, member in enumerate(self.members):
+            row = torch.tensor([place])
+            part = rows_of(shown, count, row) if self.wants_output else shown[place : place + 1]
+            logits = leading(part, 1)
+            found.append((member, (torch.zeros(1, 0) if logits is None else logits, part)))
+        return found
 
 
-def scores_of(target: Target, logits: Tensor) -> Tensor:
-    """Apply a target and check that it gave one score per image, connected to the logits."""
-    scores = target(logits)
-    if not isinstance(scores, Tensor) or scores.shape != logits.shape[:1]:
-        got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise WhycamError(
-            f"target {_name(target)} must return one score per image, shape ({len(logits)},); it returned {got}"
-        )
-    return scores
+@dataclass(frozen=True)
+class _Copies:
+    """A target that knows the whole batch only, of several copies of it."""
+
+    target: Target
+    images: int
+    copies: int
+
+    @property
+    def wants_output(self) -> bool:
+        return wants_output(self.target)
+
+    def __call__(self, shown: Any) -> Tensor:
+        if not self.wants_output:
+            return torch.cat([scores_of(self.target, part) for part in shown.chunk(self.copies)])
+        rows = torch.arange(self.images * self.copies)
+        parts = [rows_of(shown, len(rows), chosen) for chosen in rows.chunk(self.copies)]
+        return torch.cat([scores_of(self.target, torch.zeros(self.images, 0), part) for part in parts])
+
+
+def _check_count(target: Target, logits: Tensor) -> None:
+    if isinstance(target, _PerImage) and len(target.members) != len(logits):
+        raise WhycamError(f"{len(target.members)} targets are given for {len(logits)} images; give one each")
+
+
+def _plain(member: Any, index: Callable[[str], int]) -> Any:
+    if isinstance(member, Tensor | np.ndarray | np.generic) and member.ndim == 0:
+        member = member.item()
+    return numbered(member, index) if isinstance(member, str) else member
 
 
 def _name(target: Target) -> str:
+    if isinstance(target, _Copies):
+        return _name(target.target)
     return getattr(target, "__name__", type(target).__name__)

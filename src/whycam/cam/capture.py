@@ -17,12 +17,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils.hooks import RemovableHandle
 
-from whycam.cam.asking import freeze, scores_of
+from whycam.cam.asking import freeze, leading, scores_of, wants_output
 from whycam.cam.inputs import Inputs
 from whycam.cam.layers import Layer
 from whycam.cam.targets import Target
 from whycam.errors import WhycamError
-from whycam.modules import first_tensor, in_eval_mode
+from whycam.modules import first_tensor, in_eval_mode, with_first_tensor
+
+
+class NoGradientError(WhycamError):
+    """The scores cannot be differentiated in a layer."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,11 @@ class Trace:
     Attributes:
         activations: layer name → (B, …), the layer's output before anything later changed it in place.
         gradients: (layer name, target name) → as activations, ∂score/∂activation.
-        logits: (B, K), or whatever leading tensor the network returns for B images.
+        logits: (B, K), or whatever leading tensor the network returns for B images; (B, 0) where it returns none.
         scores: target name → (B,).
         targets: target name → the target, with what it takes from the logits fixed.
         curvature: (layer name, target name) → as activations, H·A, where it was asked for.
+        plain: whether the network returns a tensor and nothing else.
         root: the images that the graph begins with, where it was asked to be kept.
         rooted: target name → (B,) the scores at that graph's end.
     """
@@ -46,6 +51,7 @@ class Trace:
     scores: dict[str, Tensor]
     targets: dict[str, Target]
     curvature: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    plain: bool = True
     root: Tensor | None = None
     rooted: dict[str, Tensor] = field(default_factory=dict)
 
@@ -58,7 +64,7 @@ def capture(
     *,
     gradients: bool | Collection[str] = True,
     curvature: Collection[str] = (),
-    copies: int = 1,
+    frozen: bool = False,
     differentiable: bool = False,
     rooted: bool = False,
 ) -> Trace:
@@ -74,7 +80,7 @@ def capture(
         targets: name → target.
         gradients: the targets whose gradients are needed, or all or none; without any, no graph is built at all.
         curvature: the targets for which H·A is needed too: one more backward pass for each layer.
-        copies: the batch consists of so many copies of the images, one after the other; targets see each on its own.
+        frozen: targets have been fixed already, by the answer to other images than these.
         differentiable: keep the graph, down to the parameters and through the gradients themselves.
         rooted: keep the graph from the images to the scores, for gradients that are asked for later.
 
@@ -92,12 +98,13 @@ def capture(
     ):
         if differentiable:
             parameters: dict[str, Tensor] = dict(model.named_parameters())
+            given = given.with_images(given.images.clone())
         else:
             parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
             given = given.detached()
         root = given.images.detach().clone().requires_grad_() if rooted else None
         if root is not None:
-            given = given.with_images(root)
+            given = given.with_images(root.clone())
         # The parameters' stand-ins and the hooks stay until the backward pass is over: a checkpointed block runs again
         # in it, and must find what it found before. Fused attention has no second derivative.
         twice = bool(curvature) or differentiable
@@ -113,9 +120,9 @@ def capture(
                     raise WhycamError(
                         f"layer {layer.name!r} did not run in the forward pass, so it cannot be explained"
                     )
-            logits = _leading(output, len(given.images), targets)
-            fixed = {name: freeze(target, logits[: len(logits) // copies]) for name, target in targets.items()}
-            scores = {name: _scores(target, logits, output, copies) for name, target in fixed.items()}
+            logits = _leading(output, given.images, targets)
+            fixed = {n: target if frozen else freeze(target, logits, output) for n, target in targets.items()}
+            scores = {name: scores_of(target, logits, output) for name, target in fixed.items()}
             seen = dict(outputs)
             slopes, curves = _gradients(scores, seen, sloped, curvature, keep=differentiable, rooted=rooted)
 
@@ -129,6 +136,7 @@ def capture(
         scores={name: free(score) for name, score in scores.items()},
         targets=fixed,
         curvature={key: free(tensor) for key, tensor in curves.items()},
+        plain=isinstance(output, Tensor),
         root=root,
         rooted=scores if rooted else {},
     )
@@ -151,7 +159,7 @@ def _gradients(
     for position, target in enumerate(sloped):
         score, last = scores[target], position + 1 == len(sloped)
         if not score.requires_grad:
-            raise WhycamError(
+            raise NoGradientError(
                 f"the score of target {target!r} does not depend on {_names(outputs)} in a differentiable way"
             )
         bend = target in curved
@@ -165,7 +173,7 @@ def _gradients(
         )
         for name, slope in zip(outputs, found, strict=True):
             if slope is None:
-                raise WhycamError(f"the score of target {target!r} does not depend on layer {name!r}")
+                raise NoGradientError(f"the score of target {target!r} does not depend on layer {name!r}")
             slopes[name, target] = slope
             if bend:
                 curves[name, target] = _bend(slope, outputs[name], keep=keep)
@@ -203,6 +211,8 @@ def _recording(layers: Sequence[Layer], outputs: dict[str, Tensor], *, leaf: boo
                     "the images'; choose a layer before they are taken apart or after they are together again"
                 )
             if leaf and not tensor.requires_grad:
+                if not torch.is_grad_enabled():
+                    raise NoGradientError(f"layer {name!r} runs where the model switches gradients off")
                 tensor = tensor.detach().requires_grad_()
             outputs[name] = tensor
             # What follows may work in place (an in-place ReLU is the usual case): it gets a copy, so that the
@@ -221,37 +231,16 @@ def _recording(layers: Sequence[Layer], outputs: dict[str, Tensor], *, leaf: boo
             handle.remove()
 
 
-def with_first_tensor(output: object, replacement: Tensor) -> object:
-    """``output`` with its leading tensor replaced, in the same container."""
-    if isinstance(output, Tensor):
-        return replacement
-    if isinstance(output, tuple) and isinstance(output[0], Tensor):
-        rest = (replacement, *output[1:])
-        return type(output)(*rest) if hasattr(output, "_fields") else rest
-    if isinstance(output, list) and isinstance(output[0], Tensor):
-        return [replacement, *output[1:]]
-    raise WhycamError(f"a layer that returns a {type(output).__name__} cannot be captured; choose the layer inside it")
-
-
-def _scores(target: Target, logits: Tensor, output: object, copies: int) -> Tensor:
-    if getattr(target, "wants_output", False):
-        scores: Tensor = target(output)  # type: ignore[arg-type]
-        return scores
-    if copies == 1:
-        return scores_of(target, logits)
-    return torch.cat([scores_of(target, part) for part in logits.chunk(copies)])
-
-
-def _leading(output: object, images: int, targets: Mapping[str, Target]) -> Tensor:
+def _leading(output: object, images: Tensor, targets: Mapping[str, Target]) -> Tensor:
     """The tensor that begins with the batch; where all targets read the whole output, there need be none."""
-    logits = first_tensor(output)
-    if logits is None or logits.ndim == 0 or len(logits) != images:
-        if all(getattr(target, "wants_output", False) for target in targets.values()):
-            return torch.zeros(images, 0)
-        got = type(output).__name__ if logits is None else f"a {tuple(logits.shape)} tensor"
-        raise WhycamError(f"the model must return (B, K) logits, got {got}")
-    # Half-precision logits would make scores too coarse to differentiate well.
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    logits = leading(output, len(images))
+    if logits is not None:
+        return logits
+    if all(map(wants_output, targets.values())):
+        return images.new_zeros(len(images), 0)
+    tensor = first_tensor(output)
+    got = type(output).__name__ if tensor is None else f"a {tuple(tensor.shape)} tensor"
+    raise WhycamError(f"the model must return (B, K) logits, got {got}")
 
 
 def _names(outputs: Mapping[str, Tensor]) -> str:

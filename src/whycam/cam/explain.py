@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from whycam.cam.asking import resolve_targets
+from whycam.cam.capture import NoGradientError
+from whycam.cam.classes import ClassesLike, ClassNames
 from whycam.cam.explanation import Explanation
 from whycam.cam.inputs import Inputs, InputsLike
 from whycam.cam.layers import Layer, LayerLike, resolve_layers
 from whycam.cam.layout import Layout
 from whycam.cam.methods.registry import INPUT, Method, MethodLike, resolve_methods
 from whycam.cam.run import Run
-from whycam.cam.survey import default_layer
+from whycam.cam.survey import default_layer, explain_missing_gradient
 from whycam.cam.targets import TargetLike
 from whycam.errors import WhycamError
 from whycam.modules import unwrapped
@@ -37,9 +39,12 @@ class Explainer:
         layout: where channels and positions lie in the layers' outputs, for all or by layer name; detected by default.
         seed: of the methods that draw at random.
         differentiable: keep the graph, so that a loss on the maps can be trained with; layer methods only.
+        classes: what the classes are called (``spec.classes``), for targets given by name; by default the model's own
+            ``class_names`` (which `whycam.load` sets) or ``config.id2label`` (which transformers' models have).
 
     Raises:
-        WhycamError: on construction, if a layer or method is unknown or the model cannot be looked into.
+        WhycamError: on construction, if a layer or method is unknown, ``classes`` are no names, or the model cannot be
+            looked into.
     """
 
     model: nn.Module
@@ -49,6 +54,7 @@ class Explainer:
     layout: LayoutsLike = None
     seed: int = 0
     differentiable: bool = False
+    classes: ClassesLike | None = None
     _network: nn.Module = field(init=False, repr=False)
     _layers: tuple[Layer, ...] | None = field(init=False, repr=False, default=None)
     _methods: tuple[Method, ...] = field(init=False, repr=False)
@@ -56,6 +62,7 @@ class Explainer:
     def __post_init__(self) -> None:
         self._network = unwrapped(self.model)
         self._methods = resolve_methods(self.methods)
+        ClassNames.of(self._network, self.classes)  # says now what is wrong with them
         layers = self.layers if self.layers is not None else getattr(self._network, "cam_layers", None)
         if layers is not None:
             given = [layers] if isinstance(layers, str | nn.Module) else layers
@@ -86,15 +93,20 @@ class Explainer:
             layers = ()
         elif layers is None:
             layers = self._layers = (default_layer(self._network, inputs),)
-        named = resolve_targets(self.targets if targets is None else targets)
+        classes = ClassNames.of(self._network, self.classes)
+        named = resolve_targets(self.targets if targets is None else targets, classes)
         layouts = {"": self.layout} if isinstance(self.layout, Layout) else self.layout
         try:
             run = Run(self._network, inputs, layers, named, self._methods, layouts=layouts, seed=self.seed,
                       differentiable=self.differentiable)  # fmt: skip
+        except NoGradientError as error:
+            raise explain_missing_gradient(self._network, inputs, error) from None
         except RuntimeError as error:
             if (wrong := _channel_mismatch(self._network, inputs.images)) is not None:
                 raise wrong from error
             raise
+        if run.trace.logits.ndim == 2 and not any(map(run.reads_more, named)):
+            classes.check(run.trace.logits.shape[1])
         return Explanation(
             maps=derive(run, self._methods),
             logits=run.trace.logits,
@@ -117,6 +129,7 @@ def explain(
     layout: LayoutsLike = None,
     seed: int = 0,
     differentiable: bool = False,
+    classes: ClassesLike | None = None,
 ) -> Explanation:
     """Explain what ``model`` sees in ``images``: one forward pass, one backward pass per target.
 
@@ -125,11 +138,13 @@ def explain(
         images: (B, C, H, W) float, normalised as the model expects, on the model's device.
         layers: names (``layer3[-2]``, ``layer3.0``) or modules; by default the last spatial layer.
         methods: names (``gradcam``, ``hirescam``) or method objects.
-        targets: ``None`` (each image's predicted class), an int, (B,) indices, a callable on the logits, a list of
-            these (one per image), or a mapping of names to any of these for several targets from one forward pass.
+        targets: ``None`` (each image's predicted class), a class's index or name, (B,) of either, a callable on the
+            logits, a list of these (one per image), or a mapping of names to any of these for several targets from one
+            forward pass.
         layout: where channels and positions lie in the layers' outputs; detected by default.
         seed: of the methods that draw at random.
         differentiable: keep the graph, so that a loss on the maps can be trained with.
+        classes: what the classes are called, where the model does not say so itself; see `Explainer`.
 
     Returns:
         An `Explanation`.
@@ -144,7 +159,7 @@ def explain(
         >>> e.map("gradcam", "layer4[-1]").shape
         torch.Size([2, 4, 4])
     """
-    return Explainer(model, layers, methods, targets, layout, seed, differentiable)(images)
+    return Explainer(model, layers, methods, targets, layout, seed, differentiable, classes)(images)
 
 
 def derive(run: Run, methods: Sequence[Method]) -> dict[tuple[str, str, str], Tensor]:

@@ -51,7 +51,7 @@ class Explanation:
         Raises:
             WhycamError: the network does not answer with (B, K) logits.
         """
-        if self.logits.ndim != 2:
+        if self.logits.ndim != 2 or not self.logits.shape[1]:
             raise WhycamError(f"the network's output is {tuple(self.logits.shape)}: no class is predicted")
         return self.logits.argmax(dim=1)
 

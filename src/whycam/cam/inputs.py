@@ -77,12 +77,12 @@ class Inputs:
         return Inputs(args, kwargs, self.place)
 
     def detached(self) -> Inputs:
-        """Without a graph; an inference tensor cannot be saved for a backward pass, its copy can."""
+        """Copies without a graph: the network may work in place, and an inference tensor cannot be saved."""
 
         def free(value: Any) -> Any:
             if not isinstance(value, Tensor):
                 return value
-            return value.clone() if value.is_inference() else value.detach()
+            return value.detach().clone()
 
         return Inputs(
             tuple(map(free, self.args)), {name: free(value) for name, value in self.kwargs.items()}, self.place

@@ -24,7 +24,8 @@ class Layout:
     Attributes:
         kind: "channels-first": (B, C, …); "channels-last": (B, …, C), as Swin has it; "tokens": (B, N, C).
         grid: of tokens, (h, w), row by row; not needed otherwise.
-        prefix: tokens before the grid (class, register and distillation tokens), which have no position.
+        prefix: tokens before the grid (class, register and distillation tokens), which have no position. Neither have
+            those behind it (a detector's queries, say), which are never assumed: give the layout where there are any.
     """
 
     kind: Kind = "channels-first"
@@ -36,7 +37,7 @@ class Layout:
         if self.kind == "channels-last":
             return output.movedim(-1, 1)
         if self.kind == "tokens":
-            tokens = output[:, self.prefix :].transpose(1, 2)
+            tokens = output[:, self._grid].transpose(1, 2)
             return tokens.reshape(*tokens.shape[:2], *self.grid)
         return output
 
@@ -51,9 +52,13 @@ class Layout:
             return maps.movedim(1, -1)
         if self.kind == "tokens":
             replaced = output.clone()
-            replaced[:, self.prefix :] = maps.flatten(2).transpose(1, 2)
+            replaced[:, self._grid] = maps.flatten(2).transpose(1, 2)
             return replaced
         return maps
+
+    @property
+    def _grid(self) -> slice:
+        return slice(self.prefix, self.prefix + math.prod(self.grid))
 
 
 def detect_layout(output: Tensor, image_size: Sequence[int], module: nn.Module | None = None) -> Layout:

@@ -66,6 +66,6 @@ def _peak(raw: Tensor) -> str:
 
 
 def _verdict(explanation: Explanation, index: int) -> str:
-    if explanation.logits.ndim != 2:
+    if explanation.logits.ndim != 2 or not explanation.logits.shape[1]:
         return "no class predicted"
     return f"class {int(explanation.predicted[index])} predicted"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from whycam.cam.asking import retargeted, score_rows
+from whycam.cam.asking import leading, mirrored, of_copies, retargeted, score_rows, wants_output
 from whycam.cam.capture import Trace, capture
 from whycam.cam.guided import guided_relu
 from whycam.cam.inputs import Inputs
@@ -21,7 +22,7 @@ from whycam.cam.tail import Tail
 from whycam.cam.targets import Target
 from whycam.cam.views import LayerTrace, Scored
 from whycam.errors import WhycamError
-from whycam.modules import first_tensor, in_eval_mode
+from whycam.modules import in_eval_mode
 from whycam.seeds import generator
 
 See = Callable[[nn.Module, Tensor], None]
@@ -58,8 +59,8 @@ class Run:
         self.seed, self.differentiable = seed, differentiable
         self._given_layouts = dict(layouts or {})
         self._layouts: dict[str, Layout] = {}
-        self._again: dict[str, tuple[Trace, int]] = {}
-        self._tails: dict[str, Tail] = {}
+        self._again: dict[str, Run] = {}
+        self._tails: dict[tuple[str, bool], Tail] = {}
         asked: dict[str, Target] = dict(targets)
         sloped: dict[str, None] = {}
         curved: dict[str, None] = {}
@@ -72,7 +73,7 @@ class Run:
                     sloped[mine] = None
                 if "curvature" in method.needs:
                     curved[mine] = None
-        self._asked, self._sloped, self._curved = asked, tuple(sloped), tuple(curved)
+        self._sloped, self._curved = tuple(sloped), tuple(curved)
         # Methods compute in full precision, but the network is rerun as it was run first.
         device = inputs.images.device.type
         self._mixed = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
@@ -81,7 +82,7 @@ class Run:
         self._listeners: list[See] = []
         rooted = not differentiable and any("outputs" in method.needs for method in methods)
         with self._watching(model.modules() if rooted else ()):
-            self.trace = self._capture(inputs, 1, rooted=rooted)
+            self.trace = self._capture(asked, rooted=rooted)
 
     @property
     def model(self) -> nn.Module:
@@ -108,60 +109,74 @@ class Run:
 
     def view(self, layer: str, name: str, method: Method) -> LayerTrace:
         """What ``method`` sees of ``layer`` for the target ``name``."""
-        return self._view(self.trace, layer, self.target_name(name, method))
+        return self._view(layer, self.target_name(name, method))
 
     def input_view(self, name: str, method: Method) -> LayerTrace:
         """What a method of scope "input" sees."""
-        target = self.target_name(name, method)
-        images = _at_least_float32(self.images.detach())
-        return LayerTrace(images, images.new_empty(0), self.trace.logits, self.trace.scores[target],
-                          layer=INPUT, target=target, runs=self)  # fmt: skip
+        return self._view(INPUT, self.target_name(name, method))
+
+    def reads_more(self, target: str) -> bool:
+        """See `whycam.cam.views.Reruns`."""
+        return wants_output(self.trace.targets[target]) and not self.trace.plain
 
     def score_images(self, images: Tensor, rows: Tensor, target: str) -> Scored:
         """See `whycam.cam.views.Reruns`."""
         with self._rerunning():
-            given = self.inputs.with_images(images.to(self.images.dtype), rows)
-            logits = _leading(self.model(*given.args, **given.kwargs))
-        return self.score_logits(logits, rows, target)
+            # A copy: the network may work in place.
+            given = self.inputs.with_images(images.to(self.images.dtype, copy=True), rows)
+            return self._scored(self.model(*given.args, **given.kwargs), rows, target)
 
     def score_activations(self, layer: str, maps: Tensor, rows: Tensor, target: str) -> Scored:
         """See `whycam.cam.views.Reruns`."""
-        layout, whole = self.layout(layer), self.trace.activations[layer].detach()
+        layout, own = self.layout(layer), self.trace.activations[layer].detach()
         # Only tokens without a position are taken from the layer's own output.
-        output = whole[rows.to(whole.device)] if layout.kind == "tokens" else whole
-        replaced = layout.from_map(maps.to(whole.dtype), output)
+        output = own[rows.to(own.device)] if layout.kind == "tokens" else own
+        replaced = layout.from_map(maps.to(own.dtype), output)
+        key = layer, self.reads_more(target)
         with self._rerunning():
-            if layer not in self._tails:
+            if key not in self._tails:
                 found = next(known for known in self.layers if known.name == layer)
-                self._tails[layer] = Tail(self.model, found, self.inputs)
-            logits = _leading(self._tails[layer](replaced, rows))
-        return self.score_logits(logits, rows, target)
+                self._tails[key] = Tail(self.model, found, self.inputs, whole_output=key[1])
+            return self._scored(self._tails[key](replaced, rows), rows, target)
 
     def score_logits(self, logits: Tensor, rows: Tensor, target: str) -> Scored:
         """See `whycam.cam.views.Reruns`."""
         with torch.no_grad():
-            logits = _at_least_float32(logits)
-            return Scored(logits, score_rows(self.trace.targets[target], logits, rows, self.trace.logits))
+            return self._scored(logits, rows, target)
 
-    def again(self, key: str, make: Callable[[Tensor], Tensor], layer: str, target: str) -> LayerTrace:
+    def again(
+        self, key: str, make: Callable[[Tensor], Tensor], layer: str, target: str, *, mirror: bool = False
+    ) -> LayerTrace:
         """See `whycam.cam.views.Reruns`."""
         if key not in self._again:
             images = make(self.images)
             copies, rest = divmod(len(images), len(self.images))
             if rest or not copies:
                 raise WhycamError(f"{key}: {len(images)} images are no whole number of copies of {len(self.images)}")
-            rows = torch.arange(len(self.images)).repeat(copies)
-            self._again[key] = (self._capture(self.inputs.with_images(images, rows), copies, fixed=True), copies)
-        return self._view(self._again[key][0], layer, target)
+            self._again[key] = self._on_copies(images, copies, mirror=mirror)
+        return self._again[key]._view(layer, target)
+
+    def _on_copies(self, images: Tensor, copies: int, *, mirror: bool) -> Run:
+        """A run of its own on altered copies of the batch, asked what this one is asked about the unaltered images."""
+        trace, batch, run = self.trace, len(self.images), copy(self)
+        rows = torch.arange(batch, device=images.device).repeat(copies)
+        targets = {
+            name: of_copies(mirrored(asked, trace.logits, images.shape[-1]) if mirror else asked, batch, rows)
+            for name, asked in trace.targets.items()
+        }
+        run.inputs = self.inputs.with_images(images, rows)
+        run._again, run._tails, run._listeners, run._watched = {}, {}, [], frozenset()
+        with self._rerunning(gradients=True):
+            run.trace = run._capture(targets, frozen=True)
+        return run
 
     def image_gradient(self, images: Tensor, rows: Tensor, target: str, *, guided: bool = False) -> Tensor:
         """See `whycam.cam.views.Reruns`."""
         with self._rerunning(gradients=True), guided_relu(guided):
             x = images.detach().clone().requires_grad_()
-            given = self.inputs.with_images(x, rows)
+            given = self.inputs.with_images(x.clone(), rows)
             parameters = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
-            logits = _leading(functional_call(self.model, parameters, given.args, given.kwargs))
-            score = score_rows(self.trace.targets[target], logits, rows, self.trace.logits)
+            score = self._scored(functional_call(self.model, parameters, given.args, given.kwargs), rows, target).scores
             (gradient,) = torch.autograd.grad(score.sum(), x)
         return gradient
 
@@ -172,7 +187,7 @@ class Run:
             if trace.root is None or not self._watched.issuperset(modules):
                 with self._watching(modules):
                     trace = capture(self.model, self.inputs, (), {target: trace.targets[target]}, gradients=(),
-                                    rooted=True)  # fmt: skip
+                                    frozen=True, rooted=True)  # fmt: skip
             score, root = trace.rooted[target], trace.root
             assert root is not None  # it was asked for
             if not score.requires_grad:
@@ -215,12 +230,21 @@ class Run:
         """See `whycam.cam.views.Reruns`."""
         return generator(self.seed, *purpose)
 
-    def _capture(self, inputs: Inputs, copies: int, *, fixed: bool = False, rooted: bool = False) -> Trace:
-        targets = self.trace.targets if fixed else self._asked
-        return capture(self.model, inputs, self.layers, targets, gradients=self._sloped, curvature=self._curved,
-                       copies=copies, differentiable=self.differentiable, rooted=rooted)  # fmt: skip
+    def _capture(self, targets: Mapping[str, Target], *, frozen: bool = False, rooted: bool = False) -> Trace:
+        return capture(self.model, self.inputs, self.layers, targets, gradients=self._sloped, curvature=self._curved,
+                       frozen=frozen, differentiable=self.differentiable, rooted=rooted)  # fmt: skip
 
-    def _view(self, trace: Trace, layer: str, target: str) -> LayerTrace:
+    def _scored(self, output: object, rows: Tensor, target: str) -> Scored:
+        found = leading(output, len(rows))
+        logits = self.trace.logits.new_zeros(len(rows), 0) if found is None else found
+        return Scored(logits, score_rows(self.trace.targets[target], logits, rows, self.trace.logits, output))
+
+    def _view(self, layer: str, target: str) -> LayerTrace:
+        trace = self.trace
+        if layer == INPUT:
+            images = _at_least_float32(self.images.detach())
+            return LayerTrace(images, images.new_empty(0), trace.logits, trace.scores[target],
+                              layer=INPUT, target=target, runs=self)  # fmt: skip
         to_map = self.layout(layer).to_map
         activations = _at_least_float32(to_map(trace.activations[layer]))
 
@@ -241,12 +265,6 @@ class Run:
             in_eval_mode(self.model),
         ):
             yield
-
-
-def _leading(output: object) -> Tensor:
-    tensor = first_tensor(output)
-    assert tensor is not None  # the first pass has checked it
-    return tensor
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

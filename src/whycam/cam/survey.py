@@ -114,26 +114,72 @@ def default_layer(model: nn.Module, inputs: Inputs | InputsLike) -> Layer:
     return Layer(path, path, chosen.module)
 
 
+def explain_missing_gradient(model: nn.Module, inputs: Inputs, error: WhycamError) -> WhycamError:
+    """Say more of a layer without a gradient, where the model itself switches gradients off on the way.
+
+    Returns:
+        ``error``, or one that names the part under ``no_grad`` and a layer to choose instead.
+    """
+    paths = {module: path for path, module in model.named_modules()}
+    off: list[str] = []
+    behind: list[str] = []
+
+    def record(module: nn.Module, _inputs: object, output: object) -> None:
+        if not torch.is_grad_enabled():
+            off.append(paths[module])
+            behind.clear()
+            return
+        tensor = first_tensor(output)
+        if tensor is not None and _is_map(tensor, module, given.images):
+            behind.append(paths[module])
+
+    given = inputs.with_images(inputs.images[:1], torch.zeros(1, dtype=torch.long)).detached()
+    # Not what holds the part: it is the part itself that runs without.
+    handles = [module.register_forward_hook(record) for module in model.modules() if module is not model]
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), in_eval_mode(model):
+            model(*given.args, **given.kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not off:
+        return error
+    whole = min(off, key=lambda path: path.count("."))
+    instead = (
+        f"choose a layer behind it, {behind[-1]!r} say"
+        if behind
+        else "no layer behind it has a map, so take the no_grad out, or use a method without gradients (eigencam, say, "
+        "or ablationcam)"
+    )
+    return WhycamError(f"{error}: {whole!r} runs under torch.no_grad() inside the model; {instead}")
+
+
+def _is_map(tensor: Tensor, module: nn.Module, image: Tensor) -> bool:
+    """Whether a layer's output has more than one position, as far as its shape tells."""
+    if tensor.ndim < 3 or len(tensor) != len(image):
+        return False
+    try:
+        layout = detect_layout(tensor, image.shape[2:], module)
+    except WhycamError:
+        return False
+    if tensor.ndim != image.ndim and layout.kind != "tokens":
+        return False
+    grid = layout.to_map(tensor).shape[2:]
+    return math.prod(grid) > 1 and all(cells <= size for cells, size in zip(grid, image.shape[2:], strict=True))
+
+
 def _look(model: nn.Module, inputs: Inputs | InputsLike) -> tuple[list[_Seen], Tensor, tuple[Tensor | None, ...]]:
     """Run the first image: the layers that have a map, the image, and the answer's gradient in each layer's output."""
     given = inputs if isinstance(inputs, Inputs) else Inputs.of(inputs)
     given = given.with_images(given.images[:1], torch.zeros(1, dtype=torch.long)).detached()
     image = given.images.clone().requires_grad_()
-    given = given.with_images(image)
+    given = given.with_images(image.clone())  # the network may work in place on it
     seen: list[_Seen] = []
 
     def record(module: nn.Module, _inputs: object, output: object) -> None:
         tensor = first_tensor(output)
-        if tensor is None or tensor.ndim < 3 or not tensor.requires_grad:
-            return
-        try:
-            layout = detect_layout(tensor, image.shape[2:], module)
-        except WhycamError:
-            return
-        if tensor.ndim == image.ndim or layout.kind == "tokens":
-            grid = layout.to_map(tensor).shape[2:]
-            if math.prod(grid) > 1 and all(cells <= size for cells, size in zip(grid, image.shape[2:], strict=True)):
-                seen.append(_Seen(module, tensor, layout))
+        if tensor is not None and tensor.requires_grad and _is_map(tensor, module, image):
+            seen.append(_Seen(module, tensor, detect_layout(tensor, image.shape[2:], module)))
 
     handles = [module.register_forward_hook(record) for module in model.modules() if module is not model]
     try:

@@ -15,14 +15,14 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, fx, nn
 
-from whycam.cam.capture import with_first_tensor
 from whycam.cam.inputs import Inputs
 from whycam.cam.layers import Layer
 from whycam.cam.split import Environment, Split, UntraceableError, signature, split_at
-from whycam.modules import first_tensor
+from whycam.modules import first_tensor, with_first_tensor
 
 # model → (layer, arguments) → its split; nothing in it keeps the model alive.
 _SPLITS: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Split]] = WeakKeyDictionary()
+_MOST_SPLITS = 16
 _PROBES = (2, 3)
 _CHUNK = 128
 
@@ -34,12 +34,13 @@ class Tail:
         model: in eval mode when this is made and whenever it is called.
         layer: whose output is replaced.
         inputs: the batch that the rows refer to.
+        whole_output: everything that the network returns is asked for, not what begins with the logits.
 
     Attributes:
         why_all: why the whole network has to run; None where only what follows the layer does.
     """
 
-    def __init__(self, model: nn.Module, layer: Layer, inputs: Inputs) -> None:
+    def __init__(self, model: nn.Module, layer: Layer, inputs: Inputs, *, whole_output: bool = False) -> None:
         self.model, self.layer, self.inputs = model, layer, inputs.detached()
         self.why_all: str | None = None
         self._split: Split | None = None
@@ -47,7 +48,7 @@ class Tail:
         self._feeds: dict[fx.Node, _Feed] = {}
         self._values: Environment = {}
         try:
-            self._prepare()
+            self._prepare(whole_output=whole_output)
         except UntraceableError as error:
             self._split, self.why_all = None, str(error)
 
@@ -80,11 +81,13 @@ class Tail:
         return self.inputs.with_images(self.inputs.images[rows.to(self.inputs.images.device)], rows)
 
     @torch.no_grad()
-    def _prepare(self) -> None:
+    def _prepare(self, *, whole_output: bool) -> None:
         batch = len(self.inputs.images)
         # The last image first: whoever mixes rows up is found out. Never as many as the batch, which ints may equal.
         rows = torch.arange(batch - 1, -1, -1).repeat(3)[: 3 if batch == 2 else 2]
         output, expected = self._observe(rows)
+        if whole_output:
+            raise UntraceableError("more than the logits is asked for")
         key = (self.layer.path, *signature(self.inputs))
         known = _SPLITS.get(self.model, {}).get(key)
         if known is not None and self._use(known, rows, output, expected) is None:
@@ -93,7 +96,10 @@ class Tail:
         if (wrong := self._use(split, rows, output, expected)) is not None:
             raise UntraceableError(wrong)
         if not split.constants:  # those may have been computed from parameters that are still to change
-            _SPLITS.setdefault(self.model, {})[key] = split
+            known_splits = _SPLITS.setdefault(self.model, {})
+            known_splits[key] = split
+            while len(known_splits) > _MOST_SPLITS:  # a plain argument that changes with every call is a key of its own
+                known_splits.pop(next(iter(known_splits)), None)
 
     def _observe(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The layer's output and the logits on a few images; the layer has to run once and give one tensor."""

@@ -1,30 +1,51 @@
 """What is explained: a target turns logits into one score per image.
 
 A target is any callable ``(logits (B, K)) -> scores (B,)`` that is differentiable in the logits and treats images
-independently. The classes here are the usual ones; an int, a tensor or ``None`` stands for the simplest of them.
+independently. The classes here are the usual ones; an int, a name, a tensor or ``None`` stands for the simplest of
+them. What else a target may have, all of it optional:
+
+* ``wants_output = True``: it is called with everything the network returned instead of its leading tensor.
+* ``at(rows)``: the target of the images at ``rows`` (n,) alone, for methods that run altered images again. For a target
+  without it those put each altered image in its place among the others, which works for logits only.
+* ``freeze(logits)``: the target with everything fixed that it takes from the unaltered images (the predicted class,
+  say); without gradients, and with what the target itself is called with.
+* ``mirrored(width)``: the target of the mirrored images, ``width`` pixels wide, for one that looks at places; asked for
+  by ``augmented`` of targets that want the output and of outputs that are no (B, K) logits.
+* ``named(index)``: the target with class names replaced by indices, ``index`` being what looks a name up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from whycam.errors import WhycamError
 
 Target = Callable[[Tensor], Tensor]
-Indices = int | Sequence[int] | Tensor
-TargetLike = Target | Indices | None
+Index = int | str | Sequence[int] | Sequence[str] | Tensor | np.ndarray[Any, Any]
+TargetLike = Target | Index | Sequence[Any] | None
+
+
+class Named:
+    """For dataclasses with fields that may hold class names."""
+
+    def named(self, index: Callable[[str], int]) -> Self:
+        """The same with names looked up."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        changes = {name: numbered(value, index) for name, value in values.items() if _has_names(value)}
+        return replace(self, **changes) if changes else self  # type: ignore[type-var]
 
 
 @dataclass(frozen=True, eq=False)
-class ClassScore:
-    """The logit of one class: an int for all images, or (B,) indices, one per image."""
+class ClassScore(Named):
+    """The logit of one class: an index or a name for all images, or (B,), one per image."""
 
-    index: int | Tensor
+    index: Index
 
     def __call__(self, logits: Tensor) -> Tensor:
         """(B, K) → (B,)."""
@@ -60,11 +81,11 @@ class ReST(ClassScore):
 
 
 @dataclass(frozen=True, eq=False)
-class Margin:
+class Margin(Named):
     """Why ``a`` rather than ``b``: the difference of two logits."""
 
-    a: int | Tensor
-    b: int | Tensor
+    a: Index
+    b: Index
 
     def __call__(self, logits: Tensor) -> Tensor:
         """(B, K) → (B,)."""
@@ -91,7 +112,7 @@ class Predicted:
 
 
 @dataclass(frozen=True, eq=False)
-class Finer:
+class Finer(Named):
     """What tells a class from those most like it (Zhang et al., 2025, arXiv:2501.11309): y_c − alpha · mean(y_similar).
 
     Attributes:
@@ -101,7 +122,7 @@ class Finer:
         similar: (B, count) their indices; found from the unaltered images' logits where None.
     """
 
-    index: int | Tensor | None = None
+    index: Index | None = None
     alpha: float = 0.6
     count: int = 3
     similar: Tensor | None = None
@@ -163,6 +184,9 @@ class Similarity:
 
     embedding: Tensor
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "embedding", torch.as_tensor(self.embedding))
+
     def __call__(self, output: Tensor) -> Tensor:
         """(B, D) → (B,)."""
         return torch.nn.functional.cosine_similarity(output, self.embedding.to(output), dim=-1)
@@ -173,7 +197,7 @@ class Similarity:
 
 
 @dataclass(frozen=True, eq=False)
-class Segmentation:
+class Segmentation(Named):
     """The score of a class summed over a region of a segmentation network's output.
 
     Attributes:
@@ -181,16 +205,21 @@ class Segmentation:
         mask: (H, W) for all images or (B, H, W), at the output's resolution; weights or booleans; None for everywhere.
     """
 
-    index: int
+    index: int | str
     mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.mask is not None:
+            object.__setattr__(self, "mask", torch.as_tensor(self.mask))
 
     def __call__(self, output: Tensor) -> Tensor:
         """(B, K, H, W) → (B,)."""
         if output.ndim != 4:
             raise WhycamError(f"a segmentation target needs (B, K, H, W) outputs, got {tuple(output.shape)}")
-        if not 0 <= self.index < output.shape[1]:
-            raise WhycamError(f"target class {self.index} does not exist; this model has 0 to {output.shape[1] - 1}")
-        score = output[:, self.index]
+        index = _number(self.index)
+        if not 0 <= index < output.shape[1]:
+            raise WhycamError(f"target class {index} does not exist; this model has 0 to {output.shape[1] - 1}")
+        score = output[:, index]
         if self.mask is not None:
             if self.mask.shape[-2:] != score.shape[-2:]:
                 raise WhycamError(
@@ -204,6 +233,31 @@ class Segmentation:
         per_image = self.mask is not None and self.mask.ndim == 3
         return Segmentation(self.index, _at(self.mask, rows)) if per_image and self.mask is not None else self
 
+    def mirrored(self, _width: int) -> Segmentation:
+        """The same region of the mirrored images."""
+        return self if self.mask is None else Segmentation(self.index, self.mask.flip(-1))
+
+
+@dataclass(frozen=True, eq=False)
+class WholeOutput:
+    """A function of everything the network returns, for models whose answer is no single tensor.
+
+    Attributes:
+        function: what the network returned for n images → (n,) scores. It treats all images alike; where they differ,
+            give one target per image, or write a target with ``wants_output = True`` and ``at``.
+    """
+
+    function: Callable[[Any], Tensor]
+    wants_output = True
+
+    def __call__(self, output: Any) -> Tensor:
+        """Whatever the network returns for n images → (n,)."""
+        return self.function(output)
+
+    def at(self, _rows: Tensor) -> WholeOutput:
+        """The same: it does not depend on the image."""
+        return self
+
 
 def _predicted(logits: Tensor) -> Tensor:
     if logits.ndim != 2:
@@ -213,16 +267,16 @@ def _predicted(logits: Tensor) -> Tensor:
     return logits.argmax(dim=1)
 
 
-def _pick(logits: Tensor, index: int | Tensor) -> Tensor:
+def _pick(logits: Tensor, index: Index) -> Tensor:
     return logits.gather(1, _indices(logits, index)[:, None])[:, 0]
 
 
-def _indices(logits: Tensor, index: int | Tensor) -> Tensor:
+def _indices(logits: Tensor, index: Index) -> Tensor:
     """(B,) class indices, checked."""
     if logits.ndim != 2:
         raise WhycamError(f"a class target needs (B, K) logits, the model gives {tuple(logits.shape)}")
     images, classes = logits.shape
-    indices = torch.as_tensor(index, device=logits.device)
+    indices = torch.as_tensor(_number(index), device=logits.device)
     if indices.ndim and len(indices) != images:
         raise WhycamError(f"{len(indices)} target classes are given for {images} images; give one, or one per image")
     lowest, highest = (int(indices.min()), int(indices.max())) if indices.numel() else (0, 0)
@@ -232,5 +286,25 @@ def _indices(logits: Tensor, index: int | Tensor) -> Tensor:
     return indices.expand(images)
 
 
-def _at(value: int | Tensor, rows: Tensor) -> Any:
+def numbered(value: Any, index: Callable[[str], int]) -> Any:
+    """A class name's index; likewise for all names in a nested list, which keeps everything else."""
+    if isinstance(value, str):
+        return index(value)
+    return [numbered(member, index) for member in value] if isinstance(value, list | tuple) else value
+
+
+def _has_names(value: object) -> bool:
+    return isinstance(value, str) or (isinstance(value, list | tuple) and any(map(_has_names, value)))
+
+
+def _number(index: Any) -> Any:
+    if _has_names(index):
+        raise WhycamError(f"{index!r} is a class name: whycam.explain looks it up, here an index is needed")
+    return index
+
+
+def _at(value: Any, rows: Tensor) -> Any:
+    """One value for all images stays; of one per image, those at ``rows``."""
+    if isinstance(value, list | tuple | np.ndarray):
+        value = torch.as_tensor(np.asarray(value))
     return value[rows.to(value.device)] if isinstance(value, Tensor) and value.ndim else value

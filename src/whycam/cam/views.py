@@ -26,6 +26,9 @@ class Reruns(Protocol):
     def images(self) -> Tensor:
         """(B, C, H, W) as they were given."""
 
+    def reads_more(self, target: str) -> bool:
+        """Whether the target's score takes more than logits, so that `score_logits` cannot know it."""
+
     def score_images(self, images: Tensor, rows: Tensor, target: str) -> Scored:
         """Run the whole network: (n, C, H, W) that stand in for the images at ``rows`` (n,)."""
 
@@ -35,10 +38,14 @@ class Reruns(Protocol):
     def score_logits(self, logits: Tensor, rows: Tensor, target: str) -> Scored:
         """Run nothing at all: (n, K) logits known otherwise, of alterations of the images at ``rows`` (n,)."""
 
-    def again(self, key: str, make: Callable[[Tensor], Tensor], layer: str, target: str) -> LayerTrace:
+    def again(
+        self, key: str, make: Callable[[Tensor], Tensor], layer: str, target: str, *, mirror: bool = False
+    ) -> LayerTrace:
         """Capture all layers and targets anew on ``make(images)``, once per ``key``; the batch may be k·B long.
 
-        Rows k·B … are copies of the batch, so that per-image targets keep their images.
+        Rows k·B … are copies of the batch, so that per-image targets keep their images; with ``mirror`` mirrored ones,
+        and targets that look at places are mirrored with them. The trace that comes back has a network of its own:
+        what a method runs again from there is the altered images.
         """
 
     def image_gradient(self, images: Tensor, rows: Tensor, target: str, *, guided: bool = False) -> Tensor:
@@ -83,6 +90,7 @@ class LayerTrace:
         layer: its name.
         target: its name.
         runs: how to run the network again; None in a trace made by hand.
+        in_terms: a method registered with ``has_terms`` is asked for the terms of its sum over channels, (B, C, …).
     """
 
     activations: Tensor
@@ -93,6 +101,7 @@ class LayerTrace:
     layer: str = ""
     target: str = ""
     runs: Reruns | None = None
+    in_terms: bool = False
 
     @property
     def network(self) -> Reruns:
@@ -104,6 +113,13 @@ class LayerTrace:
         if self.runs is None:
             raise WhycamError("this method runs the network again: call it through whycam.explain")
         return self.runs
+
+    def weighted(self, weights: Tensor, maps: Tensor | None = None) -> Tensor:
+        """Σ_c w_c · A_c, (B, C) → (B, …), of the activations or other maps (B, C, …); its terms where asked for."""
+        maps = self.activations if maps is None else maps
+        if self.in_terms:
+            return maps * weights.reshape(*weights.shape, *[1] * (maps.ndim - 2))
+        return torch.einsum("bc...,bc->b...", maps, weights)
 
     def with_(self, **changes: Tensor) -> LayerTrace:
         """The same trace with some tensors exchanged."""

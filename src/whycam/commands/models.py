@@ -8,8 +8,8 @@ from argparse import Namespace
 import torch
 
 from whycam import console
-from whycam.cam.methods import METHODS
-from whycam.cam.methods.registry import load_entry_points
+from whycam.cam.methods import COMBINATORS, METHODS
+from whycam.cam.methods.registry import load_entry_points, options_of, summary_of, written
 from whycam.cam.survey import default_layer, survey
 from whycam.models import ARCHITECTURES, load, summarise
 
@@ -53,18 +53,30 @@ def layers(options: Namespace) -> None:
 
 
 def methods(options: Namespace) -> None:
-    """List the explanation methods."""
+    """List the explanation methods, their options, and what makes methods of methods."""
     load_entry_points()
     known = sorted(METHODS.values(), key=lambda method: method.name)
+    combinators = [(name, summary_of(function), options_of(function)) for name, function in sorted(COMBINATORS.items())]
     if options.json:
         rows = [
-            {"name": m.name, "title": m.title, "summary": m.summary, "paper": m.paper, "needs": sorted(m.needs)}
+            {"name": m.name, "title": m.title, "summary": m.summary, "paper": m.paper, "needs": sorted(m.needs),
+             "options": m.defaults}
             for m in known
-        ]
-        console.say_json({"methods": rows})
+        ]  # fmt: skip
+        made = [{"name": name, "summary": summary, "options": changes} for name, summary, changes in combinators]
+        console.say_json({"methods": rows, "combinators": made})
         return
     width = max(len(method.name) for method in known)
     for method in known:
         needs = ", ".join(sorted(method.needs)) or "activations only"
         console.say(f"{method.name:<{width}}  {method.title}: {method.summary}")
         console.say(f"{'':<{width}}  {method.paper}; needs {needs}")
+    console.say("\noptions, written behind a method's name with whatever is to be changed:\n")
+    for method in known:
+        if method.defaults:
+            console.say(f"  {written(method.name, method.defaults)}")
+    console.say("\ncombinators, written around a method, with options of its own or another combinator inside:\n")
+    lines = [(written(name, changes, "METHOD"), summary) for name, summary, changes in combinators]
+    width = max(len(line) for line, _ in lines)
+    for line, summary in lines:
+        console.say(f"  {line:<{width}}  {summary}")

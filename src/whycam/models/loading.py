@@ -52,7 +52,8 @@ def load(
         device: where the network goes; the weights are fp32 whatever the file stores.
 
     Returns:
-        The module in eval mode (convolution weights channels-last, which is the faster layout), and its spec.
+        The module in eval mode (convolution weights channels-last, which is the faster layout), and its spec. What is
+        loaded from a file has the class names as its attribute ``class_names`` too.
 
     Raises:
         WhycamError: the file is missing, damaged, holds anything besides tensors and plain values, or fits no
@@ -80,6 +81,7 @@ def load(
         raise WhycamError(
             f"{checkpoint}: the network has {outputs} outputs, but {len(spec.classes)} class names are given"
         )
+    model.class_names = spec.classes  # type: ignore[assignment]
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.eval(), spec
 

@@ -9,14 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from whycam.cam.classes import class_index
 from whycam.cam.explain import Explainer
 from whycam.cam.explanation import Explanation
 from whycam.cam.targets import TargetLike
 from whycam.data.decode import decode_image
-from whycam.errors import WhycamError
 from whycam.models.checkpoint import ModelSpec
 from whycam.study.layers import study_layers
-from whycam.suggest import near_misses
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,20 +31,6 @@ class ExplainedImage:
     path: Path
     ranking: tuple[tuple[str, float], ...]
     explanation: Explanation
-
-
-def class_index(spec: ModelSpec, name: str) -> int:
-    """A class given by name (in any case) or by index.
-
-    Raises:
-        WhycamError: there is none such; near misses are listed.
-    """
-    by_name = {known.lower(): index for index, known in enumerate(spec.classes)}
-    if name.lower() in by_name:
-        return by_name[name.lower()]
-    if name.isdecimal() and int(name) < len(spec.classes):
-        return int(name)
-    raise WhycamError(f"unknown class {name!r}{near_misses(name.lower(), spec.classes)}")
 
 
 def explain_files(
@@ -71,7 +56,7 @@ def explain_files(
         WhycamError: a file is no readable image, or a layer, method or class is unknown.
     """
     wanted: dict[str, TargetLike] = {"predicted": None}
-    wanted |= {spec.classes[index]: index for index in (class_index(spec, name) for name in targets)}
+    wanted |= {spec.classes[index]: index for index in (class_index(name, spec.classes) for name in targets)}
     explainer = Explainer(model, layers or study_layers(model), methods, wanted)
     device = next(model.parameters()).device
     # All files are read before any is explained: a bad one is said at once.

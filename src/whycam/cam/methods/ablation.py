@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from whycam.cam.head import pooled_linear_head
-from whycam.cam.methods.gradient import weighted
 from whycam.cam.methods.registry import method
 from whycam.cam.methods.reruns import BATCH_SIZE, score_pairs
 from whycam.cam.targets import ClassScore, Predicted, Probability, Target
@@ -17,7 +16,12 @@ from whycam.errors import WhycamError
 _LOGITS = 1 << 22
 
 
-@method("Ablation-CAM", paper="Desai & Ramaswamy, 2020, WACV, doi:10.1109/WACV45572.2020.9093360", needs=("reruns",))
+@method(
+    "Ablation-CAM",
+    paper="Desai & Ramaswamy, 2020, WACV, doi:10.1109/WACV45572.2020.9093360",
+    needs=("reruns",),
+    has_terms=True,
+)
 def ablationcam(trace: LayerTrace, relative: str = "size", batch_size: int = BATCH_SIZE) -> Tensor:
     """Channels weighed by how far the score drops without them: w_c = (y − y without c) / |y|.
 
@@ -32,14 +36,15 @@ def ablationcam(trace: LayerTrace, relative: str = "size", batch_size: int = BAT
         raise WhycamError(f"Ablation-CAM is relative to the score's 'size', the 'score' or 'none', not {relative!r}")
     unit = {"size": score.abs(), "score": score, "none": torch.ones_like(score)}[relative]
     drop = (score[:, None] - dropped) / torch.where(unit != 0, unit, 1)[:, None]
-    return weighted(trace.activations, drop)
+    return trace.weighted(drop)
 
 
 def _without_each(trace: LayerTrace, batch_size: int) -> Tensor:
     """(B, C) scores with one channel set to 0."""
     network, maps = trace.network, trace.activations
     active = (maps != 0).flatten(2).any(dim=2)
-    head = pooled_linear_head(network.model, maps, trace.logits)
+    known = not network.reads_more(trace.target)  # by the logits alone
+    head = pooled_linear_head(network.model, maps, trace.logits) if known else None
     if head is not None:
         mean = maps.flatten(2).mean(dim=2)
         columns = head.weight.detach().to(mean).T

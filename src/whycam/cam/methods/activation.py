@@ -15,6 +15,7 @@ from torch import Tensor
 from whycam.cam.methods.gradient import spread, weighted
 from whycam.cam.methods.registry import method
 from whycam.cam.views import LayerTrace
+from whycam.device import in_double
 
 
 def main_axis(features: Tensor) -> Tensor:
@@ -24,7 +25,7 @@ def main_axis(features: Tensor) -> Tensor:
     uncentred, as Eigen-CAM's authors have it. Computed from the smaller Gram matrix, in float64: squaring X squares
     its condition.
     """
-    x = features.flatten(2).transpose(1, 2).double()
+    x = in_double(features.flatten(2).transpose(1, 2))
     centred = x - x.mean(dim=1, keepdim=True)
     if x.shape[1] < x.shape[2]:
         axis = torch.einsum("bpc,bp->bc", centred, leading_eigenvector(centred @ centred.transpose(1, 2)))
@@ -32,7 +33,7 @@ def main_axis(features: Tensor) -> Tensor:
     else:
         axis = leading_eigenvector(centred.transpose(1, 2) @ centred)
     projected = torch.einsum("bpc,bc->bp", x, axis)
-    return projected.reshape(-1, *features.shape[2:]).to(features.dtype)
+    return projected.reshape(-1, *features.shape[2:]).to(features)
 
 
 def leading_eigenvector(gram: Tensor, squarings: int = 5, rounds: int = 16) -> Tensor:
@@ -122,7 +123,7 @@ def kpcacam(trace: LayerTrace, gamma: float | None = None) -> Tensor:
     """The first component of a kernel PCA of the positions, kernel tanh(γ·x·y + 1), γ = 1 / C; class-agnostic."""
 
     def component(features: Tensor) -> Tensor:
-        x = features.flatten(2).transpose(1, 2).double()
+        x = in_double(features.flatten(2).transpose(1, 2))
         x = x - x.mean(dim=1, keepdim=True)
         kernel = torch.tanh((1 / x.shape[2] if gamma is None else gamma) * (x @ x.transpose(1, 2)) + 1)
         kernel = (
@@ -135,7 +136,7 @@ def kpcacam(trace: LayerTrace, gamma: float | None = None) -> Tensor:
         first = vectors[:, :, -1] * values[:, -1:].clamp(min=0).sqrt()
         largest = first.gather(1, first.abs().argmax(dim=1, keepdim=True))
         first = first * torch.where(largest < 0, -1.0, 1.0)
-        return first.reshape(-1, *features.shape[2:]).to(features.dtype)
+        return first.reshape(-1, *features.shape[2:]).to(features)
 
     return _if_finite(component, trace.activations)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from whycam.cam.asking import resolve_target
+from whycam.cam.classes import ClassNames
 from whycam.cam.inputs import Inputs, InputsLike
 from whycam.cam.layout import detect_layout
 from whycam.cam.maps import resize
@@ -141,7 +142,8 @@ def full_gradients(model: nn.Module, images: InputsLike, target: TargetLike = No
     from whycam.cam.run import Run  # it imports the registry, which this module is part of
 
     network = unwrapped(model)
-    run = Run(network, Inputs.of(images), (), {"target": resolve_target(target)}, [fullgrad])
+    asked = resolve_target(target, ClassNames.of(network))
+    run = Run(network, Inputs.of(images), (), {"target": asked}, [fullgrad])
     biases = _biases(network)
     paths = {module: path for path, module in network.named_modules()}
     parts: list[tuple[str, Tensor]] = []

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from whycam.cam.methods.gradient import over_positions, weighted
+from whycam.cam.methods.gradient import over_positions
 from whycam.cam.methods.registry import method
 from whycam.cam.methods.reruns import (
     BATCH_SIZE,
@@ -29,7 +29,7 @@ from whycam.cam.views import LayerTrace
 from whycam.errors import WhycamError
 
 
-@method("Score-CAM", paper="Wang et al., 2020, arXiv:1910.01279", needs=("reruns",))
+@method("Score-CAM", paper="Wang et al., 2020, arXiv:1910.01279", needs=("reruns",), has_terms=True)
 def scorecam(trace: LayerTrace, batch_size: int = BATCH_SIZE, weights: str = "softmax") -> Tensor:
     """Channels weighed by the score of the image seen through them: w = softmax over channels of the score's increase.
 
@@ -40,15 +40,15 @@ def scorecam(trace: LayerTrace, batch_size: int = BATCH_SIZE, weights: str = "so
     chosen = live(trace.activations)
     scores = _masked_scores(trace, chosen, batch_size)
     if weights == "softmax":
-        return weighted(trace.activations, softmax_over(scores, chosen))
+        return trace.weighted(softmax_over(scores, chosen))
     if weights != "increase":
         raise WhycamError(f"Score-CAM's weights are 'softmax' or 'increase', not {weights!r}")
     black = torch.zeros_like(trace.network.images)
     baseline = trace.network.score_images(black, torch.arange(len(black)), trace.target).scores.to(scores)
-    return weighted(trace.activations, torch.where(chosen, scores - baseline[:, None], 0))
+    return trace.weighted(torch.where(chosen, scores - baseline[:, None], 0))
 
 
-@method("SS-CAM", paper="Naidu & Michael, 2020, arXiv:2006.14255", needs=("reruns",))
+@method("SS-CAM", paper="Naidu & Michael, 2020, arXiv:2006.14255", needs=("reruns",), has_terms=True)
 def sscam(trace: LayerTrace, n: int = 35, sigma: float = 2.0, on: str = "mask", batch_size: int = BATCH_SIZE) -> Tensor:
     """Score-CAM with each channel's score averaged over n noisy masks, σ in units of the mask's range.
 
@@ -68,10 +68,10 @@ def sscam(trace: LayerTrace, n: int = 35, sigma: float = 2.0, on: str = "mask", 
             total += _masked_scores(trace, chosen, batch_size, shift=noise)
         else:
             total += _masked_scores(trace, chosen, batch_size, offset=noise)
-    return weighted(trace.activations, softmax_over(total / n, chosen))
+    return trace.weighted(softmax_over(total / n, chosen))
 
 
-@method("IS-CAM", paper="Naidu et al., 2020, arXiv:2010.03023", needs=("reruns",))
+@method("IS-CAM", paper="Naidu et al., 2020, arXiv:2010.03023", needs=("reruns",), has_terms=True)
 def iscam(trace: LayerTrace, n: int = 10, cumulative: bool = False, batch_size: int = BATCH_SIZE) -> Tensor:
     """Score-CAM with each channel's score averaged while its mask is faded in: i/n of it, i = 1 … n.
 
@@ -83,10 +83,10 @@ def iscam(trace: LayerTrace, n: int = 10, cumulative: bool = False, batch_size: 
     for i in range(1, _positive("IS-CAM", n) + 1):
         factor = i * (i + 1) / 2 / n if cumulative else i / n
         total += _masked_scores(trace, chosen, batch_size, factor=factor)
-    return weighted(trace.activations, softmax_over(total / n, chosen))
+    return trace.weighted(softmax_over(total / n, chosen))
 
 
-@method("Group-CAM", paper="Zhang et al., 2021, arXiv:2103.13859", needs=("gradients", "reruns"))
+@method("Group-CAM", paper="Zhang et al., 2021, arXiv:2103.13859", needs=("gradients", "reruns"), has_terms=True)
 def groupcam(trace: LayerTrace, groups: int = 32, quantile: float = 0.7, batch_size: int = BATCH_SIZE) -> Tensor:
     """Groups of Grad-CAM-weighed channels as masks over a blurred image, weighed by what they bring back of the score.
 
@@ -116,7 +116,7 @@ def groupcam(trace: LayerTrace, groups: int = 32, quantile: float = 0.7, batch_s
     # Scaled as the resized mask is, so that the resized sum is the sum of the resized.
     low, high = resized_range(masks, size)
     scaled = (masks - low) / torch.where(high > low, high - low, 1)
-    return weighted(scaled, torch.where(chosen, gains, 0))
+    return trace.weighted(torch.where(chosen, gains, 0), scaled)
 
 
 def _cuts(channels: int, groups: int) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import entry_points
@@ -41,6 +41,8 @@ class Method:
             "outputs" (gradients at the outputs of modules: the first pass then keeps its graph).
         scope: what it looks at.
         retarget: what it makes of the target before anything is differentiated; None leaves it.
+        has_terms: whether the map is a sum over channels, made with `LayerTrace.weighted`, so that its terms can be
+            asked for.
         options: keyword options that differ from the function's defaults.
     """
 
@@ -52,12 +54,18 @@ class Method:
     needs: frozenset[Need] = frozenset({"gradients"})
     scope: Scope = "layer"
     retarget: Callable[[Target], Target] | None = None
+    has_terms: bool = False
     options: tuple[tuple[str, Any], ...] = ()
 
     @property
     def needs_gradients(self) -> bool:
         """Whether a backward pass is needed."""
         return "gradients" in self.needs or "curvature" in self.needs
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Every option there is, with the function's own default."""
+        return options_of(self.function)
 
     def __call__(self, trace: LayerTrace | Sequence[LayerTrace]) -> Tensor:
         """Compute the signed map."""
@@ -69,14 +77,14 @@ class Method:
         Raises:
             WhycamError: there is no such option.
         """
-        known = list(inspect.signature(self.function).parameters)[1:]
+        known = list(self.defaults)
         for name in options:
             if name not in known:
                 has = f"its options are {', '.join(known)}" if known else "it has no options"
                 raise WhycamError(f"{self.title} has no option {name!r}; {has}")
         merged = tuple((dict(self.options) | options).items())
         base = self.name.partition("(")[0]
-        return replace(self, name=f"{base}({', '.join(f'{k}={v!r}' for k, v in merged)})", options=merged)
+        return replace(self, name=written(base, dict(merged)), options=merged)
 
     def __reduce__(self) -> tuple[object, ...]:
         # A registered function cannot be pickled by reference: its module's name for it is this object.
@@ -99,6 +107,7 @@ def method(
     needs: Iterable[Need] = ("gradients",),
     scope: Scope = "layer",
     retarget: Callable[[Target], Target] | None = None,
+    has_terms: bool = False,
 ) -> Callable[[Function], Method]:
     """Register a function as a method; its name is the title's, its summary the docstring's first line.
 
@@ -112,8 +121,9 @@ def method(
         name = normalised(title)
         if name in METHODS:
             raise WhycamError(f"a method named {name!r} exists already ({METHODS[name].title})")
-        summary = (function.__doc__ or title).strip().splitlines()[0]
-        METHODS[name] = Method(name, title, summary, paper, function, frozenset(needs), scope, retarget)
+        METHODS[name] = Method(
+            name, title, summary_of(function) or title, paper, function, frozenset(needs), scope, retarget, has_terms
+        )
         return METHODS[name]
 
     return register
@@ -123,6 +133,23 @@ def combinator(function: Callable[..., Method]) -> Callable[..., Method]:
     """Register a function of a method (and options) that returns a method, to be written as a string as well."""
     COMBINATORS[normalised(function.__name__)] = function
     return function
+
+
+def summary_of(function: Callable[..., Any]) -> str:
+    """The first line of its docstring."""
+    return next(iter((function.__doc__ or "").strip().splitlines()), "")
+
+
+def options_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """The keyword options of a method's function or of a combinator, with their defaults."""
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    return {parameter.name: parameter.default for parameter in parameters}
+
+
+def written(name: str, options: Mapping[str, Any], inner: str = "") -> str:
+    """``fem(k=2.0)``, ``noisy(METHOD, n=8, sigma=0.1)``: as a string names it; the name alone without options."""
+    arguments = ([inner] if inner else []) + [f"{option}={value!r}" for option, value in options.items()]
+    return f"{name}({', '.join(arguments)})" if arguments else name
 
 
 def _registered(name: str, options: tuple[tuple[str, Any], ...]) -> Method:

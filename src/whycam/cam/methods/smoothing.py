@@ -2,12 +2,15 @@
 
 Each takes a method or its name and returns a method, which goes wherever one goes; as a string it is written
 ``"augmented(gradcam)"``, ``"noisy(layercam, n=4, sigma=0.2)"``, ``"eigen(gradcam)"``.
+
+Smoothing captures the altered images like any others and lets the method look at that; a method that runs the network
+again does so on the altered images, as many times as there are of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,8 +24,8 @@ Traces = LayerTrace | Sequence[LayerTrace]
 
 _ROWS = 64
 
-# (factor, mirrored); the sixth variant is the batch itself, which has been captured already.
-_VARIANTS = ((1.0, True), (0.9, False), (0.9, True), (1.1, False), (1.1, True))
+# mirrored → factors; the sixth variant is the batch itself, which has been captured already.
+_VARIANTS = {False: (0.9, 1.1), True: (0.9, 1.0, 1.1)}
 
 
 @combinator
@@ -31,12 +34,13 @@ def augmented(method: MethodLike) -> Method:
 
     The variants of pytorch-grad-cam's ``aug_smooth``: its factors act on the normalised image, mirroring
     on the last axis. Here raw maps are averaged, so that the result is signed and in the method's own unit; there, maps
-    that were each cut at 0 and min-max scaled first. The predicted class is the unaltered image's in all six.
+    that were each cut at 0 and min-max scaled first. The predicted class is the unaltered image's in all six; a target
+    that looks at places (boxes, a segmentation mask) is mirrored with the image.
 
     Raises:
-        WhycamError: the method runs the network again itself, or looks at the images alone.
+        WhycamError: the method looks at the images alone.
     """
-    inner = _rerunnable("augmented", method)
+    inner = _of_network("augmented", method)
     return Method(
         name=f"augmented({inner.name})",
         title=f"{inner.title}, augmented",
@@ -56,9 +60,9 @@ def noisy(method: MethodLike, n: int = 8, sigma: float = 0.1) -> Method:
     As SmoothGrad does with gradients (Smilkov et al., 2017, arXiv:1706.03825). All images meet the same n noise fields.
 
     Raises:
-        WhycamError: the method runs the network again itself, or looks at the images alone; or n is not positive.
+        WhycamError: the method looks at the images alone, or n is not positive.
     """
-    inner = _rerunnable("noisy", method)
+    inner = _of_network("noisy", method)
     if n < 1:
         raise WhycamError(f"noisy averages over at least 1 copy, not {n}")
     return Method(
@@ -78,14 +82,19 @@ def eigen(method: MethodLike) -> Method:
     """The first principal component of what the method gives each channel, instead of their sum.
 
     pytorch-grad-cam's ``eigen_smooth``, with a fixed sign: the one that correlates with the method's own map. For
-    methods whose map is a sum with one term per channel that depends on this channel alone; it is tried out whether
-    that holds.
+    methods whose map is a sum with one term per channel: some hand their terms out (Score-CAM, Ablation-CAM and their
+    kin); of others that run nothing again it is tried out whether each term depends on its own channel alone.
 
     Raises:
         WhycamError: the method is of another kind.
     """
     inner = method if isinstance(method, Method) else find_method(method)
-    if inner.scope != "layer" or "reruns" in inner.needs:
+    if isinstance(inner.function, _Augmented | _Noisy):
+        raise WhycamError(
+            f"eigen takes the channels of one image apart, and {inner.title} is a mean over several: smooth the "
+            f"component instead, {inner.name.partition('(')[0]}(eigen({inner.function.inner.name}))"
+        )
+    if inner.scope != "layer" or ("reruns" in inner.needs and not inner.has_terms):
         raise _no_parts(inner)
     return Method(
         name=f"eigen({inner.name})",
@@ -99,11 +108,10 @@ def eigen(method: MethodLike) -> Method:
     )
 
 
-def _rerunnable(how: str, method: MethodLike) -> Method:
+def _of_network(how: str, method: MethodLike) -> Method:
     inner = method if isinstance(method, Method) else find_method(method)
-    if inner.scope == "input" or "reruns" in inner.needs:
-        why = "looks at the images alone" if "reruns" not in inner.needs else "runs the network again itself"
-        raise WhycamError(f"{how} cannot be combined with {inner.title}, which {why}")
+    if inner.scope == "input" and not inner.needs:
+        raise WhycamError(f"{how} averages what a network answers to, and {inner.title} looks at the images alone")
     return inner
 
 
@@ -112,13 +120,18 @@ class _Augmented:
     inner: Method
 
     def __call__(self, traces: Traces) -> Tensor:
-        def vary(images: Tensor, index: int) -> Tensor:
-            factor, mirrored = _VARIANTS[index]
-            return factor * (images.flip(-1) if mirrored else images)
+        found = [self.inner(traces)]
+        for mirrored, factors in _VARIANTS.items():
 
-        maps = _over_copies(self.inner, traces, "augmented", len(_VARIANTS), vary)
-        turned = [raw.flip(-1) if mirrored else raw for raw, (_, mirrored) in zip(maps, _VARIANTS, strict=True)]
-        return torch.stack([self.inner(traces), *turned]).mean(dim=0)
+            def vary(
+                images: Tensor, index: int, mirrored: bool = mirrored, factors: Sequence[float] = factors
+            ) -> Tensor:
+                return factors[index] * (images.flip(-1) if mirrored else images)
+
+            key = "mirrored" if mirrored else "scaled"
+            maps = _over_copies(self.inner, traces, key, len(factors), vary, mirror=mirrored)
+            found += [raw.flip(-1) if mirrored else raw for raw in maps]
+        return torch.stack(found).mean(dim=0)
 
 
 @dataclass(frozen=True)
@@ -148,11 +161,15 @@ class _Eigen:
 
 
 def channel_parts(method: Method, trace: LayerTrace) -> Tensor:
-    """What each channel adds to the method's map, (B, C, …): every channel is shown to it as an image of its own.
+    """What each channel adds to the method's map, (B, C, …).
+
+    Where the method does not hand it out, every channel is shown to it as an image of its own.
 
     Raises:
         WhycamError: the map is not the sum of that.
     """
+    if method.has_terms:
+        return method(replace(trace, in_terms=True))
     images, channels = trace.activations.shape[:2]
 
     def apart(tensor: Tensor) -> Tensor:
@@ -183,7 +200,13 @@ def _no_parts(method: Method) -> WhycamError:
 
 
 def _over_copies(
-    inner: Method, traces: Traces, key: str, count: int, vary: Callable[[Tensor, int], Tensor]
+    inner: Method,
+    traces: Traces,
+    key: str,
+    count: int,
+    vary: Callable[[Tensor, int], Tensor],
+    *,
+    mirror: bool = False,
 ) -> list[Tensor]:
     """The method's maps of ``count`` altered copies of the batch, (B, …) each.
 
@@ -197,7 +220,7 @@ def _over_copies(
         def make(images: Tensor, members: range = members) -> Tensor:
             return torch.cat([vary(images, index) for index in members])
 
-        maps = inner(_again(traces, f"{key} {members.start} to {members.stop}", make))
+        maps = inner(_again(traces, f"{key} {members.start} to {members.stop}", make, mirror=mirror))
         found.extend(_copies(maps, len(members)))
     return found
 
@@ -211,8 +234,8 @@ def _first(traces: Traces) -> LayerTrace:
     return traces if isinstance(traces, LayerTrace) else traces[0]
 
 
-def _again(traces: Traces, key: str, make: Callable[[Tensor], Tensor]) -> Traces:
+def _again(traces: Traces, key: str, make: Callable[[Tensor], Tensor], *, mirror: bool) -> Traces:
     def view(trace: LayerTrace) -> LayerTrace:
-        return trace.network.again(key, make, trace.layer, trace.target)
+        return trace.network.again(key, make, trace.layer, trace.target, mirror=mirror)
 
     return view(traces) if isinstance(traces, LayerTrace) else [view(trace) for trace in traces]

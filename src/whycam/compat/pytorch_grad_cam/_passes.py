@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from whycam.cam.capture import capture, with_first_tensor
+from whycam.cam.capture import capture
 from whycam.cam.inputs import Inputs
 from whycam.cam.layers import Layer
 from whycam.cam.layout import Layout, detect_layout
 from whycam.cam.run import Run
 from whycam.compat.pytorch_grad_cam._targets import ImageTarget, ImageTargets, per_image
 from whycam.errors import WhycamError
-from whycam.modules import first_tensor, in_eval_mode, unwrapped
+from whycam.modules import first_tensor, in_eval_mode, unwrapped, with_first_tensor
 
 Transform = Callable[[Any], Tensor]
 _TARGET = "target"

@@ -39,22 +39,33 @@ class ImageTargets:
         choose: finds them from the logits (B, K).
     """
 
-    wants_output = True
-
     def __init__(self, members: Sequence[ImageTarget] | None, choose: Choice = predicted) -> None:
         self.members = None if members is None else tuple(members)
         self.choose = choose
+        self.wants_output = True
         self.output: Any = None
         """What the network returned, once it was called."""
 
-    def freeze(self, logits: Tensor) -> ImageTargets:
-        """With the members chosen."""
-        return self if self.members is not None else ImageTargets(self.choose(logits), self.choose)
+    def freeze(self, output: Any) -> ImageTargets:
+        """With the members chosen, and content with logits where the model returns some.
+
+        Raises:
+            WhycamError: the model returns no logits to choose them by.
+        """
+        rows, members = per_image(output), self.members
+        if members is None and not isinstance(rows, Tensor):
+            raise WhycamError(f"targets=None needs (B, K) logits, the model returns a {type(output).__name__}")
+        frozen = ImageTargets(self.choose(rows.detach()) if members is None else members, self.choose)
+        assert frozen.members is not None  # just chosen
+        frozen.wants_output = not isinstance(rows, Tensor) or len(rows) != len(frozen.members)
+        return frozen
 
     def at(self, rows: Tensor) -> ImageTargets:
         """The same for the images at ``rows`` (n,)."""
         assert self.members is not None  # frozen before anything runs again
-        return ImageTargets([self.members[row] for row in rows.tolist()])
+        chosen = ImageTargets([self.members[row] for row in rows.tolist()])
+        chosen.wants_output = self.wants_output
+        return chosen
 
     def __call__(self, output: Any) -> Tensor:
         """The scores (B,).

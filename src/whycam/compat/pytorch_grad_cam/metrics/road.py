@@ -17,6 +17,7 @@ from whycam.compat.pytorch_grad_cam.metrics.perturbation_confidence import (
     RemoveLeastRelevantFirst,
     RemoveMostRelevantFirst,
 )
+from whycam.device import in_double
 from whycam.seeds import generator
 
 Weights = Sequence[tuple[tuple[int, int], float]]
@@ -50,7 +51,8 @@ class NoisyLinearImputer:
         """(C, H, W), (H, W) → (C, H, W), or a batch of each; pixels where the mask is 0 are filled in."""
         single = img.ndim == 3
         images, missing = (img[None], mask[None] == 0) if single else (img, mask == 0)
-        filled = filled_in(images.double(), missing, self.weighting).to(images.dtype)
+        precise = in_double(images)
+        filled = filled_in(precise, missing.to(precise.device), self.weighting).to(images)
         if self.noise:
             noise = torch.randn(images.shape[1:], generator=generator(self.seed, "NoisyLinearImputer"))
             filled = torch.where(missing[:, None], filled + self.noise * noise.to(filled), filled)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from whycam.cam.boxes import overlap
 from whycam.compat.pytorch_grad_cam._arrays import Array
 
 
@@ -113,21 +114,11 @@ class FasterRCNNBoxScoreTarget:
         if not len(boxes):
             return total
         for wanted, label in zip(self.bounding_boxes, self.labels, strict=False):
-            overlap = _overlap(torch.as_tensor(wanted).to(boxes), boxes)
-            best = overlap.argmax()
-            if overlap[best] > self.iou_threshold and bool(model_outputs["labels"][best] == label):
-                total = total + overlap[best] + model_outputs["scores"][best]
+            shared = overlap(torch.as_tensor(wanted).to(boxes), boxes)
+            best = shared.argmax()
+            if shared[best] > self.iou_threshold and bool(model_outputs["labels"][best] == label):
+                total = total + shared[best] + model_outputs["scores"][best]
         return total
-
-
-def _overlap(box: Tensor, boxes: Tensor) -> Tensor:
-    """Intersection over union of (4,) with (n, 4) → (n,)."""
-    low = torch.maximum(box[:2], boxes[:, :2])
-    high = torch.minimum(box[2:], boxes[:, 2:])
-    shared = (high - low).clamp(min=0).prod(dim=1)
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
-    overlap: Tensor = shared / ((box[2:] - box[:2]).prod() + areas - shared)
-    return overlap
 
 
 class FinerWeightedTarget:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from whycam.compat.pytorch_grad_cam._arrays import Array
+from whycam.device import in_double
 from whycam.errors import WhycamError
 
 Kernel = str | Callable[[Array, Array], float]
@@ -53,7 +54,7 @@ def project(activations: Tensor) -> Tensor:
 
 def project_positive(activations: Tensor) -> Tensor:
     """`get_2d_projection_with_sign_correction` of a tensor, on its device."""
-    x = _centred(activations).double()
+    x = in_double(_centred(activations))
     if x.shape[1] < x.shape[2]:
         values, vectors = torch.linalg.eigh(x @ x.transpose(1, 2))
         projected = vectors[:, :, -1] * values[:, -1:].clamp(min=0).sqrt()
@@ -62,19 +63,19 @@ def project_positive(activations: Tensor) -> Tensor:
         projected = (x @ vectors[:, :, -1:])[:, :, 0]
     flip = projected.amin(dim=1).abs() > projected.amax(dim=1).abs()
     projected = torch.where(flip[:, None], -projected, projected)
-    return projected.reshape(len(x), *activations.shape[2:]).float()
+    return projected.reshape(len(x), *activations.shape[2:]).to(activations.device, torch.float32)
 
 
 def project_kernel(activations: Tensor, kernel: Kernel = "sigmoid", gamma: float | None = None) -> Tensor:
     """`get_2d_projection_kernel` of a tensor, on its device."""
-    x = _centred(activations).double()
+    x = in_double(_centred(activations))
     k = _kernel(x, kernel, 1 / x.shape[2] if gamma is None else gamma)
     k = k - k.mean(dim=1, keepdim=True) - k.mean(dim=2, keepdim=True) + k.mean(dim=(1, 2), keepdim=True)
     values, vectors = torch.linalg.eigh(k)
     component = vectors[:, :, -1] * values[:, -1:].clamp(min=0).sqrt()
     largest = component.gather(1, component.abs().argmax(dim=1, keepdim=True))
     component = component * torch.where(largest < 0, -1.0, 1.0)
-    result: Tensor = component.reshape(len(x), *activations.shape[2:]).float()
+    result: Tensor = component.reshape(len(x), *activations.shape[2:]).to(activations.device, torch.float32)
     return result
 
 

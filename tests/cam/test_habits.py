@@ -1,0 +1,240 @@
+"""Habits of networks that explanations have to live with: containers, work in place, parts without gradients."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, namedtuple
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import pytest
+import torch
+from networks import InPlace
+from torch import nn
+
+import whycam
+from whycam import WhycamError
+from whycam.cam.inputs import Inputs
+from whycam.cam.layers import resolve_layer
+from whycam.cam.methods.activation import main_axis, principal_map
+from whycam.cam.survey import default_layer
+from whycam.cam.tail import _MOST_SPLITS, _SPLITS, Tail
+from whycam.compat.pytorch_grad_cam.utils.svd_on_activations import project_positive
+from whycam.device import has_double, in_double
+from whycam.modules import first_tensor, rows_of, with_first_tensor
+
+METHODS = ["gradcam", "hirescam", "ablationcam", "reciprocam", "scorecam", "fullgrad", "inputgradient",
+           "noisy(gradcam, n=2)", "augmented(ablationcam)"]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Frozen:
+    name: str
+    features: torch.Tensor
+    more: tuple
+
+
+Pair = namedtuple("Pair", ["features", "more"])
+
+
+class Handing(nn.Module):
+    """A layer that returns its features in some container, from which the next one takes them."""
+
+    def __init__(self, wrap, unwrap):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.layer = Wrapping(wrap)
+        self.unwrap = unwrap
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x):
+        features = self.unwrap(self.layer(self.stem(x).relu()))
+        return self.head(features.relu_().mean((2, 3)))
+
+
+class Wrapping(nn.Module):
+    def __init__(self, wrap):
+        super().__init__()
+        self.conv = nn.Conv2d(6, 6, 3, padding=1)
+        self.wrap = wrap
+
+    def forward(self, x):
+        return self.wrap(self.conv(x), x)
+
+
+CONTAINERS = {
+    "plain": (lambda y, x: y, lambda out: out),
+    "tuple": (lambda y, x: (y, x), lambda out: out[0]),
+    "list": (lambda y, x: [y, x], lambda out: out[0]),
+    "namedtuple": (Pair, lambda out: out.features),
+    "dict": (lambda y, x: {"name": "a name", "features": y, "more": x}, lambda out: out["features"]),
+    "ordered": (lambda y, x: OrderedDict(features=y, more=x), lambda out: out["features"]),
+    "frozen dataclass": (lambda y, x: Frozen("a name", y, (x,)), lambda out: out.features),
+    "nested": (
+        lambda y, x: {"none": None, "levels": [Frozen("a name", y, (x,)), x]},
+        lambda o: o["levels"][0].features,
+    ),
+}
+
+
+def handing(kind):
+    torch.manual_seed(0)
+    return Handing(*CONTAINERS[kind]).double().eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("kind", sorted(set(CONTAINERS) - {"plain"}))
+def test_a_layer_may_return_a_container(kind):
+    model, images = handing(kind)
+    plain, _ = handing("plain")
+    expected = whycam.explain(plain, images, "layer", METHODS, [4, 0])
+    explained = whycam.explain(model, images, "layer", METHODS, [4, 0])
+    for key, raw in expected.maps.items():
+        torch.testing.assert_close(explained.maps[key], raw, rtol=0, atol=1e-12, msg=str(key))
+    assert default_layer(model, images).path.startswith("layer")
+
+
+def test_a_container_of_transformers():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    torch.manual_seed(0)
+    model, images = transformers.ResNetForImageClassification(config).eval(), torch.randn(2, 3, 32, 32)
+    # The encoder returns a ModelOutput, its last stage the same tensor by itself.
+    one, other = (
+        whycam.explain(model, images, layer, ["gradcam", "ablationcam"])
+        for layer in ("resnet.encoder", "resnet.encoder.stages[-1]")
+    )
+    for (method, _, _), raw in one.maps.items():
+        torch.testing.assert_close(raw, other.map(method))
+
+
+def test_containers_are_copied_and_rebuilt():
+    first, second, other = torch.randn(2, 3), torch.randn(2, 4), torch.randn(2, 3)
+    for wrap, unwrap in CONTAINERS.values():
+        given = wrap(first, second)
+        changed = with_first_tensor(given, other)
+        assert type(changed) is type(given)
+        assert unwrap(changed) is other
+        assert unwrap(given) is first
+        assert first_tensor(given) is first
+        part = rows_of(given, 2, torch.tensor([1]))
+        assert type(part) is type(given)
+        assert torch.equal(unwrap(part), first[1:])
+    detections = [{"boxes": first}, {"boxes": second}]
+    assert rows_of(detections, 2, torch.tensor([1, 0, 1])) == [detections[1], detections[0], detections[1]]
+    assert rows_of("text", 2, torch.tensor([0])) == "text"
+    with pytest.raises(WhycamError, match="a tuple without any tensor"):
+        with_first_tensor((1, "two"), other)
+    with pytest.raises(WhycamError, match="a mappingproxy cannot be altered; choose the layer inside it"):
+        with_first_tensor(MappingProxyType({"features": first}), other)
+    assert isinstance(MappingProxyType({}), Mapping)
+
+
+class Subtracts(InPlace):
+    """Normalises the images in place."""
+
+    def forward(self, x):
+        x.sub_(0.5)
+        return super().forward(x)
+
+
+def test_a_network_that_works_in_place_on_its_input():
+    torch.manual_seed(0)
+    plain = InPlace().double().eval()
+    model = Subtracts().double().eval()
+    model.load_state_dict(plain.state_dict())
+    images = torch.randn(2, 3, 9, 9, dtype=torch.float64)
+    kept = images.clone()
+    methods = ["gradcam", "ablationcam", "fullgrad", "inputgradient", "guidedgradcam", "noisy(gradcam, n=2)"]
+    explained = whycam.explain(model, images, "conv2", methods, 1)
+    assert torch.equal(images, kept)
+    expected = whycam.explain(plain, images - 0.5, "conv2", methods, 1)
+    for key, raw in expected.maps.items():
+        if key[0] != "fullgrad":  # the input's share is input times gradient, and the input is another one
+            torch.testing.assert_close(explained.maps[key], raw, rtol=0, atol=1e-12, msg=str(key))
+    for method in ("scorecam(weights='increase')", "groupcam(groups=2)"):  # two passes on the same masked images
+        whycam.explain(model, images, "conv2", method, 1)
+    assert default_layer(model, images).path == default_layer(plain, images).path
+    whycam.explain(model, images, targets=1, differentiable=True).map().sum().backward()
+    assert torch.equal(images, kept)
+
+
+class Backbone(nn.Module):
+    """A backbone that is kept from training by running it without gradients."""
+
+    def __init__(self, guard, neck=True):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.backbone = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1))
+        self.neck = nn.Conv2d(6, 6, 3, padding=1) if neck else nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(6, 5)
+        self.guard = guard
+
+    def forward(self, x):
+        x = self.stem(x)
+        with self.guard():
+            x = self.backbone(x)
+        return self.head(self.neck(x.clone()).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
+def test_a_backbone_without_gradients_is_named(guard):
+    torch.manual_seed(0)
+    model, images = Backbone(guard).eval(), torch.randn(2, 3, 8, 8)
+    for layer in ("backbone", "backbone[0]", "stem"):
+        with pytest.raises(
+            WhycamError,
+            match=r"'backbone' runs under torch.no_grad\(\) inside the model; choose a layer behind it, 'neck' say",
+        ):
+            whycam.explain(model, images, layer, "gradcam")
+    for frozen in (False, True):
+        model.requires_grad_(not frozen)
+        assert bool((whycam.explain(model, images, "neck", "gradcam").map() != 0).any())
+        for method in ("eigencam", "ablationcam", "scorecam"):  # as the sentence says
+            assert bool((whycam.explain(model, images, "backbone", method).map() != 0).any())
+    model = Backbone(guard, neck=False).eval()
+    with pytest.raises(
+        WhycamError, match=r"no layer behind it has a map, so take the no_grad out, or use a method without"
+    ):
+        whycam.explain(model, images, "backbone", "gradcam")
+    # Where the model switches nothing off, the sentence is the one that fits.
+    with pytest.raises(WhycamError, match=r"in a differentiable way$"):
+        whycam.explain(InPlace().eval(), images, "conv", "gradcam", lambda logits: torch.zeros(len(logits)))
+
+
+def test_the_splits_that_are_remembered_are_few():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x, factor):
+            return self.head((self.conv(x) * factor).mean((2, 3)))
+
+    torch.manual_seed(0)
+    model, images = Scaled().eval(), torch.randn(2, 3, 6, 6)
+    layer = resolve_layer(model, "conv")
+    with torch.no_grad():
+        for step in range(_MOST_SPLITS + 5):
+            tail = Tail(model, layer, Inputs.of((images, float(step))))
+            assert tail.why_all is None
+            output = model.conv(images)
+            torch.testing.assert_close(tail(output, torch.arange(2)), model(images, float(step)))
+    assert len(_SPLITS[model]) == _MOST_SPLITS
+
+
+def test_where_there_is_no_double_precision_the_cpu_computes(monkeypatch):
+    assert not has_double(torch.device("mps"))
+    assert has_double(torch.device("cpu"))
+    assert has_double(torch.device("cuda"))
+    features = torch.randn(3, 5, 4, 4)
+    expected = main_axis(features), principal_map(features), project_positive(features)
+    whole = whycam.explain(InPlace().eval(), torch.randn(2, 3, 9, 9), "norm", ["kpcacam", "eigencam"])
+    assert {raw.dtype for raw in whole.maps.values()} == {torch.float32}
+    monkeypatch.setattr("whycam.device.has_double", lambda _device: False)
+    assert in_double(features).dtype == torch.float64
+    for one, other in zip(
+        expected, (main_axis(features), principal_map(features), project_positive(features)), strict=True
+    ):
+        assert torch.equal(one, other)
+        assert one.dtype == torch.float32

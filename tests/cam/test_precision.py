@@ -1,0 +1,116 @@
+"""How far rounding takes a map from its float64 self, per type; and that differentiable maps have the right slope."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import nullcontext
+
+import pytest
+import torch
+from test_perturbation import make
+from test_tail import Residual
+from torch import nn
+from torch.autograd.gradcheck import GradcheckError
+from torch.nn import functional as F
+
+import whycam
+from whycam.cam import METHODS
+
+# The mean error of a map in units of its mean size and of the type's machine epsilon (float32 1.2e-7, float16 9.8e-4,
+# bfloat16 7.8e-3). Most maps lose one to three of it; these are differences of scores, which lose more.
+TOLERANCE = 8.0
+TOLERANCES = {
+    "ablationcam": 30.0,  # what a channel takes from the score, a small difference
+    "augmented(ablationcam)": 30.0,
+    "groupcam": 30.0,  # what a group brings back of the score
+    "reciprocam": 200.0,  # what a single position adds to a probability
+    "smoothgrad(n=2)": 20.0,  # the noisy images are rounded too
+    "integratedgradients(steps=2)": 20.0,
+}
+FEW = {"sscam": "sscam(n=2)", "iscam": "iscam(n=2)", "smoothgrad": "smoothgrad(n=2)",
+       "integratedgradients": "integratedgradients(steps=2)"}  # fmt: skip
+# CAM needs another layer, the controls know no network.
+TABLED = [FEW.get(name, name) for name in METHODS if name not in ("cam", "random", "sobel", "center")]
+TABLED += ["augmented(gradcam)", "noisy(gradcam, n=2)", "augmented(ablationcam)"]
+
+TYPES = {
+    "float32": (torch.float32, None),
+    "float16": (torch.float16, None),
+    "bfloat16": (torch.bfloat16, None),
+    "autocast to float16": (torch.float32, torch.float16),
+    "autocast to bfloat16": (torch.float32, torch.bfloat16),
+}
+
+
+@pytest.fixture(scope="module")
+def exact():
+    module, images = make(Residual, batch=4, size=8)
+    return module, images, whycam.explain(module, images, "conv", TABLED, 1)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_type_s_rounding(exact, kind):
+    module, images, expected = exact
+    dtype, mixed = TYPES[kind]
+    network = copy.deepcopy(module).to(dtype)
+    with torch.autocast("cpu", mixed) if mixed is not None else nullcontext():
+        explained = whycam.explain(network, images.to(dtype), "conv", TABLED, 1)
+    epsilon = torch.finfo(mixed or dtype).eps
+    for key, raw in expected.maps.items():
+        actual = explained.maps[key]
+        assert actual.dtype == torch.float32
+        lost = float((actual.double() - raw).abs().mean() / raw.abs().mean()) / epsilon
+        assert lost < TOLERANCES.get(key[0], TOLERANCE), (key[0], lost)
+    # The type was really used: were it not, nothing would be lost beyond float32's own rounding.
+    error = (explained.map("hirescam").double() - expected.map("hirescam")).abs().max()
+    assert float(error) > 1e-2 * epsilon * float(expected.map("hirescam").abs().max())
+
+
+class Smooth(nn.Module):
+    """A network with derivatives of every order, one of whose weights is a plain tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.empty(0)
+        self.layer = nn.Identity()
+        self.next = nn.Conv2d(3, 4, 3, padding=1)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        y = self.layer(F.conv2d(x, self.weight, padding=1).tanh())
+        return self.head(self.next(y).tanh().mean((2, 3)))
+
+
+DIFFERENTIABLE = sorted(
+    name for name, known in METHODS.items() if known.scope != "input" and "reruns" not in known.needs and name != "cam"
+)
+
+
+@pytest.mark.parametrize("method", [*DIFFERENTIABLE, "eigen(gradcam)"])
+def test_a_differentiable_map_has_the_slope_that_it_has(method):
+    """`torch.autograd.gradcheck` in a weight before the layer and in the images."""
+    torch.manual_seed(0)
+    network = Smooth().double()
+    weight = (0.5 * torch.randn(3, 2, 3, 3, dtype=torch.float64)).requires_grad_()
+    images = torch.randn(2, 2, 4, 3, dtype=torch.float64, requires_grad=True)
+
+    def maps(weight, images):
+        network.weight = weight
+        return whycam.explain(network, images, "layer", method, 1, differentiable=True).map()
+
+    assert torch.autograd.gradcheck(maps, (weight, images), fast_mode=True, atol=1e-6)
+    assert weight.grad is None
+    assert images.grad is None
+
+
+def test_the_check_notices_a_wrong_slope():
+    @whycam.cam.method("Half", paper="none")
+    def half(trace):
+        """Grad-CAM with half of its graph cut."""
+        return (trace.gradients.detach() * trace.activations).sum(dim=1)
+
+    try:
+        with pytest.raises(GradcheckError, match=r"Jacobian mismatch|Gradients failed"):
+            test_a_differentiable_map_has_the_slope_that_it_has("half")
+    finally:
+        del METHODS["half"]
