@@ -114,7 +114,7 @@ def _caveats(payload: Payload) -> list[str]:
     if "cifar-10" in str(manifest["data"]["name"]).lower().replace("_", "-").replace("cifar10", "cifar-10"):
         out.append(
             "Some errors are the label's: of CIFAR-10's 10,000 test labels 54 are confirmed wrong "
-            "(Northcutt et al., 2021). Sort by loss to meet the likely ones first."
+            "(Northcutt et al., 2021). “Labels worth a look” lists where this study would look first."
         )
     coarse = [layer for layer in payload.layers if min(layer["height"], layer["width"]) <= 4]
     if coarse:
