@@ -132,6 +132,8 @@ def test_a_thousand_errors_of_four_methods_fit_the_budget(tmp_path):
     study = Study.load(make_study(tmp_path / "s", recipe))
     page = write_report(study, tmp_path / "report.html")
     assert page.stat().st_size < 10_000_000
+    data = next(text for tag, attrs, text in outline(page).inner if attrs.get("id") == "core")
+    assert json.loads(data)["relations"]["pictured"] >= 1
     assert not (tmp_path / "report_files").exists()
 
 

@@ -40,6 +40,10 @@ function unpackWhenIdle(number = 0) {
 /** Paper shows a plain run of tiles, and says how many of how many. */
 function printTiles() {
   const note = document.getElementById("print-note");
+  for (const [id, draw] of Object.entries(PICTURED)) {
+    nearby.add(id);
+    draw(new Set(["pictures"]));
+  }
   sizes ||= measure();
   const list = selection.slice(0, PRINTED);
   note.replaceChildren(make("p", { text: selection.length > PRINTED
@@ -83,7 +87,7 @@ function start() {
     if (!arrived.size) requestAnimationFrame(() => {
       const own = [...arrived].some((chunk) => chunk < core.chunks.length);
       arrived.clear();
-      if (!own) return drawNeighbours(parts.near, state.image);
+      if (!own) return state.image >= 0 && drawNeighbours(parts.near, state.image);
       drawRows(true);
       drawDetail(new Set());
       for (const id of nearby) PICTURED[id](new Set(["pictures"]));
@@ -103,7 +107,7 @@ function start() {
 // For the chunk files of a paged report, the live app and the tests.
 window.whycam = {
   addChunk, core, errors, state, update, flush, mapOf, evidenceOf, palettes, entryOf, sceneOf, sceneToCanvas, sceneToSvg,
-  selectionCsv, scalesOf, studyScale, tileOf, relations, clusters, suspects,
+  selectionCsv, scalesOf, studyScale, tileOf, relations, clusters, clusterMean, albumPicture,
   get selection() { return selection; },
   drawn: () => state.image < 0 || ["missing", "lost"].includes(mapOf(state.image, 0, 0, 0).state) || pictureOf(state.image) !== null,
 };

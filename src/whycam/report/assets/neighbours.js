@@ -1,10 +1,15 @@
 // In the detail: the nearest images that the network got right, of both classes, and what the nearest of all are labelled.
 
 function makeNeighbours() {
-  const groups = ["true", "predicted"].map((kind) => {
-    const head = make("p", { className: "near-head" });
-    const row = make("ul", { className: "near-row" });
-    return { kind, head, row, element: make("div", { className: "near-group" }, head, row) };
+  const most = relations.shown;
+  const groups = ["true", "predicted"].map((kind, g) => {
+    const dot = make("span", { className: `dot ${DOTS[kind]}`, "aria-hidden": "true" });
+    const name = make("bdi", { className: "name" });
+    const none = make("li", { className: "note", text: "None of this class was recognised." });
+    const places = Array.from({ length: most }, (_, rank) => makePlace(g * most + rank));
+    const element = make("div", { className: "near-group" }, make("p", { className: "near-head" }, dot, `${KIND_WORDS[kind]} `, name),
+      make("ul", { className: "near-row" }, ...places.map((place) => place.element), none));
+    return { kind, name, none, places, element };
   });
   const note = make("p", { className: "note" });
   const pair = make("div", { className: "near-pair" }, ...groups.map(({ element }) => element));
@@ -13,50 +18,50 @@ function makeNeighbours() {
   return { element, groups, pair, note };
 }
 
-function neighbourFigure(error, slot, c) {
+function makePlace(slot) {
+  const canvas = make("canvas", { role: "img" });
+  const words = make("span", { className: "no-picture" });
+  const similarity = make("span");
+  const sure = make("span", { className: "p" });
+  const line = make("span", { className: "near-line" }, similarity, sure);
+  const element = make("li", {}, make("span", { className: "frame" }, canvas, words), line);
+  return { slot, element, canvas, words, similarity, sure, line };
+}
+
+function drawPlace({ slot, element, canvas, words, similarity, sure, line }, error, c) {
   const n = relations.links[error * relations.slots + slot];
-  const similarity = relations.similarity[error * relations.slots + slot].toFixed(2);
-  const sure = probability(relations.confidence[n]);
-  const id = relations.ids[n];
-  const words = `${plain(core.classes[c])}, recognised with ${sure}, similarity ${similarity}: ${plain(id)}`;
+  element.hidden = n < 0;
+  if (n < 0) return;
+  setText(similarity, relations.similarity[error * relations.slots + slot].toFixed(2));
+  setText(sure, probability(relations.confidence[n]));
   const picture = albumPicture(n);
-  const frame = make("span", { className: "frame" });
-  if (picture === undefined) {
-    frame.append(make("span", { className: "no-picture", text: "in the study" }));
-    frame.title = shown(id);
-  } else {
-    const canvas = make("canvas", { role: "img", width: 96, height: Math.round((96 * core.image.height) / core.image.width), title: shown(id) });
-    canvas.setAttribute("aria-label", words);
-    if (picture) {
-      const side = sideFor(96, picture.width);
-      Object.assign(canvas, { width: side, height: Math.round((side * picture.height) / picture.width) });
-      paint(canvas, picture, null, { overlay: false });
-    }
-    frame.append(canvas);
-  }
-  return make("li", {}, frame,
-    make("span", { className: "near-line", "aria-hidden": picture === undefined ? "false" : "true" },
-      make("span", { text: similarity }), make("span", { className: "p", text: sure })),
-    ...(picture === undefined ? [make("span", { className: "visually-hidden", text: words })] : []));
+  const none = picture === undefined; // then the image is named instead
+  canvas.hidden = none;
+  words.hidden = !none;
+  if (none) return setText(words, shown(relations.ids[n]));
+  // The picture's description holds these numbers already.
+  line.setAttribute("aria-hidden", "true");
+  canvas.title = shown(relations.ids[n]);
+  canvas.setAttribute("aria-label", `${plain(core.classes[c])}, recognised with ${sure.textContent}, similarity ${similarity.textContent}: ${plain(relations.ids[n])}`);
+  const { width, height } = picture || core.image;
+  const side = sideFor(96, width);
+  const tall = Math.round((side * height) / width);
+  if (canvas.width !== side || canvas.height !== tall) Object.assign(canvas, { width: side, height: tall });
+  paint(canvas, picture, null, { overlay: false });
 }
 
 function drawNeighbours({ groups, pair, note }, error) {
-  if (!relations) return;
-  const { why, slots, links, shown: most } = relations;
+  const { why, pictured, shown: most } = relations;
   pair.hidden = Boolean(why);
-  if (why) {
-    note.textContent = why;
-    return;
-  }
-  groups.forEach(({ kind, head, row }, g) => {
+  if (why) return setText(note, why);
+  for (const { kind, name, none, places } of groups) {
     const c = kind === "true" ? errors.label[error] : errors.predicted[error];
-    head.replaceChildren(make("span", { className: `dot ${DOTS[kind]}`, "aria-hidden": "true" }), `${KIND_WORDS[kind]} `, nameOf(c));
-    const found = Array.from({ length: most }, (_, rank) => g * most + rank).filter((slot) => links[error * slots + slot] >= 0);
-    row.replaceChildren(...found.map((slot) => neighbourFigure(error, slot, c)),
-      ...(found.length ? [] : [make("li", { className: "note", text: "None of this class was recognised." })]));
-  });
-  note.textContent = `${votesWords(error)} Below each image: the cosine of the features before the network’s last layer, and its confidence.${
-    relations.pictured < most ? ` Of each class the nearest ${relations.pictured === 1 ? "one is" : `${relations.pictured} are`} shown, to keep the page small; neighbours.parquet in the study names ${most}.` : ""}`;
+    setName(name, c);
+    for (const place of places) drawPlace(place, error, c);
+    none.hidden = !places[0].element.hidden;
+  }
+  setText(note, `${votesWords(error)} Below each image: the cosine of the features before the network’s last layer, and its confidence.${
+    pictured < most ? ` Of each class the nearest ${pictured === 1 ? "one is" : `${pictured} are`} pictured and the others named, to keep the page small.` : ""}`);
 }
 
 /** What the nearest images of any class are labelled, in a sentence. */

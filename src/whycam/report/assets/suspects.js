@@ -18,9 +18,11 @@ function drawSuspects(keys) {
       make("span", { className: "suspect-words" },
         make("span", { className: "line" }, make("span", { className: "dot actual", "aria-hidden": "true" }), make("span", { className: "visually-hidden", text: "labelled " }), nameOf(errors.label[e])),
         make("span", { className: "line" }, make("span", { className: "dot predicted", "aria-hidden": "true" }), make("span", { className: "visually-hidden", text: ", predicted " }), nameOf(errors.predicted[e]), make("span", { className: "p", text: probability(errors.confidence[e]) })),
-        make("span", { className: "note", text: `${relations.votes[e] ? `votes ${relations.votesPredicted[e]} : ${relations.votesLabel[e]} · ` : ""}score ${relations.score[e].toFixed(2)}` })));
+        make("span", { className: "note" }, ...(relations.votes[e] ? [`votes ${relations.votesPredicted[e]} : ${relations.votesLabel[e]}`] : []),
+          make("span", { className: "p", text: `score ${relations.score[e].toFixed(2)}` }))));
     button.addEventListener("click", () => {
       update({ ...NO_FILTER, label: "suspect", sort: "suspect", image: e });
+      flush(); // so that its tile is there to go to
       goTo("errors", true);
     });
     return make("li", {}, button);
