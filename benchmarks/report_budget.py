@@ -1,6 +1,6 @@
 """What a report of 1,000 errors × 3 layers × 2 targets × 4 methods weighs, and how fast it opens and filters.
 
-python benchmarks/report_budget.py [--runs 5]
+python benchmarks/report_budget.py [--runs 5] [--keep FOLDER]
 
 Of every error the nearest images are in it, too; pictures are the bundled photographs and their mirror images, as many
 as there are distinct ones, because noise and drawings pack unlike photographs.
@@ -93,14 +93,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--errors", type=int, default=1000)
+    parser.add_argument("--keep", type=Path, help="make the study and its report here, or measure those that are here")
     options = parser.parse_args()
     browser_path = shutil.which("chromium") or shutil.which("google-chrome")
     if browser_path is None:
         sys.exit("no Chromium here")
     with tempfile.TemporaryDirectory() as folder:
-        recipe = Recipe(n=10 * options.errors, errors=options.errors, methods=METHODS, pictures=Photographs())
-        study = Study.load(make_study(Path(folder) / "study", recipe))
-        page_file = write_report(study, study.path / "report.html")
+        place = options.keep or Path(folder) / "study"
+        page_file = place / "report.html"
+        if not page_file.exists():
+            recipe = Recipe(n=10 * options.errors, errors=options.errors, methods=METHODS, pictures=Photographs())
+            write_report(Study.load(make_study(place, recipe)), page_file)
         paints, readies, filters, opening_cpu, filter_cpu, pictured = [], [], [], [], [], []
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=browser_path, args=list(FLAGS))
@@ -125,7 +128,7 @@ def main() -> None:
             "maps": options.errors * len(METHODS) * 3 * 2,
             "megabytes": round(page_file.stat().st_size / 1e6, 2),
             "budget_megabytes": BUDGET / 1e6,
-            "files_beside": len(list((study.path / "report_files").glob("*"))),
+            "files_beside": len(list((place / "report_files").glob("*"))),
             "neighbours_pictured_of_each_class": pictured[0][0],
             "neighbours_by_rank": pictured[0][1],
             "first_paint_ms": spread([value for value in paints if value is not None]),
