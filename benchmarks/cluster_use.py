@@ -36,7 +36,9 @@ def main() -> None:
     rows = study.errors.select(["id", "label", "predicted"]).to_pylist()
     clusters = [cluster[row["id"]] for row in rows]
     pairs = [(row["label"], row["predicted"]) for row in rows]
-    within = [Counter(pair for pair, c in zip(pairs, clusters, strict=True) if c == k) for k in range(max(clusters) + 1)]
+    within = [
+        Counter(pair for pair, c in zip(pairs, clusters, strict=True) if c == k) for k in range(max(clusters) + 1)
+    ]
     # A cluster that is one confusion, in both directions, tells nothing new.
     known = [max(Counter(frozenset(p) for p in found.elements()).values()) / found.total() for found in within]
     print(

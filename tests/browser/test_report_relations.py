@@ -15,7 +15,8 @@ from test_report_paged import RECIPE as PAGED
 
 from whycam.report import write_report
 
-PLACES = """g => [...document.querySelectorAll('#detail .near-group')[g].querySelectorAll('li:not([hidden]) canvas')].map(c => {
+PLACES = """g => [...document.querySelectorAll('#detail .near-group')[g].querySelectorAll('li:not([hidden]) canvas')]
+.map(c => {
   const w = c.width / 32, data = c.getContext('2d').getImageData(0, 0, c.width, c.height).data, out = [];
   for (let y = 0; y < 32; y++) for (let x = 0; x < 32; x++) {
     const o = ((y * w + (w >> 1)) * c.width + x * w + (w >> 1)) * 4;
@@ -114,10 +115,9 @@ def test_cluster_means_equal_a_slow_mean(made, opened):
     view = opened(report.page)
     study = report.study
     members = {row["id"] for row in study.clusters.to_pylist() if row["cluster"] == 1}
-    maps = [
-        study.raw_map(row) for row in study.maps.to_pylist()
-        if row["id"] in members and (row["method"], row["layer"], row["target"]) == ("hirescam", "layer3[-2]", "predicted")
-    ]  # fmt: skip
+    wanted = ("hirescam", "layer3[-2]", "predicted")
+    rows = [row for row in study.maps.to_pylist() if (row["method"], row["layer"], row["target"]) == wanted]
+    maps = [study.raw_map(row) for row in rows if row["id"] in members]
     mean = np.mean(maps, axis=0).ravel()
     shown = view.run("() => { const m = whycam.clusterMean(0, 1, 1, 1); return [m.n, [...m.values]]; }")
     assert shown[0] == len(maps) == len(members)

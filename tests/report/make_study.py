@@ -15,8 +15,8 @@ from whycam.cam.maps import flags_of
 from whycam.study.folder import MANIFEST, METRICS, TABLES, write_json
 from whycam.study.manifest import digests
 from whycam.study.measure import measure
-from whycam.study.parts import write_table
 from whycam.study.neighbours import reduced
+from whycam.study.parts import write_table
 from whycam.study.predict import quiet
 from whycam.study.relate import relate, shown_neighbours, with_features
 from whycam.study.tables import IMAGES, MAPS, PREDICTIONS, image_rows, prediction_rows

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 BUDGET = 10_000_000
 """Bytes up to which a report is one file."""
 SCRIPTS = (
-    "data.js", "relations.js", "colour.js", "words.js", "state.js", "matrix.js", "gallery.js", "evidence.js", "neighbours.js",
-    "detail.js", "means.js", "patterns.js", "clusters.js", "suspects.js", "theme.js", "controls.js", "export.js", "keyboard.js", "shortcuts.js", "main.js",
+    "data.js", "relations.js", "colour.js", "words.js", "state.js", "matrix.js", "gallery.js", "evidence.js",
+    "neighbours.js", "detail.js", "means.js", "patterns.js", "clusters.js", "suspects.js", "theme.js", "controls.js",
+    "export.js", "keyboard.js", "shortcuts.js", "main.js",
 )  # fmt: skip
 _FRAME = 150_000  # about what the page takes without its data: markup, style, script, the manifest
 MATRIX_LIMIT = 120
@@ -158,7 +159,8 @@ def _render(payload: Payload, core: dict[str, Any], inline: list[str]) -> str:
         manifest=manifest, metrics=metrics, verdict=judge(payload), classes=payload.classes, shown=shown,
         confusion=confusion, levels=heat_levels(confusion), bars=reliability_bars(metrics["reliability"]),
         charts=training_charts(history), history=history, explained=payload.explained(), errors=len(payload.ids),
-        neighbours=not core["relations"]["why"], split=manifest["data"]["split"], methods=core["methods"], rows=manifest_rows(manifest), reading=READING,
+        neighbours=not core["relations"]["why"], split=manifest["data"]["split"],
+        methods=core["methods"], rows=manifest_rows(manifest), reading=READING,
         whole=json.dumps(manifest, indent=1, ensure_ascii=False, default=str),
     )  # fmt: skip
 

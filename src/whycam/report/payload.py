@@ -14,8 +14,8 @@ from whycam.report.atlas import pack_images
 from whycam.report.colour import DIVERGING, SEQUENTIAL, lookup_table
 from whycam.report.columns import floats, integers, list_column, strings
 from whycam.report.notes import method_note
-from whycam.report.relations import Relations
 from whycam.report.pack import FLAGS, MISSING, NON_FINITE, STATS, Bytes, Floats, Indices, MapBank, quantise
+from whycam.report.relations import Relations
 
 if TYPE_CHECKING:
     from whycam.study.folder import Study
@@ -98,7 +98,7 @@ class Payload:
             start = stop
 
     def album(self, rank: int) -> Iterator[Chunk]:
-        """Pictures of the neighbours that come in with ``rank`` (1 is the nearest), in runs of about ``CHUNK_BYTES``."""
+        """Pictures of the neighbours that come in with ``rank`` (1: the nearest), in runs of about ``CHUNK_BYTES``."""
         images, ids = self.study.images, self.relations.ids
         start, end = self.relations.starts[rank - 1 : rank + 1]
         while start < end:

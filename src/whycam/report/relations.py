@@ -83,12 +83,12 @@ class Relations:
         shown: list[list[tuple[int, int, str, float]]] = [[] for _ in range(SHOWN)]
         columns = (strings(table, "id"), strings(table, "kind"), integers(table, "rank").tolist(),
                    strings(table, "neighbour_id"), floats(table, "similarity").tolist())  # fmt: skip
-        for error, kind, rank, neighbour, similarity in zip(*columns, strict=True):
+        for name, kind, rank, neighbour, similarity in zip(*columns, strict=True):
             if kind in KINDS[:2] and rank <= SHOWN:
-                shown[rank - 1].append((self._place[error], KINDS.index(kind), neighbour, similarity))
-        for rank, entries in enumerate(shown):
-            for error, kind, neighbour, similarity in sorted(entries):
-                self._links[error, kind, rank] = number.setdefault(neighbour, len(number))
-                self._similarity[error, kind, rank] = similarity
+                shown[rank - 1].append((self._place[name], KINDS.index(kind), neighbour, similarity))
+        for place, entries in enumerate(shown):
+            for error, side, neighbour, similarity in sorted(entries):
+                self._links[error, side, place] = number.setdefault(neighbour, len(number))
+                self._similarity[error, side, place] = similarity
             self.starts.append(len(number))
         self.ids = list(number)

@@ -38,7 +38,7 @@ def cluster_count(errors: int) -> int:
 
 
 def spherical_kmeans(features: Tensor, k: int, seed: int = SEED) -> tuple[Tensor, Tensor]:
-    """Sort unit vectors into ``k`` clusters; the best of a few seeded starts, so the same input gives the same clusters.
+    """Sort unit vectors into ``k`` clusters: the best of a few seeded starts, so the same input gives the same ones.
 
     Args:
         features: (N, D) float32 of length 1, N ≥ k ≥ 1.

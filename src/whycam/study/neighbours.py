@@ -105,16 +105,14 @@ def neighbour_rows(
     errors: IndexArray, found: dict[str, tuple[Tensor, Tensor]], ids: Callable[[IndexArray], Sequence[str]]
 ) -> pa.Table:
     """One row per error, kind and rank, errors outermost; where there are fewer neighbours there are fewer rows."""
-    pieces = []
-    for number, kind in enumerate(KINDS):
-        values, positions = (array.numpy() for array in found[kind])
-        rows, ranks = np.nonzero(positions >= 0)
-        pieces.append((rows, np.full(len(rows), number), ranks, positions[rows, ranks], values[rows, ranks]))
-    row, number, rank, position, value = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
-    order = np.lexsort((rank, number, row))
-    row, number, rank, position, value = (array[order] for array in (row, number, rank, position, value))
+    places = torch.cat([found[kind][1] for kind in KINDS], 1).numpy()
+    similar = torch.cat([found[kind][0] for kind in KINDS], 1).numpy()
+    slots = [(kind, rank) for kind in KINDS for rank in range(1, found[kind][1].shape[1] + 1)]
+    row, slot = np.nonzero(places >= 0)
+    position = places[row, slot]
     columns = [
-        errors[row], list(ids(errors[row])), [KINDS[n] for n in number], rank + 1, position, list(ids(position)), value,
+        errors[row], list(ids(errors[row])), [slots[s][0] for s in slot], [slots[s][1] for s in slot], position,
+        list(ids(position)), similar[row, slot],
     ]  # fmt: skip
     arrays = [pa.array(values, type=field.type, safe=False) for values, field in zip(columns, NEIGHBOURS, strict=True)]
     return pa.table(arrays, schema=NEIGHBOURS)

@@ -61,7 +61,7 @@ def write_table(path: Path, pieces: Iterator[pa.Table], schema: pa.Schema | None
 
 
 def assemble(path: Path, parts: list[Path], schema: pa.Schema) -> None:
-    """Join the schema's columns of parts into ``path``, one at a time, so that memory does not grow with their number."""
+    """Join the schema's columns of parts into ``path``, one at a time: memory does not grow with their number."""
     write_table(path, (read_table(part, schema.names) for part in parts), schema)
 
 

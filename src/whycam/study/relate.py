@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +48,7 @@ def relate(parts: Sequence[Path], out: Path, ids: Callable[[IndexArray], Sequenc
         rows = cluster_rows(indices, ids(indices), *spherical_kmeans(errors.features, count))
         write_table(out / RELATIONS["clusters"], iter([rows]), CLUSTERS)
 
-    def blocks():
+    def blocks() -> Iterator[Block]:
         for number, part in enumerate(parts):
             progress("relate", number, len(parts))
             yield _block(read_table(part, _COLUMNS))

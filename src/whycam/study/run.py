@@ -18,15 +18,15 @@ import torch
 from torch import nn
 
 from whycam.cam.explain import Explainer
-from whycam.cam.explanation import Explanation
 from whycam.cam.layers import resolve_layers
-from whycam.cam.methods import Method, resolve_methods
+from whycam.cam.methods import resolve_methods
 from whycam.cam.survey import default_layer
 from whycam.data.source import ImageSource, IndexArray
 from whycam.errors import WhycamError
 from whycam.files import writing
 from whycam.models.checkpoint import ModelSpec
 from whycam.study import manifest as manifests
+from whycam.study.features import Head, features_of, find_head
 from whycam.study.folder import (
     MANIFEST,
     METRICS,
@@ -36,8 +36,7 @@ from whycam.study.folder import (
     read_manifest,
     write_json,
 )
-from whycam.study.features import Head, features_of, find_head
-from whycam.study.layers import study_layers
+from whycam.study.layers import check_grids, study_layers
 from whycam.study.measure import measure
 from whycam.study.neighbours import reduced
 from whycam.study.parts import assemble, read_table, write_missing
@@ -181,7 +180,7 @@ class _Run:
             "batch_size": self.config.batch_size,
             "baseline": self.config.baseline,
         }
-        _check_grids(methods, trial)
+        check_grids(methods, trial)
         layers = [
             {
                 "name": layer.name,
@@ -307,24 +306,6 @@ def _first_of_each(predictions: pa.Table, count: int) -> IndexArray:
     label, correct = predictions["label"].to_numpy(), predictions["correct"].to_numpy()
     chosen = [np.flatnonzero(correct & (label == value))[:count] for value in np.unique(label)]
     return np.sort(np.concatenate(chosen)).astype(np.int64)
-
-
-def _check_grids(methods: Sequence[Method], trial: Explanation) -> None:
-    """A study lays maps of the same layer side by side: every method has to give one per layer, on the layer's grid."""
-    grids = {layer: raw.shape for (name, layer, _), raw in trial.maps.items() if name == methods[0].name}
-    for method in methods:
-        found = {key[1]: raw.shape for key, raw in trial.maps.items() if key[0] == method.name}
-        if found.keys() != trial.channels.keys():
-            raise WhycamError(
-                f"{method.title} gives no map of its own for each layer, so a study cannot lay it beside others; "
-                "whycam explain shows it"
-            )
-        for layer, shape in found.items():
-            if shape != grids[layer]:
-                raise WhycamError(
-                    f"{method.title} at {layer} is not on the grid of {methods[0].title}, so a study cannot lay them "
-                    "side by side; make a study of each, or use whycam explain"
-                )
 
 
 def _visible(folder: Path) -> str | None:
