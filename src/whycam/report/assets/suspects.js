@@ -7,9 +7,10 @@ function drawSuspects(keys) {
   if (!keys.has("start") && !keys.has("pictures") && !keys.has("suspects")) return;
   const ordered = [...suspects].sort(ORDERS.suspect);
   const list = document.getElementById("suspects-list");
+  const cut = !allSuspects && ordered.length > SUSPECTS_FIRST;
   document.getElementById("suspects-count").textContent = N
-    ? `${ordered.length ? plural(ordered.length, "error") : "No error"} of ${count(N)} ${ordered.length === 1 ? "is" : "are"} worth a look by this rule.` : "There is no error, so there is nothing to suspect.";
-  const some = allSuspects ? ordered : ordered.slice(0, SUSPECTS_FIRST);
+    ? `${ordered.length ? plural(ordered.length, "error") : "No error"} of ${count(N)} ${ordered.length === 1 ? "is" : "are"} worth a look by this rule${cut ? `; the ${SUSPECTS_FIRST} with the highest score are shown` : ""}.` : "There is no error, so there is nothing to suspect.";
+  const some = cut ? ordered.slice(0, SUSPECTS_FIRST) : ordered;
   list.replaceChildren(...some.map((e) => {
     const canvas = make("canvas", { "aria-hidden": "true" });
     drawImage(canvas, e, 96, "", nearby.has("suspects"));
@@ -29,7 +30,7 @@ function drawSuspects(keys) {
   }));
   const more = document.getElementById("suspects-more");
   more.hidden = ordered.length <= SUSPECTS_FIRST;
-  more.textContent = allSuspects ? `Show the first ${SUSPECTS_FIRST} only` : `Show all ${count(ordered.length)} (${SUSPECTS_FIRST} are shown)`;
+  more.textContent = allSuspects ? `Show the first ${SUSPECTS_FIRST} only` : `Show all ${count(ordered.length)}`;
 }
 
 function startSuspects() {
