@@ -156,6 +156,8 @@ def test_findings_are_true(study):
     )
     sure = sum(row["confidence"] >= 0.9 for row in table)
     assert words(verdict.findings[2]).startswith(f"{sure} of 40 errors")
+    suspects = sum(row["suspect"] for row in study.suspects.to_pylist())
+    assert words(verdict.findings[-1]).startswith(f"Of {suspects} of the errors ({suspects / 40:.0%}) the label")
     assert any("300 images are few" in caveat for caveat in verdict.caveats)
     assert any("54 are confirmed wrong" in caveat for caveat in verdict.caveats)
 

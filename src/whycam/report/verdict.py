@@ -76,6 +76,12 @@ def _findings(payload: Payload, over: float) -> list[Sentence]:
         f"(expected calibration error {payload.metrics['ece']:.1%}).", False,
     ),))  # fmt: skip
     out.extend(_evidence(payload))
+    suspects = payload.study.suspects["suspect"].to_pylist().count(True)
+    if suspects:
+        out.append(((
+            f"Of {suspects:,} of the errors ({_share(suspects, errors)}) the label is worth a look: it may be the label "
+            "that is wrong.", False,
+        ),))  # fmt: skip
     return out
 
 

@@ -1,4 +1,4 @@
-"""The main job: predict → errors → explain → measure → a study folder."""
+"""The main job: predict → errors → their neighbours → explain → measure → a study folder."""
 
 from __future__ import annotations
 

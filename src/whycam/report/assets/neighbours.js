@@ -38,9 +38,9 @@ function drawPlace({ slot, element, canvas, words, similarity, sure, line }, err
   const none = picture === undefined; // then the image is named instead
   canvas.hidden = none;
   words.hidden = !none;
+  // A picture's description holds these numbers already.
+  line.setAttribute("aria-hidden", String(!none));
   if (none) return setText(words, shown(relations.ids[n]));
-  // The picture's description holds these numbers already.
-  line.setAttribute("aria-hidden", "true");
   canvas.title = shown(relations.ids[n]);
   canvas.setAttribute("aria-label", `${plain(core.classes[c])}, recognised with ${sure.textContent}, similarity ${similarity.textContent}: ${plain(relations.ids[n])}`);
   const { width, height } = picture || core.image;
