@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import base64
-import zlib
 
 import numpy as np
 import pytest
+from chunk_bytes import numbers_of, undone
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -66,16 +66,6 @@ def study(tmp_path_factory):
     return Study.load(make_study(tmp_path_factory.mktemp("study"), recipe))
 
 
-def undone(cells, height, width):
-    """A map's bytes from their differences, a cell at a time."""
-    out = np.zeros((height, width), np.uint8)
-    for y in range(height):
-        for x in range(width):
-            beside = [int(out[place]) for place in ((y, x - 1), (y - 1, x)) if min(place) >= 0]
-            out[y, x] = (int(cells[y * width + x]) + sum(beside) // max(1, len(beside))) % 256
-    return out.ravel()
-
-
 @given(arrays(np.uint8, (2, 3, 5)))
 def test_differences_can_be_undone(cells):
     coded = differences(cells)
@@ -89,18 +79,13 @@ def test_chunks_hold_every_map_where_the_page_looks_for_it(study):
     stored = {(r["id"], r["method"], r["layer"], r["target"]): r for r in study.maps.to_pylist()}
     covered = 0
     for chunk in payload.chunks():
-        data = zlib.decompress(base64.b64decode(chunk.content["maps"]))
         n, combinations = chunk.stop - chunk.start, payload.bank.combinations
-        size = len(combinations) * n
-        at = 4 * size * (1 + len(STATS))
-        planes = np.frombuffer(data, np.uint8, at).reshape(4, -1)
-        values = np.frombuffer(planes.T.tobytes(), "<f4").reshape(1 + len(STATS), size)
-        zero, flags = np.frombuffer(data, np.uint8, 2 * size, at).reshape(2, size)
-        at += 2 * size
+        values, zero, flags, data = numbers_of(chunk.content["maps"], len(combinations) * n)
+        at = 0
         for number, c in enumerate(combinations):
             for i in range(n):
                 row = stored.get((payload.ids[chunk.start + i], c.method, c.layer, c.target))
-                cells = undone(np.frombuffer(data, np.uint8, c.height * c.width, at), c.height, c.width)
+                cells = undone(data[at : at + c.height * c.width], c.height, c.width)
                 at += c.height * c.width
                 place = number * n + i
                 if row is None:

@@ -79,8 +79,8 @@ def _findings(payload: Payload, over: float) -> list[Sentence]:
     suspects = payload.study.suspects["suspect"].to_pylist().count(True)
     if suspects:
         out.append(((
-            f"Of {suspects:,} of the errors ({_share(suspects, errors)}) the label is worth a look: it may be the label "
-            "that is wrong.", False,
+            f"Of {suspects:,} of the errors ({_share(suspects, errors)}) the label is worth a look: it may be what is "
+            "wrong.", False,
         ),))  # fmt: skip
     return out
 
