@@ -1,6 +1,9 @@
 """What a report of 1,000 errors × 3 layers × 2 targets × 4 methods weighs, and how fast it opens and filters.
 
-python benchmarks/report_budget.py [--runs 5]
+python benchmarks/report_budget.py [--runs 5] [--keep FOLDER]
+
+Of every error the nearest images are in it, too; pictures are the bundled photographs and their mirror images, as many
+as there are distinct ones, because noise and drawings pack unlike photographs.
 
 Measured in headless Chromium from the file system. "first paint" is the browser's own first-contentful-paint,
 "ready" the moment every control works and the first error is drawn; "filter" is the time from a change of filter to
@@ -18,8 +21,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from playwright.sync_api import CDPSession, sync_playwright
 
+import whycam
 from whycam.report import BUDGET, write_report
 from whycam.study.folder import Study
 
@@ -53,6 +58,21 @@ FILTERS = """() => {
 }"""
 
 
+class Photographs:
+    """The bundled photographs one after another, then each turned and mirrored: 8,000 that differ."""
+
+    def __init__(self) -> None:
+        source = whycam.open_source("bundled")
+        self.images = source.read(range(len(source))).permute(0, 2, 3, 1).numpy()
+        self.given = 0
+
+    def __call__(self, _: int) -> np.ndarray:
+        turn, number = divmod(self.given, len(self.images))
+        self.given += 1
+        image = np.rot90(self.images[number], turn % 4)
+        return np.ascontiguousarray(image[:, ::-1] if turn % 8 >= 4 else image)
+
+
 def main_thread_ms(session: CDPSession) -> float:
     """Processor time that the page's main thread has used so far."""
     metrics = {entry["name"]: entry["value"] for entry in session.send("Performance.getMetrics")["metrics"]}
@@ -73,16 +93,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--errors", type=int, default=1000)
+    parser.add_argument("--keep", type=Path, help="make the study and its report here, or measure those that are here")
     options = parser.parse_args()
     browser_path = shutil.which("chromium") or shutil.which("google-chrome")
     if browser_path is None:
         sys.exit("no Chromium here")
     with tempfile.TemporaryDirectory() as folder:
-        # Photographs carry noise, which a lossless picture has to store.
-        recipe = Recipe(n=10 * options.errors, errors=options.errors, methods=METHODS, noise=True)
-        study = Study.load(make_study(Path(folder) / "study", recipe))
-        page_file = write_report(study, study.path / "report.html", budget=10**12)
-        paints, readies, filters, opening_cpu, filter_cpu = [], [], [], [], []
+        place = options.keep or Path(folder) / "study"
+        page_file = place / "report.html"
+        if not page_file.exists():
+            recipe = Recipe(n=10 * options.errors, errors=options.errors, methods=METHODS, pictures=Photographs())
+            write_report(Study.load(make_study(place, recipe)), page_file)
+        paints, readies, filters, opening_cpu, filter_cpu, pictured = [], [], [], [], [], []
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=browser_path, args=list(FLAGS))
             for _ in range(options.runs):
@@ -92,6 +114,7 @@ def main() -> None:
                 session.send("Performance.enable", {"timeDomain": "threadTicks"})
                 page.goto(page_file.as_uri())
                 readies.append(page.evaluate(READY))
+                pictured.append(page.evaluate("[whycam.relations.pictured, whycam.relations.starts]"))
                 page.wait_for_timeout(200)
                 paints.append(page.evaluate(TIMES))
                 opening_cpu.append(main_thread_ms(session))
@@ -105,6 +128,9 @@ def main() -> None:
             "maps": options.errors * len(METHODS) * 3 * 2,
             "megabytes": round(page_file.stat().st_size / 1e6, 2),
             "budget_megabytes": BUDGET / 1e6,
+            "files_beside": len(list((place / "report_files").glob("*"))),
+            "neighbours_pictured_of_each_class": pictured[0][0],
+            "neighbours_by_rank": pictured[0][1],
             "first_paint_ms": spread([value for value in paints if value is not None]),
             "ready_ms": spread(readies),
             "opening_main_thread_ms": spread(opening_cpu),

@@ -11,12 +11,13 @@ from importlib.resources import files
 import numpy as np
 import pytest
 import torch
+from chunk_bytes import numbers_of, undone
 from PIL import Image
 from served import encoded
 
 import whycam
 from whycam.data.encoded import fit_pixels
-from whycam.report.pack import MISSING, STATS, dequantise
+from whycam.report.pack import MISSING, dequantise
 
 NAMES = [f"layer{stage}[{block}]" for stage in (1, 2, 3, 4) for block in (-2, -1)]
 SIDES = [32, 32, 16, 16, 8, 8, 4, 4]
@@ -24,17 +25,14 @@ SIDES = [32, 32, 16, 16, 8, 8, 4, 4]
 
 def unpack(chunk):
     """(layer name, target) → the map as the page sees it, for what is there."""
-    data = base64.b64decode(chunk["maps"])
     combinations = [(name, side, target) for name, side in zip(NAMES, SIDES, strict=True) for target in ("p", "t")]
-    n = len(combinations)
-    floats = np.frombuffer(data, "<f4", n * (1 + len(STATS))).reshape(-1, n)
-    zero, flags = np.frombuffer(data, np.uint8, 2 * n, floats.nbytes).reshape(2, n)
-    at, found = floats.nbytes + 2 * n, {}
+    numbers, zero, flags, data = numbers_of(chunk["maps"], len(combinations))
+    at, found = 0, {}
     for i, (name, side, target) in enumerate(combinations):
-        cells = np.frombuffer(data, np.uint8, side * side, at)[None]
+        cells = undone(data[at : at + side * side], side, side)[None]
         at += side * side
         if not flags[i] & MISSING:
-            found[name, target] = dequantise(cells, floats[0, i : i + 1], zero[i : i + 1])[0].reshape(side, side)
+            found[name, target] = dequantise(cells, numbers[0, i : i + 1], zero[i : i + 1])[0].reshape(side, side)
     assert at == len(data)
     return found
 

@@ -126,6 +126,8 @@ STATES = {
     "filtered": {"actual": 3},
     "nothing": {"q": "no such thing"},
     "pinned": {"pin": 4, "target": "difference"},
+    "suspects": {"label": "suspect", "sort": "suspect"},
+    "cluster": {"cluster": 0},
     "signed": {"values": "signed", "grid": "bilinear", "scale": "map"},
 }
 
@@ -136,7 +138,7 @@ def test_axe_finds_nothing(theme, width, made, opened):
     pytest.importorskip("playwright")
     axe = (files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
     # A colour on its way to another is not a state: without motion there is none.
-    page = made("plain", RECIPES["plain"]).page
+    page = made("clustered", RECIPES["clustered"]).page
     view = opened(page, hash=f"theme={theme}", width=width, bypass_csp=True, reduced_motion="reduce")
     view.run(f"() => {{ {axe} }}")
     initial = view.run("structuredClone(whycam.state)")

@@ -15,7 +15,10 @@ from whycam.cam.maps import flags_of
 from whycam.study.folder import MANIFEST, METRICS, TABLES, write_json
 from whycam.study.manifest import digests
 from whycam.study.measure import measure
+from whycam.study.neighbours import reduced
 from whycam.study.parts import write_table
+from whycam.study.predict import quiet
+from whycam.study.relate import relate, shown_neighbours, with_features
 from whycam.study.tables import IMAGES, MAPS, PREDICTIONS, image_rows, prediction_rows
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -62,6 +65,8 @@ class Recipe:
     ids: Sequence[str] | None = None
     correct_explained: int = 0
     noise: bool = False
+    neighbours: bool = True
+    pictures: Callable[[int], np.ndarray] | None = None
 
 
 def picture(rng: np.random.Generator, size: int, noise: bool = False) -> np.ndarray:
@@ -87,9 +92,8 @@ def write_folder(
     maps: Sequence[dict[str, Any]],
 ) -> Path:
     """Write the files of a study folder; ``maps`` rows hold "raw" (h, w) float32 and the identifying columns."""
-    path.mkdir(parents=True, exist_ok=True)
     predictions = prediction_rows(np.arange(len(labels)), ids, labels, torch.from_numpy(logits))
-    order = sorted(images)
+    order = list(images)
     pictures = [
         image_rows(np.array([i]), [ids[i]], torch.from_numpy(images[i]).permute(2, 0, 1)[None].contiguous())
         for i in order
@@ -110,6 +114,7 @@ def write_folder(
             columns[name].append(cells[name])
     table = pa.table(columns, schema=MAPS)
     write_table(path / TABLES["predictions"], iter([predictions]), PREDICTIONS)
+    recorded = {"features": {"layer": "linear", "length": 16}} if recipe.neighbours else {}
     write_table(path / TABLES["images"], iter(pictures), IMAGES)
     write_table(path / TABLES["maps"], iter([table]), MAPS)
     write_json(path / METRICS, measure(predictions, table, recipe.classes))
@@ -129,6 +134,7 @@ def write_folder(
         "layers": [{"name": a, "path": b, "channels": c, "height": d, "width": d} for a, b, c, d in recipe.layers],
         "versions": {"python": "3.11", "torch": "2.13.0"}, "git": None, "device": "cpu", "seed": None,
         "timings": {"predict": 1.5, "explain": 2.25}, "files": digests(path),
+        **recorded,
     }  # fmt: skip
     write_json(path / MANIFEST, manifest)
     return path
@@ -151,19 +157,34 @@ def make_study(path: Path, recipe: Recipe | None = None) -> Path:
     rest /= rest.sum(1, keepdims=True)
     probabilities = rest * (1 - top)[:, None]
     probabilities[np.arange(n), predicted] = top
+    logits = np.log(probabilities.clip(1e-12))
+    paint = recipe.pictures or (lambda _: picture(rng, recipe.size, recipe.noise))
     ids = list(recipe.ids) if recipe.ids is not None else [f"test/{i:05d}" for i in range(n)]
     explained = np.flatnonzero(wrong)[: recipe.errors - recipe.unexplained]
     good = np.flatnonzero(~wrong)[: recipe.correct_explained]
-    images = {int(i): picture(rng, recipe.size, recipe.noise) for i in [*explained, *good]}
+    images = {int(i): paint(int(i)) for i in [*explained, *good]}
     maps = []
     for number, i in enumerate([*explained, *good]):
         for method in recipe.methods:
             for name, _, _, side in recipe.layers:
                 for target in ("predicted", "true") if wrong[i] else ("predicted",):
                     raw = recipe.make_map(rng, number, method, name, target, side)
+                    shown = int(predicted[i] if target == "predicted" else labels[i])
                     maps.append({
                         "index": int(i), "method": method, "layer": name, "target": target, "raw": raw,
-                        "class_index": int(predicted[i] if target == "predicted" else labels[i]),
-                        "score": float(np.nansum(raw)) + 0.1,
+                        "class_index": shown, "score": float(logits[i, shown]),
                     })  # fmt: skip
-    return write_folder(path, recipe, labels, np.log(probabilities.clip(1e-12)), ids, images, maps)
+    path.mkdir(parents=True, exist_ok=True)
+    if recipe.neighbours:
+        # Features lie about the predicted class's, drawn towards the label's; typical images are many images' nearest.
+        centres, spread = rng.normal(size=(2, k, 16)), rng.uniform(0.35, 0.6, (n, 1))
+        features = centres[0, predicted] + 0.5 * centres[1, labels] + spread * rng.normal(size=(n, 16))
+        predictions = prediction_rows(np.arange(n), ids, labels, torch.from_numpy(logits))
+        part = path / "forward.parquet"
+        write_table(part, iter([with_features(predictions, torch.from_numpy(features))]))
+        relate([part], path, lambda index: [ids[i] for i in index], quiet)
+        part.unlink()
+        for i in shown_neighbours(path).tolist():
+            if i not in images:
+                images[i] = reduced(torch.from_numpy(paint(i)).permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
+    return write_folder(path, recipe, labels, logits, ids, images, maps)

@@ -6,6 +6,7 @@ import base64
 
 import numpy as np
 import pytest
+from chunk_bytes import numbers_of, undone
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -13,7 +14,7 @@ from make_study import CIFAR10, Recipe, make_study
 
 from whycam.errors import WhycamError
 from whycam.report.columns import list_column
-from whycam.report.pack import FLAGS, MISSING, NON_FINITE, STATS, MapBank, dequantise, quantise
+from whycam.report.pack import FLAGS, MISSING, NON_FINITE, STATS, MapBank, dequantise, differences, quantise
 from whycam.report.payload import Payload
 from whycam.study.folder import Study
 
@@ -65,23 +66,26 @@ def study(tmp_path_factory):
     return Study.load(make_study(tmp_path_factory.mktemp("study"), recipe))
 
 
+@given(arrays(np.uint8, (2, 3, 5)))
+def test_differences_can_be_undone(cells):
+    coded = differences(cells)
+    for one, back in zip(cells, coded, strict=True):
+        assert (undone(back.ravel(), 3, 5) == one.ravel()).all()
+
+
 def test_chunks_hold_every_map_where_the_page_looks_for_it(study):
     """Decodes chunks by the documented layout, slowly, and compares with the Parquet file."""
     payload = Payload(study)
     stored = {(r["id"], r["method"], r["layer"], r["target"]): r for r in study.maps.to_pylist()}
     covered = 0
     for chunk in payload.chunks():
-        data = base64.b64decode(chunk.content["maps"])
         n, combinations = chunk.stop - chunk.start, payload.bank.combinations
-        size = len(combinations) * n
-        values = np.frombuffer(data, "<f4", size * (1 + len(STATS))).reshape(1 + len(STATS), size)
-        at = values.nbytes
-        zero, flags = np.frombuffer(data, np.uint8, 2 * size, at).reshape(2, size)
-        at += 2 * size
+        values, zero, flags, data = numbers_of(chunk.content["maps"], len(combinations) * n)
+        at = 0
         for number, c in enumerate(combinations):
             for i in range(n):
                 row = stored.get((payload.ids[chunk.start + i], c.method, c.layer, c.target))
-                cells = np.frombuffer(data, np.uint8, c.height * c.width, at)
+                cells = undone(data[at : at + c.height * c.width], c.height, c.width)
                 at += c.height * c.width
                 place = number * n + i
                 if row is None:

@@ -132,6 +132,8 @@ def test_a_thousand_errors_of_four_methods_fit_the_budget(tmp_path):
     study = Study.load(make_study(tmp_path / "s", recipe))
     page = write_report(study, tmp_path / "report.html")
     assert page.stat().st_size < 10_000_000
+    data = next(text for tag, attrs, text in outline(page).inner if attrs.get("id") == "core")
+    assert json.loads(data)["relations"]["pictured"] >= 1
     assert not (tmp_path / "report_files").exists()
 
 
@@ -154,6 +156,8 @@ def test_findings_are_true(study):
     )
     sure = sum(row["confidence"] >= 0.9 for row in table)
     assert words(verdict.findings[2]).startswith(f"{sure} of 40 errors")
+    suspects = sum(row["suspect"] for row in study.suspects.to_pylist())
+    assert words(verdict.findings[-1]).startswith(f"Of {suspects} of the errors ({suspects / 40:.0%}) the label")
     assert any("300 images are few" in caveat for caveat in verdict.caveats)
     assert any("54 are confirmed wrong" in caveat for caveat in verdict.caveats)
 

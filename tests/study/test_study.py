@@ -45,6 +45,7 @@ def test_folder_holds_what_the_design_says(study):
         "manifest.json",
         "maps.parquet",
         "metrics.json",
+        "neighbours.parquet",
         "predictions.parquet",
     ]
     manifest = study.manifest
@@ -116,10 +117,72 @@ def test_every_error_has_every_map(study, loaded, source):
 
 
 def test_images_are_the_pixels(study, source):
-    assert list(study.images) == study.errors["id"].to_pylist()
-    for index, png in zip(study.errors["index"].to_pylist(), study.images.values(), strict=True):
+    """Of the errors, and then of every neighbour that is shown with one."""
+    rows = study.neighbours.to_pylist()
+    near = sorted({row["neighbour_index"] for row in rows if row["kind"] != "any"})
+    assert list(study.images) == [source.ids[i] for i in [*study.errors["index"].to_pylist(), *near]]
+    for name, png in study.images.items():
         pixels = np.asarray(Image.open(io.BytesIO(png)))
-        assert np.array_equal(pixels, source.read([index])[0].permute(1, 2, 0).numpy())
+        assert np.array_equal(pixels, source.read([source.ids.index(name)])[0].permute(1, 2, 0).numpy())
+
+
+def test_neighbours_are_the_nearest_by_the_networks_features(study, loaded, source):
+    """Found again from the features of one forward in single precision, a pair at a time."""
+    model, spec = loaded
+    kept = []
+    handle = model.linear.register_forward_pre_hook(lambda _, given: kept.append(given[0]))
+    with torch.no_grad():
+        model(spec.preprocess(source.read(range(N))))
+    handle.remove()
+    features = kept[0].double()
+    cosine = torch.nn.functional.cosine_similarity(features[:, None], features[None], dim=2).numpy()
+    right = np.array(study.predictions["correct"].to_pylist())
+    assert study.manifest["features"] == {"layer": "linear", "length": 512}
+    assert study.why_no_neighbours is None
+    rows = study.neighbours.to_pylist()
+    for error in study.errors.to_pylist():
+        for kind, count, wanted in (("true", 3, "label"), ("predicted", 3, "predicted"), ("any", 10, None)):
+            found = [row for row in rows if (row["index"], row["kind"]) == (error["index"], kind)]
+            allowed = np.arange(N) != error["index"]
+            if wanted:
+                allowed = right & (source.labels == error[wanted])
+            best = np.sort(cosine[error["index"]][allowed])[::-1][:count]
+            assert [row["rank"] for row in found] == list(range(1, len(best) + 1))
+            # Features are kept in half precision, so what is nearly as near may change places.
+            np.testing.assert_allclose([row["similarity"] for row in found], best, atol=1e-3)
+            for row in found:
+                assert allowed[row["neighbour_index"]]
+                assert row["neighbour_id"] == source.ids[row["neighbour_index"]]
+                assert row["similarity"] == pytest.approx(cosine[error["index"], row["neighbour_index"]], abs=1e-3)
+
+
+def test_studies_without_neighbours_say_why(study, loaded, source, tmp_path):
+    older = {name: value for name, value in study.manifest.items() if name != "features"}
+    older["files"] = {name: entry for name, entry in older["files"].items() if name != "neighbours.parquet"}
+    before = Study(study.path, older, study.metrics)
+    assert before.neighbours is before.clusters is None
+    assert "made before whycam recorded neighbours" in before.why_no_neighbours
+    assert before.suspects["votes"].to_pylist() == [0] * len(study.errors)
+
+    class Cooler(torch.nn.Module):
+        """The same network, its logits divided by a temperature: no layer's output is the network's."""
+
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return self.inner(x) / 1.5
+
+    model, spec = loaded
+    headless = run_study(
+        Cooler(model), spec, take(source, 20), tmp_path / "s", Config(layers=("inner.layer4",), baseline=0)
+    )
+    assert headless.manifest["features"] is None
+    assert headless.neighbours is None
+    assert "not that of one linear layer" in headless.why_no_neighbours
+    assert not (headless.path / "neighbours.parquet").exists()
+    assert list(headless.images) == headless.errors["id"].to_pylist()
 
 
 def test_metrics_agree_with_the_tables(study):
@@ -263,6 +326,11 @@ def test_killed_at_any_moment_it_says_so_and_continues(study, tmp_path):
     columns = ["id", "method", "layer", "target", "class_index"]
     assert done.maps.select(columns).equals(study.maps.select(columns))
     assert done.predictions["predicted"].equals(study.predictions["predicted"])
+    columns = ["id", "kind", "rank"]
+    assert done.neighbours.select(columns).equals(study.neighbours.select(columns))
+    similar = [table["similarity"].to_numpy() for table in (done.neighbours, study.neighbours)]
+    np.testing.assert_allclose(*similar, atol=1e-3)
+    assert done.manifest["files"].keys() == study.manifest["files"].keys()
     assert not [path for path in out.rglob("*") if path.name.endswith(".partial")]
     assert not (out / "parts").exists()
     # Finished parts were kept: the work told of is less than that of as many runs from the start.
@@ -284,7 +352,7 @@ def test_right_predictions_stand_beside_the_errors(loaded, source, tmp_path, stu
     assert sorted({row["index"] for row in rows}) == sorted(expected)
     assert all(row["class_index"] == source.labels[row["index"]] for row in rows)
     assert len(rows) == 2 * 3 * len(expected)
-    assert len(done.images) == len(wrong)
+    assert list(done.images)[: len(wrong)] == done.errors["id"].to_pylist()
 
 
 @pytest.mark.parametrize(

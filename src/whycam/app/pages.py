@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from whycam.study.folder import Study
 
 SCRIPTS = (
-    "data.js", "colour.js", "words.js", "state.js", "evidence.js", "theme.js", "export.js", "keyboard.js", "live.js",
+    "data.js", "relations.js", "colour.js", "words.js", "state.js", "evidence.js", "theme.js", "export.js",
+    "keyboard.js", "live.js",
 )  # fmt: skip
 _POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">')
 _TOOLS = '<div class="site-tools">'

@@ -151,6 +151,7 @@ def _study(options: Namespace, model: nn.Module, spec: ModelSpec, source: ImageS
         )  # fmt: skip
         page = drawn[0] if drawn else publish(finished, progress=show)
     metrics = finished.metrics
+    suspects = finished.suspects["suspect"].to_pylist().count(True)
     if options.json:
         console.say_json(
             {
@@ -159,6 +160,7 @@ def _study(options: Namespace, model: nn.Module, spec: ModelSpec, source: ImageS
                 "n": metrics["n"],
                 "errors": metrics["errors"],
                 "accuracy": metrics["accuracy"],
+                "labels_worth_a_look": suspects,
                 "timings": finished.manifest["timings"],
                 "peak_memory_mib": finished.manifest["peak_memory_mib"],
             }
@@ -170,6 +172,8 @@ def _study(options: Namespace, model: nn.Module, spec: ModelSpec, source: ImageS
         f"(95% interval {console.percent(low)} to {console.percent(high)})"
     )
     console.say(f"{metrics['errors']} errors explained at {', '.join(finished.manifest['config']['layers'])}")
+    if suspects:
+        console.say(f"{suspects} of them may be the label's error: the report lists them as worth a look")
     console.say(f"report:  {page}")
     console.say(f"figures: {finished.path / 'figures'}")
     console.say(f"study:   {finished.path}")

@@ -34,6 +34,7 @@ class Chart:
     width: int
     height: int
     left: int
+    right: int
     bottom: int
     ticks_x: tuple[tuple[float, str], ...]
     ticks_y: tuple[tuple[float, str], ...]
@@ -41,7 +42,7 @@ class Chart:
     summary: str
 
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 460, 230, 44, 96, 12, 28
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 480, 230, 48, 112, 12, 28
 SERIES = {"train": ("training", "s1"), "test": ("test", "s2")}
 
 
@@ -104,7 +105,7 @@ def _chart(
     words = "; ".join(f"{name} from {form(points[0][1])} to {form(points[-1][1])}" for name, _, points in series)
     epochs = [tick for tick in nice_ticks(x0, x1) if tick == round(tick) and x0 <= tick <= x1]
     return Chart(
-        title, WIDTH, HEIGHT, LEFT, HEIGHT - BOTTOM,
+        title, WIDTH, HEIGHT, LEFT, WIDTH - RIGHT, HEIGHT - BOTTOM,
         tuple((place(x, y0)[0], f"{x:g}") for x in epochs),
         tuple((place(x0, y)[1], form(y) if title != "Loss" else f"{y:g}") for y in ticks),
         tuple(lines), f"{title} by epoch up to {last:g}: {words}.",

@@ -12,8 +12,9 @@ from whycam.files import write_bytes, writing
 from whycam.report.charts import reliability_bars, training_charts
 from whycam.report.frontend import asset, bundle, inert_json, policy, render
 from whycam.report.notes import READING
-from whycam.report.payload import Payload
+from whycam.report.payload import Chunk, Payload
 from whycam.report.verdict import heat_levels, judge, manifest_rows
+from whycam.study.neighbours import SHOWN
 
 if TYPE_CHECKING:
     from whycam.study.folder import Study
@@ -21,9 +22,11 @@ if TYPE_CHECKING:
 BUDGET = 10_000_000
 """Bytes up to which a report is one file."""
 SCRIPTS = (
-    "data.js", "colour.js", "words.js", "state.js", "matrix.js", "gallery.js", "evidence.js", "detail.js",
-    "patterns.js", "theme.js", "controls.js", "export.js", "keyboard.js", "shortcuts.js", "main.js",
+    "data.js", "relations.js", "colour.js", "words.js", "state.js", "matrix.js", "gallery.js", "evidence.js",
+    "neighbours.js", "detail.js", "means.js", "patterns.js", "clusters.js", "suspects.js", "theme.js", "controls.js",
+    "export.js", "keyboard.js", "shortcuts.js", "main.js",
 )  # fmt: skip
+_FRAME = 150_000  # about what the page takes without its data: markup, style, script, the manifest
 MATRIX_LIMIT = 120
 """Classes beyond this are not all shown in the matrix; the page says so."""
 
@@ -45,37 +48,88 @@ def write_report(study: Study, path: Path, *, budget: int = BUDGET) -> Path:
     """
     payload = Payload(study)
     core = payload.core()
-    folder = path.with_name(f"{path.stem}_files")
-    written: list[Path] = []
+    pieces = _Pieces(path.with_name(f"{path.stem}_files"), budget - len(inert_json(core)) - _FRAME)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        inline: list[str] = []
-        entries: list[dict[str, Any]] = []
-        size = len(inert_json(core))
         for chunk in payload.chunks():
-            content = inert_json(chunk.content)
-            entries.append({"start": chunk.start, "stop": chunk.stop, "src": None})
-            if not written and size + len(content) <= budget:
-                inline.append(content)
-                size += len(content)
-                continue
-            # The budget is passed: all chunks, those kept so far too, go beside the page.
-            written += [_write_chunk(folder, entries, number, text) for number, text in enumerate(inline)]
-            inline.clear()
-            written.append(_write_chunk(folder, entries, len(entries) - 1, content))
-        core["chunks"] = entries
-        write_bytes(path, _render(payload, core, inline).encode())
-    _remove_stale(folder, written)
+            pieces.add(chunk)
+        core["relations"]["pictured"] = _add_neighbours(pieces, payload)
+        core["chunks"], core["album"] = pieces.entries["chunk"], pieces.entries["album"]
+        write_bytes(path, _render(payload, core, pieces.inline).encode())
+    _remove_stale(pieces.folder, pieces.written)
     return path
 
 
-def _write_chunk(folder: Path, entries: list[dict[str, Any]], number: int, content: str) -> Path:
-    # Named by content: a page left by an interrupted run never meets another run's chunk.
-    name = f"{number:04d}-{hashlib.sha256(content.encode()).hexdigest()[:12]}.js"
-    folder.mkdir(exist_ok=True)
-    write_bytes(folder / name, f"whycam.addChunk({number},{content});\n".encode())
-    entries[number]["src"] = f"{folder.name}/{name}"
-    return folder / name
+class _Pieces:
+    """Chunks inside the page, or, once the room is used up, all of them in files beside it.
+
+    Args:
+        folder: where the files go.
+        room: bytes that the page has for them.
+    """
+
+    def __init__(self, folder: Path, room: int) -> None:
+        self.folder, self.room = folder, room
+        self.inline: list[str] = []
+        self.written: list[Path] = []
+        self.entries: dict[str, list[dict[str, Any]]] = {"chunk": [], "album": []}
+
+    @property
+    def fits(self) -> bool:
+        """Whether the page still holds everything."""
+        return not self.written
+
+    def add(self, chunk: Chunk, kind: str = "chunk") -> None:
+        """Add a chunk of errors or, after all of those, one of the album of neighbours."""
+        content = inert_json(chunk.content)
+        self.entries[kind].append({"start": chunk.start, "stop": chunk.stop, "src": None})
+        if self.fits and len(content) <= self.room:
+            self.inline.append(content)
+            self.room -= len(content)
+            return
+        # The budget is passed: all chunks, those kept so far too, go beside the page.
+        for number, text in enumerate(self.inline):
+            self._write(number, text)
+        self.inline.clear()
+        self._write(len(self.written), content)
+
+    def add_if_all_fit(self, chunks: Iterable[Chunk], kind: str) -> bool:
+        """Add chunks to the page, or, if not all of them fit into it, none."""
+        found: list[Chunk] = []
+        room = self.room
+        for chunk in chunks:
+            room -= len(inert_json(chunk.content))
+            if room < 0:
+                return False
+            found.append(chunk)
+        for chunk in found:
+            self.add(chunk, kind)
+        return True
+
+    def _write(self, number: int, content: str) -> None:
+        # Named by content: a page left by an interrupted run never meets another run's chunk.
+        name = f"{number:04d}-{hashlib.sha256(content.encode()).hexdigest()[:12]}.js"
+        self.folder.mkdir(exist_ok=True)
+        write_bytes(self.folder / name, f"whycam.addChunk({number},{content});\n".encode())
+        entries = [*self.entries["chunk"], *self.entries["album"]]
+        entries[number]["src"] = f"{self.folder.name}/{name}"
+        self.written.append(self.folder / name)
+
+
+def _add_neighbours(pieces: _Pieces, payload: Payload) -> int:
+    """Add the neighbours' pictures and return up to which rank; the page names those that it has no picture of.
+
+    One file holds as many ranks as its budget has room for, but always the nearest: if they do not fit, the report is
+    paged, and then it holds all.
+    """
+    for rank in range(1, len(payload.relations.starts)):
+        if pieces.fits and pieces.add_if_all_fit(payload.album(rank), "album"):
+            continue
+        if pieces.fits and rank > 1:
+            return rank - 1
+        for chunk in payload.album(rank):
+            pieces.add(chunk, "album")
+    return SHOWN
 
 
 def _remove_stale(folder: Path, keep: Iterable[Path]) -> None:
@@ -105,6 +159,7 @@ def _render(payload: Payload, core: dict[str, Any], inline: list[str]) -> str:
         manifest=manifest, metrics=metrics, verdict=judge(payload), classes=payload.classes, shown=shown,
         confusion=confusion, levels=heat_levels(confusion), bars=reliability_bars(metrics["reliability"]),
         charts=training_charts(history), history=history, explained=payload.explained(), errors=len(payload.ids),
+        neighbours=not core["relations"]["why"], split=manifest["data"]["split"],
         methods=core["methods"], rows=manifest_rows(manifest), reading=READING,
         whole=json.dumps(manifest, indent=1, ensure_ascii=False, default=str),
     )  # fmt: skip

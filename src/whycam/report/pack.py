@@ -7,6 +7,7 @@ the browser, and every other value is off by at most one step.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +56,19 @@ def dequantise(cells: Bytes, step: Floats, zero: Bytes) -> Floats:
     values = (cells.astype(np.float32) - zero.astype(np.float32)[:, None]) * step[:, None]
     values[cells == NON_FINITE] = np.nan
     return values
+
+
+def differences(cells: Bytes) -> Bytes:
+    """(N, h, w) bytes → what each has more, modulo 256, than the mean (rounded down) of its left and upper neighbour.
+
+    In the first row and column the one neighbour there is stands for the mean, in the corner 0. Neighbouring cells are
+    alike, so the differences are small and deflate better: PNG's "average" filter (ISO/IEC 15948, 9.2).
+    """
+    wide = cells.astype(np.int16)
+    guess = np.zeros_like(wide)
+    guess[:, 1:, 1:] = (wide[:, :-1, 1:] + wide[:, 1:, :-1]) // 2
+    guess[:, 0, 1:], guess[:, 1:, 0] = wide[:, 0, :-1], wide[:, :-1, 0]
+    return (wide - guess).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -140,10 +154,11 @@ class MapBank:
         return np.where(rows >= 0, self._flags[rows], np.uint8(MISSING)).astype(np.uint8)
 
     def encode(self, where: slice | Indices) -> bytes:
-        """One chunk: float block, byte block, cells; each ordered by combination, then image.
+        """One chunk, deflated: float block, byte block, cells; each ordered by combination, then image.
 
-        Float block: for each of step and ``STATS``, combinations × n float32 (little endian). Byte block: zero and
-        flags, combinations × n each. Cells: combinations × n × height·width.
+        Float block: for each of step and ``STATS``, combinations × n float32 (little endian), in four planes: all
+        first bytes, all second ones and so on. Byte block: zero and flags, combinations × n each. Cells: combinations ×
+        n × height·width, each as its difference from the mean of the cells to the left and above (``differences``).
         """
         floats: list[list[Floats]] = [[] for _ in range(1 + len(STATS))]
         small: list[list[Bytes]] = [[], []]
@@ -155,10 +170,11 @@ class MapBank:
                 block.append(values)
             small[0].append(zero)
             small[1].append(self.flags(c, where))
-            cells.append(quantised)
-        parts = [np.concatenate(block).astype("<f4").tobytes() for block in floats if block]
-        parts += [np.concatenate(block).tobytes() for block in small if block]
-        return b"".join([*parts, *(block.tobytes() for block in cells)])
+            cells.append(differences(quantised.reshape(-1, c.height, c.width)))
+        numbers = [np.concatenate(block).astype("<f4").tobytes() for block in floats if block]
+        planes = np.frombuffer(b"".join(numbers), np.uint8).reshape(-1, 4).T.tobytes()
+        parts = [np.concatenate(block).tobytes() for block in small if block]
+        return zlib.compress(b"".join([planes, *parts, *(block.tobytes() for block in cells)]), 9)
 
     def ranges(self) -> dict[str, dict[str, dict[str, float]]]:
         """Method → layer → the study's display ranges: 98% of its maps stay within them.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from whycam.report.colour import DIVERGING, SEQUENTIAL, lookup_table
 from whycam.report.columns import floats, integers, list_column, strings
 from whycam.report.notes import method_note
 from whycam.report.pack import FLAGS, MISSING, NON_FINITE, STATS, Bytes, Floats, Indices, MapBank, quantise
+from whycam.report.relations import Relations
 
 if TYPE_CHECKING:
     from whycam.study.folder import Study
@@ -63,6 +64,11 @@ class Payload:
         return MapBank(self.study.maps, self.ids, self.methods, self.layers, TARGETS)
 
     @cached_property
+    def relations(self) -> Relations:
+        """Neighbours, suspected labels and clusters, in the report's order."""
+        return Relations(self.study, self.ids)
+
+    @cached_property
     def map_bytes(self) -> int:
         """Bytes one error's maps take."""
         return sum(c.height * c.width + 4 * (1 + len(STATS)) + 2 for c in self.bank.combinations)
@@ -91,6 +97,21 @@ class Payload:
             })  # fmt: skip
             start = stop
 
+    def album(self, rank: int) -> Iterator[Chunk]:
+        """Pictures of the neighbours that come in with ``rank`` (1: the nearest), in runs of about ``CHUNK_BYTES``."""
+        images, ids = self.study.images, self.relations.ids
+        start, end = self.relations.starts[rank - 1 : rank + 1]
+        while start < end:
+            size, stop, pictures = 0, start, []
+            while stop < end and (size < CHUNK_BYTES or stop == start):
+                png = images.get(ids[stop])
+                if png is not None:
+                    pictures.append((stop - start, png))
+                    size += len(png)
+                stop += 1
+            yield Chunk(start, stop, {"sheets": [sheet.to_dict(text(sheet.webp)) for sheet in pack_images(pictures)]})
+            start = stop
+
     def core(self) -> dict[str, Any]:
         """All but the chunks: small enough to be read before the first paint."""
         height, width = (int(side) for side in self.manifest["model"]["preprocess"]["size"])
@@ -107,6 +128,7 @@ class Payload:
             "ranges": self.bank.ranges(),
             "predictedFlags": text(self._predicted_flags()),
             "means": self._means(),
+            "relations": self._relations(),
             **display_constants(),
         }
 
@@ -116,11 +138,14 @@ class Payload:
             self.bank.flags(c, slice(None)).tobytes() for c in self.bank.combinations if c.target == TARGETS[0]
         )
 
-    def _means(self) -> dict[str, Any]:
-        """Mean raw maps per class, in the chunks' byte form, for each of ``GROUPS``.
+    def _relations(self) -> dict[str, Any]:
+        found = self.relations.core()
+        groups = ((self.bank, "predicted", self.relations.clusters),)
+        means = mean_maps(groups, self.relations.cluster_count)
+        return found | {"bytes": text(found["bytes"]), "means": text(means)}
 
-        Maps that are not finite are left out; the counts say how many went into each mean.
-        """
+    def _means(self) -> dict[str, Any]:
+        """Mean raw maps per class for each of ``GROUPS``."""
         predictions = self.study.predictions
         correct = predictions.filter(predictions["correct"])
         baseline = MapBank(self.study.maps, strings(correct, "id"), self.methods, self.layers, ("predicted",))
@@ -129,33 +154,49 @@ class Payload:
             (self.bank, "true", self.label),
             (baseline, "predicted", integers(correct, "label")),
         )
-        counts: list[Indices] = []
-        steps: list[Floats] = []
-        zeros: list[Bytes] = []
-        cells: list[Bytes] = []
-        for bank, target, group in groups:
-            for c in (c for c in bank.combinations if c.target == target):
-                shape = (len(self.classes), c.height * c.width)
-                total, count = np.zeros(shape, np.float64), np.zeros(shape[0], np.int64)
-                for start in range(0, len(c.rows), 4096):
-                    part = slice(start, start + 4096)
-                    raw = bank.raw(c, part)
-                    use = (c.rows[part] >= 0) & np.isfinite(raw).all(axis=1)
-                    np.add.at(total, group[part][use], raw[use])
-                    np.add.at(count, group[part][use], 1)
-                mean = (total / np.maximum(count, 1)[:, None]).astype(np.float32)
-                quantised, step, zero = quantise(mean)
-                counts.append(count)
-                steps.append(step)
-                zeros.append(zero)
-                cells.append(quantised)
-        parts = (
-            *(block.astype("<i4").tobytes() for block in counts),
-            *(block.astype("<f4").tobytes() for block in steps),
-            *(block.tobytes() for block in zeros),
-            *(block.tobytes() for block in cells),
-        )
-        return {"groups": list(GROUPS), "bytes": text(b"".join(parts))}
+        return {"groups": list(GROUPS), "bytes": text(mean_maps(groups, len(self.classes)))}
+
+
+def mean_maps(groups: Sequence[tuple[MapBank, str, Indices]], count: int) -> bytes:
+    """Mean raw maps, in bytes that stand for values as a chunk's do.
+
+    Maps that are not finite are left out; the counts say how many went into each mean.
+
+    Args:
+        groups: maps, the target whose maps are averaged, and for each image the number of the mean it goes into (none
+            for −1).
+        count: means in each group.
+
+    Returns:
+        For each group, method and layer: counts (int32), steps (float32), zeros (byte) and cells, block after block.
+    """
+    counts: list[Indices] = []
+    steps: list[Floats] = []
+    zeros: list[Bytes] = []
+    cells: list[Bytes] = []
+    for bank, target, group in groups:
+        for c in (c for c in bank.combinations if c.target == target):
+            shape = (count, c.height * c.width)
+            total, n = np.zeros(shape, np.float64), np.zeros(count, np.int64)
+            for start in range(0, len(c.rows), 4096):
+                part = slice(start, start + 4096)
+                raw = bank.raw(c, part)
+                use = (c.rows[part] >= 0) & np.isfinite(raw).all(axis=1) & (group[part] >= 0)
+                np.add.at(total, group[part][use], raw[use])
+                np.add.at(n, group[part][use], 1)
+            mean = (total / np.maximum(n, 1)[:, None]).astype(np.float32)
+            quantised, step, zero = quantise(mean)
+            counts.append(n)
+            steps.append(step)
+            zeros.append(zero)
+            cells.append(quantised)
+    parts = (
+        *(block.astype("<i4").tobytes() for block in counts),
+        *(block.astype("<f4").tobytes() for block in steps),
+        *(block.tobytes() for block in zeros),
+        *(block.tobytes() for block in cells),
+    )
+    return b"".join(parts)
 
 
 def display_constants(second: str = "actual") -> dict[str, Any]:

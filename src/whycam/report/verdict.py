@@ -76,6 +76,12 @@ def _findings(payload: Payload, over: float) -> list[Sentence]:
         f"(expected calibration error {payload.metrics['ece']:.1%}).", False,
     ),))  # fmt: skip
     out.extend(_evidence(payload))
+    suspects = payload.study.suspects["suspect"].to_pylist().count(True)
+    if suspects:
+        out.append(((
+            f"Of {suspects:,} of the errors ({_share(suspects, errors)}) the label is worth a look: it may be what is "
+            "wrong.", False,
+        ),))  # fmt: skip
     return out
 
 
@@ -114,7 +120,7 @@ def _caveats(payload: Payload) -> list[str]:
     if "cifar-10" in str(manifest["data"]["name"]).lower().replace("_", "-").replace("cifar10", "cifar-10"):
         out.append(
             "Some errors are the label's: of CIFAR-10's 10,000 test labels 54 are confirmed wrong "
-            "(Northcutt et al., 2021). Sort by loss to meet the likely ones first."
+            "(Northcutt et al., 2021). “Labels worth a look” lists where this study would look first."
         )
     coarse = [layer for layer in payload.layers if min(layer["height"], layer["width"]) <= 4]
     if coarse:

@@ -16,11 +16,14 @@ import pyarrow.compute as pc
 from whycam.errors import WhycamError
 from whycam.files import write_bytes
 from whycam.study.parts import read_table
+from whycam.study.suspects import label_suspects
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 METRICS = "metrics.json"
 TABLES = {"predictions": "predictions.parquet", "images": "images.parquet", "maps": "maps.parquet"}
+RELATIONS = {"neighbours": "neighbours.parquet", "clusters": "clusters.parquet"}
+"""Tables that a study has only if the network's head was recognised."""
 PARTS = "parts"
 FIGURES = "figures"
 REPORT = "report.html"
@@ -79,10 +82,42 @@ class Study:
         return read_table(self.path / TABLES["maps"])
 
     @cached_property
+    def neighbours(self) -> pa.Table | None:
+        """The nearest images of every error by the network's features, or None: ``why_no_neighbours`` says why."""
+        return self._relation("neighbours")
+
+    @cached_property
+    def clusters(self) -> pa.Table | None:
+        """One row per error with its cluster by the network's features, or None where there are none."""
+        return self._relation("clusters")
+
+    @cached_property
+    def suspects(self) -> pa.Table:
+        """One row per error: how much speaks against its *label*, the most suspicious first."""
+        return label_suspects(self.predictions, self.neighbours)
+
+    @property
+    def why_no_neighbours(self) -> str | None:
+        """Why `neighbours` is None, as a sentence; None where it is not."""
+        if self.neighbours is not None:
+            return None
+        if "features" not in self.manifest:
+            return "This study was made before whycam recorded neighbours; a new study into another folder has them."
+        return "The network’s output is not that of one linear layer, so there are no features to compare images by."
+
+    @cached_property
     def images(self) -> Mapping[str, bytes]:
-        """Id → PNG of the pixels that the network saw, for every explained image."""
+        """Id → PNG of the pixels that the network saw, for every error and for the neighbours that are shown with it.
+
+        Neighbours larger than 96 pixels are reduced to that.
+        """
         table = read_table(self.path / TABLES["images"])
         return dict(zip(table["id"].to_pylist(), table["png"].to_pylist(), strict=True))
+
+    def _relation(self, name: str) -> pa.Table | None:
+        path = self.path / RELATIONS[name]
+        # What the manifest lists has to be there; a file it does not list is not this study's.
+        return read_table(path) if RELATIONS[name] in self.manifest.get("files", {}) else None
 
     def __repr__(self) -> str:
         errors, n, accuracy = (self.metrics[name] for name in ("errors", "n", "accuracy"))

@@ -21,7 +21,7 @@ from whycam.device import device_name
 from whycam.files import sha256_of
 from whycam.models.checkpoint import ModelSpec
 from whycam.models.summary import summarise
-from whycam.study.folder import FORMAT, METRICS, TABLES
+from whycam.study.folder import FORMAT, METRICS, RELATIONS, TABLES
 
 _PACKAGES = ("torch", "numpy", "pyarrow", "pillow", "safetensors")
 
@@ -76,7 +76,7 @@ def describe(
 
 def digests(folder: Path) -> dict[str, dict[str, Any]]:
     """SHA-256 and size of every finished file of a study."""
-    names = [*TABLES.values(), METRICS]
+    names = [*TABLES.values(), *(name for name in RELATIONS.values() if (folder / name).exists()), METRICS]
     return {name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size} for name in names}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -61,17 +61,17 @@ def write_table(path: Path, pieces: Iterator[pa.Table], schema: pa.Schema | None
 
 
 def assemble(path: Path, parts: list[Path], schema: pa.Schema) -> None:
-    """Join parts into ``path``, one at a time, so that memory does not grow with their number."""
-    write_table(path, (read_table(part) for part in parts), schema)
+    """Join the schema's columns of parts into ``path``, one at a time: memory does not grow with their number."""
+    write_table(path, (read_table(part, schema.names) for part in parts), schema)
 
 
-def read_table(path: Path) -> pa.Table:
-    """Read a Parquet file whole.
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a Parquet file whole, or some of its columns.
 
     Raises:
         WhycamError: it is missing or damaged.
     """
     try:
-        return pq.read_table(path)
+        return pq.read_table(path, columns=None if columns is None else list(columns))
     except (OSError, pa.ArrowException) as error:
         raise WhycamError(f"{path}: cannot be read as Parquet; delete the study and make it again") from error

@@ -1,4 +1,4 @@
-"""The main job: predict → errors → explain → measure → a study folder."""
+"""The main job: predict → errors → their neighbours → explain → measure → a study folder."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ import torch
 from torch import nn
 
 from whycam.cam.explain import Explainer
-from whycam.cam.explanation import Explanation
 from whycam.cam.layers import resolve_layers
-from whycam.cam.methods import Method, resolve_methods
+from whycam.cam.methods import resolve_methods
 from whycam.cam.survey import default_layer
 from whycam.data.source import ImageSource, IndexArray
 from whycam.errors import WhycamError
 from whycam.files import writing
 from whycam.models.checkpoint import ModelSpec
 from whycam.study import manifest as manifests
+from whycam.study.features import Head, features_of, find_head
 from whycam.study.folder import (
     MANIFEST,
     METRICS,
@@ -36,15 +36,19 @@ from whycam.study.folder import (
     read_manifest,
     write_json,
 )
-from whycam.study.layers import study_layers
+from whycam.study.layers import check_grids, study_layers
 from whycam.study.measure import measure
+from whycam.study.neighbours import reduced
 from whycam.study.parts import assemble, read_table, write_missing
 from whycam.study.predict import Progress, check_classes, logits_of, quiet
+from whycam.study.relate import relate, shown_neighbours, with_features
 from whycam.study.tables import IMAGES, MAPS, PREDICTIONS, image_rows, map_rows, prediction_rows
 
 # What a kill costs at most: about this many images' work is done again.
 PREDICTIONS_PER_PART = 2048
 EXPLANATIONS_PER_PART = 256
+
+_Rows = Callable[[range], Iterator[pa.Table]]
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,7 @@ class _Run:
             return Study.load(self.out)
         timings: dict[str, float] = dict(before["timings"]) if before else {}
         manifest = description | {"status": "incomplete", "timings": timings}
-        for stage in (self._predict, self._explain, self._measure):
+        for stage in (self._predict, self._relate, self._explain, self._measure):
             name = stage.__name__.lstrip("_")
             write_json(self.out / MANIFEST, manifest | {"stage": name})
             start = time.perf_counter()
@@ -157,6 +161,10 @@ class _Run:
         return self.spec.preprocess(self.source.read([0]).to(device))
 
     @cached_property
+    def _head(self) -> Head | None:
+        return find_head(self.model, self._first_input)
+
+    @cached_property
     def description(self) -> dict[str, Any]:
         """All of the manifest that is known beforehand."""
         resolved = resolve_layers(self.model, self.layers)
@@ -172,7 +180,7 @@ class _Run:
             "batch_size": self.config.batch_size,
             "baseline": self.config.baseline,
         }
-        _check_grids(methods, trial)
+        check_grids(methods, trial)
         layers = [
             {
                 "name": layer.name,
@@ -183,8 +191,10 @@ class _Run:
             }
             for layer in resolved
         ]
+        features = {"layer": self._head.path, "length": self._head.features} if self._head is not None else None
         return manifests.describe(self.model, self.spec, self.source, config, layers) | {
-            "created": datetime.now(UTC).isoformat(timespec="seconds")
+            "features": features,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
 
     def _claim(self, key: str) -> dict[str, Any] | None:
@@ -209,19 +219,26 @@ class _Run:
         return before
 
     def _predict(self) -> None:
-        if (self.out / TABLES["predictions"]).exists():
-            return
-
         def rows(positions: range) -> Iterator[pa.Table]:
             preprocess, size = self.spec.preprocess, self.config.batch_size
-            for batch, logits in logits_of(self.model, preprocess, self.source, positions, size):
-                indices = np.asarray(batch, dtype=np.int64)
-                yield prediction_rows(indices, self._ids(indices), self.source.labels[indices], logits)
-                self.progress("predict", batch.stop, len(self.source))
+            with features_of(self._head) as features:
+                for batch, logits in logits_of(self.model, preprocess, self.source, positions, size):
+                    indices = np.asarray(batch, dtype=np.int64)
+                    table = prediction_rows(indices, self._ids(indices), self.source.labels[indices], logits)
+                    yield with_features(table, features.pop()) if features else table
+                    self.progress("predict", batch.stop, len(self.source))
 
-        parts = write_missing(self._parts, "predictions", len(self.source), PREDICTIONS_PER_PART, rows)
+        # Kept until the study is complete: what is compared next is read from these parts.
+        parts = write_missing(self._parts, "forward", len(self.source), PREDICTIONS_PER_PART, rows)
         self.progress("predict", len(self.source), len(self.source))
-        assemble(self.out / TABLES["predictions"], parts, PREDICTIONS)
+        if not (self.out / TABLES["predictions"]).exists():
+            assemble(self.out / TABLES["predictions"], parts, PREDICTIONS)
+
+    def _relate(self) -> None:
+        if self._head is None:
+            return
+        parts = sorted(self._parts.glob("forward-*.parquet"))
+        relate(parts, self.out, self._ids, self.progress)
 
     def _explain(self) -> None:
         table = read_table(self.out / TABLES["predictions"])
@@ -232,7 +249,7 @@ class _Run:
         device = next(self.model.parameters()).device
         total = len(wrong) + len(right)
 
-        def maps(chosen: IndexArray, targets: Sequence[str], before: int) -> Callable[[range], Iterator[pa.Table]]:
+        def maps(chosen: IndexArray, targets: Sequence[str], before: int) -> _Rows:
             def rows(positions: range) -> Iterator[pa.Table]:
                 done = before + positions.start
                 for indices in self._batches(chosen, positions):
@@ -249,10 +266,13 @@ class _Run:
 
             return rows
 
-        def images(positions: range) -> Iterator[pa.Table]:
-            for indices in self._batches(wrong, positions):
-                pixels = self.spec.preprocess.invert(self.spec.preprocess(self.source.read(indices)))
-                yield image_rows(indices, self._ids(indices), pixels)
+        def images(chosen: IndexArray, finish: Callable[[torch.Tensor], torch.Tensor]) -> _Rows:
+            def rows(positions: range) -> Iterator[pa.Table]:
+                for indices in self._batches(chosen, positions):
+                    pixels = self.spec.preprocess.invert(self.spec.preprocess(self.source.read(indices)))
+                    yield image_rows(indices, self._ids(indices), finish(pixels))
+
+            return rows
 
         if not (self.out / TABLES["maps"]).exists():
             both = maps(wrong, ("predicted", "true"), 0), maps(right, ("predicted",), len(wrong))
@@ -260,7 +280,10 @@ class _Run:
             parts += write_missing(self._parts, "baseline", len(right), EXPLANATIONS_PER_PART, both[1])
             assemble(self.out / TABLES["maps"], parts, MAPS)
         if not (self.out / TABLES["images"]).exists():
-            parts = write_missing(self._parts, "images", len(wrong), EXPLANATIONS_PER_PART, images)
+            near = shown_neighbours(self.out)
+            as_seen, small = images(wrong, lambda pixels: pixels), images(near, reduced)
+            parts = write_missing(self._parts, "images", len(wrong), EXPLANATIONS_PER_PART, as_seen)
+            parts += write_missing(self._parts, "neighbours", len(near), EXPLANATIONS_PER_PART, small)
             assemble(self.out / TABLES["images"], parts, IMAGES)
         self.progress("explain", total, total)
 
@@ -283,24 +306,6 @@ def _first_of_each(predictions: pa.Table, count: int) -> IndexArray:
     label, correct = predictions["label"].to_numpy(), predictions["correct"].to_numpy()
     chosen = [np.flatnonzero(correct & (label == value))[:count] for value in np.unique(label)]
     return np.sort(np.concatenate(chosen)).astype(np.int64)
-
-
-def _check_grids(methods: Sequence[Method], trial: Explanation) -> None:
-    """A study lays maps of the same layer side by side: every method has to give one per layer, on the layer's grid."""
-    grids = {layer: raw.shape for (name, layer, _), raw in trial.maps.items() if name == methods[0].name}
-    for method in methods:
-        found = {key[1]: raw.shape for key, raw in trial.maps.items() if key[0] == method.name}
-        if found.keys() != trial.channels.keys():
-            raise WhycamError(
-                f"{method.title} gives no map of its own for each layer, so a study cannot lay it beside others; "
-                "whycam explain shows it"
-            )
-        for layer, shape in found.items():
-            if shape != grids[layer]:
-                raise WhycamError(
-                    f"{method.title} at {layer} is not on the grid of {methods[0].title}, so a study cannot lay them "
-                    "side by side; make a study of each, or use whycam explain"
-                )
 
 
 def _visible(folder: Path) -> str | None:

@@ -69,14 +69,19 @@ function sideFor(wanted, pixels) {
   return Math.max(1, Math.round(wanted / pixels)) * pixels;
 }
 
+const contexts = new WeakMap();
+function contextOf(canvas) {
+  if (!contexts.has(canvas)) contexts.set(canvas, canvas.getContext("2d"));
+  return contexts.get(canvas);
+}
+
 /** Paint a picture and, over it, evidence; `look` holds scale, signed, palette, overlay, grid, opacity, opacityMode. */
 function paint(canvas, picture, evidence, look) {
-  const context = canvas.getContext("2d");
+  const context = contextOf(canvas);
   const { width, height } = canvas;
-  context.globalAlpha = 1;
   context.imageSmoothingEnabled = false;
-  context.clearRect(0, 0, width, height);
-  if (picture) {
+  if (!picture) context.clearRect(0, 0, width, height);
+  else {
     context.drawImage(picture.bitmap, picture.x, picture.y, picture.width, picture.height, 0, 0, width, height);
   }
   if (!look.overlay || evidence?.state !== "ok") return;
@@ -87,7 +92,7 @@ function paint(canvas, picture, evidence, look) {
     ? interpolate(evidence.values, evidence.width, evidence.height, columns, rows)
     : evidence.values;
   const small = scratch(columns, rows);
-  small.getContext("2d").putImageData(new ImageData(coloursOf(values, look), columns, rows), 0, 0);
+  contextOf(small).putImageData(new ImageData(coloursOf(values, look), columns, rows), 0, 0);
   context.drawImage(small, 0, 0, width, height);
   if (!smooth) crossBroken(context, evidence, width, height);
 }

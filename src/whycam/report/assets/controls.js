@@ -17,9 +17,15 @@ function startControls() {
     segment("target", "predicted", [make("span", { className: "dot predicted", "aria-hidden": "true" }), "predicted"]),
     segment("target", "true", [make("span", { className: "dot actual", "aria-hidden": "true" }), "actual"]),
     segment("target", "difference", ["difference"]));
+  filters.elements.cluster.append(...clusters.map(({ size }, c) => make("option", { value: c, text: `${c + 1} (${count(size)})` })));
+  if (!clusters.length) {
+    filters.elements.cluster.parentElement.hidden = true;
+    filters.querySelector("[value=cluster]").remove();
+  }
+  filters.querySelector("[value=suspect]").textContent += ` (${count(suspects.length)})`;
   filters.addEventListener("input", (event) => {
     const { name, value } = event.target;
-    update({ [name]: name === "actual" || name === "predicted" ? (value === "" ? -1 : Number(value)) : value });
+    update({ [name]: typeof NO_FILTER[name] === "number" ? (value === "" ? -1 : Number(value)) : value });
   });
   view.addEventListener("input", (event) => {
     const { name, value } = event.target;
@@ -30,16 +36,14 @@ function startControls() {
   document.getElementById("clear").addEventListener("click", clearFilters);
 }
 
-const clearFilters = () => update({ actual: -1, predicted: -1, flag: "", q: "" });
+const clearFilters = () => update(NO_FILTER);
 
 function drawControls(keys) {
   const { elements } = filters;
-  elements.actual.value = state.actual < 0 ? "" : state.actual;
-  elements.predicted.value = state.predicted < 0 ? "" : state.predicted;
-  elements.flag.value = state.flag;
-  elements.sort.value = state.sort;
+  for (const name of ["actual", "predicted", "cluster"]) elements[name].value = state[name] < 0 ? "" : state[name];
+  for (const name of ["flag", "label", "sort"]) elements[name].value = state[name];
   if (elements.q.value !== state.q) elements.q.value = state.q;
-  const filtered = state.actual >= 0 || state.predicted >= 0 || state.flag || state.q;
+  const filtered = Object.keys(NO_FILTER).some((name) => state[name] !== NO_FILTER[name]);
   document.getElementById("clear").disabled = !filtered;
   const shownCount = filtered ? `${count(selection.length)} of ${plural(N, "error")}` : plural(N, "error");
   const status = document.getElementById("count");

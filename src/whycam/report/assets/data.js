@@ -44,39 +44,91 @@ const combinationCount = core.methods.length * core.layers.length * TARGETS.leng
 const combinationOf = (method, layer, target) => (method * core.layers.length + layer) * TARGETS.length + target;
 const layerCells = core.layers.map((layer) => layer.height * layer.width);
 
+const album = core.album || []; // pictures of neighbours, in chunks that follow the errors'
+const blocks = [...core.chunks, ...album];
 const chunkOf = new Uint32Array(N);
 core.chunks.forEach((chunk, c) => chunkOf.fill(c, chunk.start, chunk.stop));
-const chunks = core.chunks.map(() => null); // null: not asked for; "asked"; LOST; or what decodeChunk made
+const chunks = blocks.map(() => null); // null: not asked for; "asked"; LOST; or what decodeChunk made
 const KEPT_CHUNKS = 24; // paged folders: about 40 MB of maps and pictures stay in memory
 const LOST = {}; // its file is not there
 let clock = 0;
 let whenChunkArrives = () => {};
 
-function decodeChunk(number, content) {
-  const n = core.chunks[number].stop - core.chunks[number].start;
-  const take = reader(bytesOf(content.maps));
-  const size = combinationCount * n;
-  const chunk = { n, step: take(Float32Array, size), stats: {}, pictures: new Array(n), used: ++clock };
-  for (const name of core.stats) chunk.stats[name] = take(Float32Array, size);
-  chunk.zero = take(Uint8Array, size);
-  chunk.flags = take(Uint8Array, size);
-  chunk.cells = [];
-  for (let c = 0; c < combinationCount; c++) {
-    chunk.cells.push(take(Uint8Array, n * layerCells[Math.floor(c / TARGETS.length) % core.layers.length]));
-  }
-  chunks[number] = chunk;
-  for (const sheet of content.sheets) {
-    const blob = new Blob([bytesOf(sheet.webp)], { type: "image/webp" });
-    createImageBitmap(blob, { colorSpaceConversion: "none", premultiplyAlpha: "none" }).then((bitmap) => {
-      for (const [i, x, y, width, height] of sheet.boxes) chunk.pictures[i] = { bitmap, x, y, width, height };
-      whenChunkArrives(number);
-    });
-  }
+async function inflate(bytes) {
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-/** The chunk of an error, or null until it has arrived. */
-function chunkFor(error) {
-  const number = chunkOf[error];
+/** Four planes (all first bytes, all second ones, …) back into one array of float32. */
+function fromPlanes(planes) {
+  const n = planes.length / 4;
+  const bytes = new Uint8Array(planes.length);
+  for (let p = 0; p < 4; p++) for (let i = 0, from = p * n; i < n; i++) bytes[i * 4 + p] = planes[from + i];
+  return new Float32Array(bytes.buffer);
+}
+
+/** Turn maps of differences from the mean of left and upper neighbour back into the maps themselves, in place. */
+function undoDifferences(cells, width, height) {
+  for (let at = 0; at < cells.length; at += width * height) {
+    for (let x = 1; x < width; x++) cells[at + x] += cells[at + x - 1];
+    for (let y = 1; y < height; y++) {
+      const row = at + y * width;
+      cells[row] += cells[row - width];
+      for (let x = 1; x < width; x++) cells[row + x] += (cells[row + x - 1] + cells[row + x - width]) >> 1;
+    }
+  }
+  return cells;
+}
+
+/** The maps of a chunk of n errors, from its block of bytes. */
+function readMaps(bytes, n) {
+  const take = reader(bytes);
+  const size = combinationCount * n;
+  const numbers = reader(new Uint8Array(fromPlanes(take(Uint8Array, size * 4 * (1 + core.stats.length))).buffer));
+  const maps = { n, step: numbers(Float32Array, size), stats: {} };
+  for (const name of core.stats) maps.stats[name] = numbers(Float32Array, size);
+  maps.zero = take(Uint8Array, size);
+  maps.flags = take(Uint8Array, size);
+  maps.cells = [];
+  for (let c = 0; c < combinationCount; c++) {
+    const { width, height } = core.layers[Math.floor(c / TARGETS.length) % core.layers.length];
+    maps.cells.push(undoDifferences(take(Uint8Array, n * width * height), width, height));
+  }
+  return maps;
+}
+
+/** The pictures of a chunk: its number within the chunk → {bitmap, x, y, width, height}. */
+async function readSheets(sheets) {
+  const pictures = [];
+  await Promise.all(sheets.map(async ({ webp, boxes }) => {
+    const blob = new Blob([bytesOf(webp)], { type: "image/webp" });
+    const bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
+    for (const [i, x, y, width, height] of boxes) pictures[i] = { bitmap, x, y, width, height };
+  }));
+  return pictures;
+}
+
+/** Unpack a chunk; until that is done it counts as asked for. */
+async function decodeChunk(number, content) {
+  const { start, stop } = blocks[number];
+  const [maps, pictures] = await Promise.all([
+    content.maps === undefined ? {} : inflate(bytesOf(content.maps)).then((bytes) => readMaps(bytes, stop - start)),
+    readSheets(content.sheets),
+  ]);
+  chunks[number] = { ...maps, pictures, used: ++clock };
+  forgetOldest();
+  whenChunkArrives(number);
+}
+
+/** Of a paged report only so much stays in memory; what is written in the page cannot be read twice. */
+function forgetOldest() {
+  const loaded = blocks.map((block, c) => c).filter((c) => blocks[c].src && chunks[c]?.used);
+  loaded.sort((a, b) => chunks[b].used - chunks[a].used);
+  for (const c of loaded.slice(KEPT_CHUNKS)) chunks[c] = null;
+}
+
+/** A chunk by its number, or null until it has arrived. */
+function chunkAt(number) {
   const chunk = chunks[number];
   if (chunk === "asked") return null;
   if (chunk === LOST) return chunk;
@@ -84,14 +136,14 @@ function chunkFor(error) {
     chunk.used = ++clock;
     return chunk;
   }
-  const { src } = core.chunks[number];
+  chunks[number] = "asked";
+  const { src } = blocks[number];
   if (!src) {
     const element = document.getElementById(`chunk-${number}`);
     decodeChunk(number, JSON.parse(element.textContent));
     element.remove();
-    return chunks[number];
+    return null;
   }
-  chunks[number] = "asked";
   const script = document.createElement("script");
   script.src = src;
   script.onerror = () => {
@@ -102,15 +154,10 @@ function chunkFor(error) {
   document.head.append(script);
   return null;
 }
+const chunkFor = (error) => chunkAt(chunkOf[error]);
 
 /** Called by the chunk files of a paged report. */
-function addChunk(number, content) {
-  decodeChunk(number, content);
-  const old = chunks.map((chunk, c) => ({ chunk, c })).filter(({ chunk }) => chunk && chunk.used);
-  old.sort((a, b) => b.chunk.used - a.chunk.used);
-  for (const { c } of old.slice(KEPT_CHUNKS)) chunks[c] = null;
-  whenChunkArrives(number);
-}
+const addChunk = decodeChunk;
 
 /** Where an error's picture lies: {bitmap, x, y, width, height}, or null. */
 function pictureOf(error) {

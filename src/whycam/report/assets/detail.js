@@ -29,14 +29,15 @@ function startDetail() {
   const pinnedBlock = make("div", { className: "pinned-block", hidden: true },
     make("div", { className: "detail-head" }, pinnedImage, pinnedTitle, unpin), pinned.element);
   const { table, numbers } = makeNumbers();
+  const near = makeNeighbours();
   const full = make("div", { className: "full" },
     make("div", { className: "detail-head" }, title, make("div", { className: "buttons" }, back, previous, next, pin)),
     facts,
     make("div", { className: "top" }, image, make("div", { className: "thoughts" }, bars, barsNote)),
-    evidence.element, table, pinnedBlock);
+    evidence.element, near.element, table, pinnedBlock);
   const empty = make("p", { className: "empty", text: N ? "Nothing is selected." : "There is no error to look at." });
   detail.append(full, empty);
-  parts = { full, empty, title, pin, previous, next, facts, image, bars, barsNote, evidence, pinned, pinnedTitle, pinnedBlock, pinnedImage, numbers, table };
+  parts = { full, empty, title, pin, previous, next, facts, image, bars, barsNote, evidence, pinned, pinnedTitle, pinnedBlock, pinnedImage, numbers, table, near };
 }
 
 const togglePin = () => update({ pin: state.pin === state.image ? -1 : state.image });
@@ -67,6 +68,7 @@ function drawDetail(keys) {
   const both = state.pin >= 0 && state.pin !== error ? [error, state.pin] : [error];
   const scaleOf = scalesOf(both);
   drawEvidence(parts.evidence, error, scaleOf);
+  drawNeighbours(parts.near, error);
   drawNumbers(parts, error);
   parts.pinnedBlock.hidden = both.length < 2;
   if (both.length === 2) {

@@ -41,11 +41,11 @@ function makeNumbers() {
   return { table, numbers };
 }
 
-/** The image as the network saw it; `ofClass` ends its text alternative. */
-function drawImage(canvas, error, wanted, ofClass) {
+/** The image as the network saw it; `ofClass` ends its text alternative, without `ask` it stays empty for now. */
+function drawImage(canvas, error, wanted, ofClass, ask = true) {
   const side = sideFor(wanted, core.image.width);
   Object.assign(canvas, { width: side, height: Math.round((side * core.image.height) / core.image.width) });
-  paint(canvas, pictureOf(error), null, { overlay: false });
+  if (ask) paint(canvas, pictureOf(error), null, { overlay: false });
   canvas.setAttribute("aria-label", `The image ${plain(core.ids[error])}, ${core.image.width} by ${core.image.height} pixels${ofClass}.`);
 }
 

@@ -120,10 +120,10 @@ const quoted = (value) => (/[",\r\n]/.test(value) ? `"${value.replaceAll('"', '"
 const exact = (value) => String(Number(value.toPrecision(9))); // nine digits name a float32 exactly
 
 function selectionCsv() {
-  const rows = [["index", "id", "actual", "predicted", "confidence", "margin", "loss"]];
+  const rows = [["index", "id", "actual", "predicted", "confidence", "margin", "loss", "label_suspicion", "cluster"]];
   for (const e of selection) {
     rows.push([String(errors.index[e]), core.ids[e], core.classes[errors.label[e]], core.classes[errors.predicted[e]],
-      exact(errors.confidence[e]), exact(errors.margin[e]), exact(errors.loss[e])]);
+      exact(errors.confidence[e]), exact(errors.margin[e]), exact(errors.loss[e]), exact(relations.score[e]), clusters.length ? String(relations.cluster[e] + 1) : ""]);
   }
   return rows.map((row) => row.map(quoted).join(",")).join("\r\n").concat("\r\n");
 }

@@ -22,16 +22,18 @@ function makeTile() {
   const canvas = make("canvas", { "aria-hidden": "true" });
   const badge = make("span", { className: "badge", hidden: true });
   const pin = make("span", { className: "pinned", text: "pinned", hidden: true });
-  const actual = make("span", { className: "line actual" });
-  const predicted = make("span", { className: "line predicted" });
+  const [actual, predicted] = [0, 1].map(() => make("bdi", { className: "name" }));
+  const sure = make("span", { className: "p" });
   const tile = make("div", { className: "tile", role: "gridcell", tabIndex: -1 },
-    make("span", { className: "frame" }, canvas, badge, pin), actual, predicted);
-  tile.parts = { canvas, badge, pin, actual, predicted };
+    make("span", { className: "frame" }, canvas, badge, pin),
+    make("span", { className: "line actual" }, make("span", { className: "dot actual" }), actual),
+    make("span", { className: "line predicted" }, make("span", { className: "dot predicted" }), predicted, sure));
+  tile.parts = { canvas, badge, pin, actual, predicted, sure };
   return tile;
 }
 
 function fillTile(tile, error) {
-  const { canvas, badge, pin, actual, predicted } = tile.parts;
+  const { canvas, badge, pin, actual, predicted, sure } = tile.parts;
   tile.error = error;
   tile.hidden = error === undefined;
   if (error === undefined) return;
@@ -44,9 +46,9 @@ function fillTile(tile, error) {
   paint(canvas, pictureOf(error), evidence, lookOf(target, scale));
   const a = core.classes[errors.label[error]];
   const b = core.classes[errors.predicted[error]];
-  actual.replaceChildren(make("span", { className: "dot actual" }), nameOf(errors.label[error]));
-  predicted.replaceChildren(make("span", { className: "dot predicted" }), nameOf(errors.predicted[error]),
-    make("span", { className: "p", text: probability(errors.confidence[error]) }));
+  setName(actual, errors.label[error]);
+  setName(predicted, errors.predicted[error]);
+  setText(sure, probability(errors.confidence[error]));
   const odd = target === "difference" && evidence.state === "ok" ? [] : oddities(evidence);
   badge.hidden = !odd.length;
   badge.textContent = odd[0] || "";
@@ -101,8 +103,8 @@ function drawRows(again) {
   }
 }
 
-function layOut() {
-  sizes = measure();
+function layOut(again) {
+  if (again || !sizes) sizes = measure();
   columnsNow = sizes.columns;
   const rows = Math.ceil(selection.length / sizes.columns);
   spacer.style.height = `${rows * sizes.row + sizes.gap}px`;
@@ -135,7 +137,7 @@ function drawGallery(keys) {
     gallery.setAttribute("aria-label", "Errors");
   }
   const resized = !sizes || keys.has("selection") || keys.has("size");
-  if (any && resized) layOut();
+  if (any && resized) layOut(keys.has("size"));
   if (keys.has("selection")) scrollToChosen("start");
   if (keys.has("image")) scrollToChosen();
   drawRows(true);

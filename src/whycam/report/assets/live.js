@@ -62,7 +62,7 @@ async function ask() {
       document.body.classList.remove("busy");
     };
     Object.assign(errors, readColumns(answer.columns));
-    decodeChunk(0, answer.chunk);
+    await decodeChunk(0, answer.chunk);
   } catch (error) {
     if (signal.aborted) return;
     document.body.classList.remove("busy");

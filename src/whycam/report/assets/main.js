@@ -12,9 +12,38 @@ function startNavigation() {
   });
 }
 
+// Sections below the gallery ask for their pictures when they come near: in a paged report those are files.
+const PICTURED = { patterns: drawClusters, suspects: drawSuspects };
+
+function watchPictures() {
+  const observer = new IntersectionObserver((entries) => {
+    for (const { isIntersecting, target } of entries) {
+      if (!isIntersecting) continue;
+      observer.unobserve(target);
+      nearby.add(target.id);
+      PICTURED[target.id](new Set(["pictures"]));
+    }
+  }, { rootMargin: "600px" });
+  for (const id of Object.keys(PICTURED)) observer.observe(document.getElementById(id));
+}
+
+/** What lies in the page is unpacked bit by bit, so that scrolling and printing do not wait for it. */
+function unpackWhenIdle(number = 0) {
+  if (number >= blocks.length) return;
+  const later = window.requestIdleCallback || ((act) => setTimeout(act, 50));
+  later(() => {
+    if (!blocks[number].src) chunkAt(number);
+    unpackWhenIdle(number + 1);
+  });
+}
+
 /** Paper shows a plain run of tiles, and says how many of how many. */
 function printTiles() {
   const note = document.getElementById("print-note");
+  for (const [id, draw] of Object.entries(PICTURED)) {
+    nearby.add(id);
+    draw(new Set(["pictures"]));
+  }
   sizes ||= measure();
   const list = selection.slice(0, PRINTED);
   note.replaceChildren(make("p", { text: selection.length > PRINTED
@@ -33,6 +62,8 @@ function draw(keys) {
   drawGallery(keys);
   drawDetail(keys);
   drawPatterns(keys);
+  drawClusters(keys);
+  drawSuspects(keys);
 }
 
 function start() {
@@ -41,6 +72,7 @@ function start() {
   startMatrix();
   startGallery();
   startDetail();
+  startSuspects();
   startExport();
   startKeyboard(KEYS, (layer) => update({ layer }));
   startNavigation();
@@ -50,27 +82,33 @@ function start() {
   listeners.push(draw);
   const everything = new Set([...Object.keys(DEFAULTS), "selection", "start"]);
   draw(everything);
-  let redraw = 0;
-  whenChunkArrives = () => {
-    redraw ||= requestAnimationFrame(() => {
-      redraw = 0;
+  const arrived = new Set();
+  whenChunkArrives = (number) => {
+    if (!arrived.size) requestAnimationFrame(() => {
+      const own = [...arrived].some((chunk) => chunk < core.chunks.length);
+      arrived.clear();
+      if (!own) return state.image >= 0 && drawNeighbours(parts.near, state.image);
       drawRows(true);
       drawDetail(new Set());
+      for (const id of nearby) PICTURED[id](new Set(["pictures"]));
     });
+    arrived.add(number);
   };
   window.addEventListener("hashchange", () => {
     if (location.hash.slice(1) !== lastHash) update(readHash());
   });
+  watchPictures();
   window.addEventListener("beforeprint", printTiles);
   window.addEventListener("afterprint", () => document.getElementById("print-note").replaceChildren());
   document.documentElement.dataset.ready = "";
+  unpackWhenIdle();
 }
 
 // For the chunk files of a paged report, the live app and the tests.
 window.whycam = {
   addChunk, core, errors, state, update, flush, mapOf, evidenceOf, palettes, entryOf, sceneOf, sceneToCanvas, sceneToSvg,
-  selectionCsv, scalesOf, studyScale, tileOf,
+  selectionCsv, scalesOf, studyScale, tileOf, relations, clusters, clusterMean, albumPicture,
   get selection() { return selection; },
-  drawn: () => pictureOf(state.image) !== null || mapOf(state.image, 0, 0, 0).state !== "ok",
+  drawn: () => state.image < 0 || ["missing", "lost"].includes(mapOf(state.image, 0, 0, 0).state) || pictureOf(state.image) !== null,
 };
 start();

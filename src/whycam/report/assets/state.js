@@ -1,19 +1,20 @@
 // One state, kept in the URL's hash: a link to this page is a link to what it shows.
 
 const DEFAULTS = {
-  actual: -1, predicted: -1, flag: "", q: "", sort: "confident",
+  actual: -1, predicted: -1, flag: "", label: "", cluster: -1, q: "", sort: "confident",
   image: -1, pin: -1,
   method: 0, layer: core.layers.length - 1, target: "predicted",
   values: "positive", palette: core.sequential[0], overlay: true, grid: "nearest",
   opacityMode: "value", opacity: 0.85, scale: "layer", theme: "auto",
 };
 const OPTIONS = {
-  flag: ["", "none", "non-finite", "missing"],
-  sort: ["confident", "unsure", "margin", "close", "loss", "pair", "data"],
+  flag: ["", "none", "non-finite", "missing"], label: ["", "suspect"],
+  sort: ["confident", "unsure", "margin", "close", "loss", "pair", "suspect", "cluster", "data"],
   target: KINDS, values: ["positive", "signed"], palette: core.sequential, grid: ["nearest", "bilinear"],
   opacityMode: ["value", "fixed"], scale: ["layer", "image", "study", "map"], theme: ["auto", "light", "dark"],
 };
-const FILTERS = ["actual", "predicted", "flag", "q", "sort"];
+const NO_FILTER = { actual: -1, predicted: -1, flag: "", label: "", cluster: -1, q: "" };
+const FILTERS = [...Object.keys(NO_FILTER), "sort"];
 const state = { ...DEFAULTS };
 let selection = []; // errors that pass the filters, in order
 let placeOf = new Int32Array(N).fill(-1); // error → its place in the selection
@@ -35,6 +36,7 @@ const classFrom = (word) => {
 };
 const WORDS = {
   actual: [classWord, classFrom], predicted: [classWord, classFrom],
+  cluster: [(c) => String(c + 1), (word) => (clusters[Number(word) - 1] ? Number(word) - 1 : -1)],
   image: [(e) => core.ids[e], (word) => errorById.get(word) ?? -1],
   pin: [(e) => core.ids[e], (word) => errorById.get(word) ?? -1],
   method: [(m) => core.methods[m].name, (word) => methodByName.get(word) ?? DEFAULTS.method],
@@ -101,6 +103,8 @@ const ORDERS = {
   close: (a, b) => errors.margin[a] - errors.margin[b] || a - b,
   loss: (a, b) => errors.loss[b] - errors.loss[a] || a - b,
   pair: (a, b) => pairCounts.get(pairOf(b)) - pairCounts.get(pairOf(a)) || pairOf(a) - pairOf(b) || a - b,
+  suspect: (a, b) => relations.suspect[b] - relations.suspect[a] || relations.score[b] - relations.score[a] || a - b,
+  cluster: (a, b) => relations.cluster[a] - relations.cluster[b] || relations.closeness[b] - relations.closeness[a] || a - b,
   data: (a, b) => errors.index[a] - errors.index[b],
 };
 
@@ -121,7 +125,7 @@ function passesFlag(error, flag) {
 const bytesOfFlags = bytesOf(core.predictedFlags);
 
 function select() {
-  const { actual, predicted, flag, q } = state;
+  const { actual, predicted, flag, label, cluster, q } = state;
   const wanted = q.trim().toLowerCase();
   const found = [];
   for (let e = 0; e < N; e++) {
@@ -129,6 +133,8 @@ function select() {
     if (predicted >= 0 && errors.predicted[e] !== predicted) continue;
     if (wanted && !searchable[e].includes(wanted)) continue;
     if (flag && !passesFlag(e, flag)) continue;
+    if (label && !relations.suspect[e]) continue;
+    if (cluster >= 0 && relations.cluster[e] !== cluster) continue;
     found.push(e);
   }
   if (state.sort !== "confident") found.sort(ORDERS[state.sort]);

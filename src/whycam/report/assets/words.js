@@ -41,6 +41,17 @@ function make(tag, properties = {}, ...children) {
   return element;
 }
 
+/** Change a text only where it is another: what stays the same need not be laid out again. */
+function setText(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+function setName(element, c) {
+  const text = shown(core.classes[c]);
+  setText(element, text);
+  element.title = text;
+}
+
 const nameOf = (c) => make("bdi", { className: "name", text: shown(core.classes[c]), title: shown(core.classes[c]) });
 
 /** The share of a map's absolute mass that is negative, or null where it cannot be known. */

@@ -1,0 +1,213 @@
+"""Which images resemble each other: the head's features, nearest neighbours, clusters, suspected labels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch import nn
+
+import whycam
+from whycam.study.clusters import cluster_count, spherical_kmeans
+from whycam.study.features import directions, features_of, find_head
+from whycam.study.neighbours import KINDS, Block, nearest, neighbour_rows, reduced
+from whycam.study.suspects import label_suspects
+from whycam.study.tables import prediction_rows
+
+
+class Scaled(nn.Module):
+    def __init__(self, inner, scale):
+        super().__init__()
+        self.inner, self.scale = inner, scale
+
+    def forward(self, x):
+        return self.inner(x) * self.scale
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(10, 10)
+
+    def forward(self, x):
+        return self.linear(self.linear(x.mean(dim=(2, 3))[:, :1].expand(-1, 10)))
+
+
+class Tokens(nn.Module):
+    """The first token's vector goes into the head; the layers before see every token."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix, self.head = nn.Linear(3, 6), nn.Linear(6, 10)
+
+    def forward(self, x):
+        return self.head(self.mix(x.flatten(2).transpose(1, 2))[:, 0])
+
+
+POOLED = nn.Sequential(nn.Conv2d(3, 10, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def test_the_head_is_the_layer_that_gives_the_logits(model, batch):
+    hooks = [(module, len(module._forward_hooks)) for module in model.modules()]
+    head = find_head(model, batch[:1])
+    assert (head.path, head.features) == ("linear", 512)
+    assert [(module, len(module._forward_hooks)) for module in model.modules()] == hooks
+    with features_of(head) as seen:
+        logits = model.eval()(batch)
+    assert torch.equal(head.module(seen[0]), logits)
+    assert not head.module._forward_pre_hooks
+
+
+@pytest.mark.parametrize(
+    ("network", "path"),
+    [
+        (Tokens(), "head"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(3072, 8), nn.ReLU(), nn.Linear(8, 10)), "3"),
+        (POOLED, None),
+        (Scaled(nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), 0.1), None),
+        (Twice(), None),
+    ],
+)
+def test_heads_of_other_networks(network, path, batch):
+    head = find_head(network, batch[:1])
+    assert (head and head.path) == path
+
+
+def blocks_of(rng, n=300, classes=4, dimensions=6):
+    label = torch.from_numpy(rng.integers(0, classes, n))
+    predicted = torch.where(torch.from_numpy(rng.random(n) < 0.3), torch.from_numpy(rng.integers(0, classes, n)), label)
+    features = nn.functional.normalize(torch.from_numpy(rng.normal(size=(n, dimensions))), dim=1).float()
+    features[17] = features[40] = features[203]  # equally near to everything
+    return Block(torch.arange(n), label, predicted == label, features), predicted
+
+
+def part(block, rows):
+    return Block(block.index[rows], block.label[rows], block.correct[rows], block.features[rows])
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 300])
+def test_neighbours_equal_a_slow_search(size):
+    block, predicted = blocks_of(np.random.default_rng(0))
+    wrong = ~block.correct
+    runs = [part(block, slice(start, start + size)) for start in range(0, 300, size)]
+    found = nearest(part(block, wrong), predicted[wrong], runs, shown=3, votes=5)
+    cosine = (block.features @ block.features.T).numpy()
+    for row, error in enumerate(np.flatnonzero(wrong.numpy())):
+        for kind, k in zip(KINDS, (3, 3, 5), strict=True):
+            wanted = {"true": block.label[error], "predicted": predicted[error]}.get(kind)
+            allowed = [
+                i for i in range(300)
+                if (i != error if wanted is None else bool(block.correct[i]) and block.label[i] == wanted)
+            ]  # fmt: skip
+            order = sorted(allowed, key=lambda i: (-round(float(cosine[error, i]), 6), i))[:k]
+            values, positions = found[kind]
+            assert positions[row].tolist() == order
+            np.testing.assert_allclose(values[row], cosine[error, order], atol=1e-6)
+
+
+def test_where_there_are_fewer_neighbours_there_are_fewer_rows():
+    features = torch.eye(3)
+    block = Block(torch.arange(3), torch.tensor([0, 1, 1]), torch.tensor([False, True, True]), features)
+    found = nearest(part(block, [0]), torch.tensor([1]), [block])
+    rows = neighbour_rows(np.array([0]), found, lambda index: [f"i{i}" for i in index]).to_pylist()
+    assert [(r["kind"], r["rank"], r["neighbour_id"]) for r in rows] == [
+        ("predicted", 1, "i1"), ("predicted", 2, "i2"), ("any", 1, "i1"), ("any", 2, "i2"),
+    ]  # fmt: skip
+
+
+def test_larger_neighbours_are_reduced_and_small_ones_are_not():
+    small = torch.randint(0, 256, (2, 3, 32, 40), dtype=torch.uint8)
+    assert reduced(small) is small
+    large = torch.randint(0, 256, (2, 3, 192, 96), dtype=torch.uint8)
+    half = reduced(large)
+    assert half.shape == (2, 3, 96, 48)
+    mean = large.float().reshape(2, 3, 96, 2, 48, 2).mean(dim=(3, 5))
+    assert (half.float() - mean).abs().max() <= 0.5
+
+
+def test_clusters_that_are_there_are_found():
+    generator = torch.Generator().manual_seed(3)
+    centres = torch.linalg.qr(torch.randn(16, 16, generator=generator)).Q[:5]
+    sizes = (60, 40, 30, 20, 10)
+    truth = torch.repeat_interleave(torch.arange(5), torch.tensor(sizes))
+    noise = 0.1 * torch.randn(160, 16, generator=generator)
+    features = nn.functional.normalize(centres[truth] + noise, dim=1)
+    order = torch.randperm(160, generator=generator)
+    clusters, similarity = spherical_kmeans(features[order], 5)
+    assert torch.equal(clusters, truth[order])  # the largest first, as they were planted
+    assert similarity.min() > 0.8
+    again, _ = spherical_kmeans(features[order], 5)
+    assert torch.equal(again, clusters)
+
+
+def test_repeated_vectors_do_not_break_clusters():
+    features = nn.functional.normalize(torch.tensor([[1.0, 0.0], [0.0, 1.0]]).repeat(20, 1), dim=1)
+    clusters, similarity = spherical_kmeans(features, 4)
+    assert len(clusters.unique()) == 2
+    assert torch.allclose(similarity, torch.ones(40))
+
+
+def test_few_errors_have_no_clusters():
+    assert [cluster_count(n) for n in (0, 79, 80, 644, 10**6)] == [0, 0, 2, 16, 24]
+
+
+def relations_of(logits, labels, features):
+    """(predictions, neighbours) as a study makes them."""
+    index = np.arange(len(labels))
+    predictions = prediction_rows(index, [str(i) for i in index], labels, logits)
+    predicted, correct = (torch.from_numpy(predictions[name].to_numpy().copy()) for name in ("predicted", "correct"))
+    block = Block(torch.from_numpy(index), torch.from_numpy(labels), correct, directions(features).float())
+    wrong = ~correct
+    found = nearest(part(block, wrong), predicted[wrong].long(), [block])
+    return predictions, neighbour_rows(index[wrong.numpy()], found, lambda i: [str(j) for j in i])
+
+
+def test_labels_that_were_flipped_are_the_first_suspects(loaded):
+    """Of real images some get a wrong label on purpose: those come before the network's own errors."""
+    model, spec = loaded
+    source = whycam.open_source("bundled")
+    with features_of(find_head(model, spec.preprocess(source.read([0])))) as seen, torch.inference_mode():
+        logits = torch.cat([model.eval()(spec.preprocess(source.read(range(s, s + 50)))) for s in range(0, 300, 50)])
+    labels = np.asarray(source.labels[:300]).copy()
+    right = np.flatnonzero(logits.argmax(1).numpy() == labels)
+    flipped = right[:: len(right) // 12][:12]
+    own = 300 - len(right)
+    assert own >= 12
+    labels[flipped] = (labels[flipped] + 1 + np.arange(12) % 9) % 10
+    rows = label_suspects(*relations_of(logits, labels, torch.cat(seen))).to_pylist()
+    assert len(rows) == own + 12
+    ranks = [rank for rank, row in enumerate(rows) if row["index"] in flipped]
+    rest = [rank for rank, row in enumerate(rows) if row["index"] not in flipped]
+    # The probability that a flipped label ranks before an error of the network.
+    auc = np.mean([a < b for a in ranks for b in rest])
+    assert auc > 0.9
+    assert sum(row["suspect"] for row in rows if row["index"] in flipped) >= 8
+
+
+def test_suspicion_equals_its_definition():
+    rng = np.random.default_rng(5)
+    labels = rng.integers(0, 3, 90)
+    logits = torch.from_numpy(rng.normal(size=(90, 3)) * 2 + 2 * np.eye(3)[labels])
+    predictions, neighbours = relations_of(logits, labels, torch.from_numpy(rng.normal(size=(90, 4))))
+    probability = logits.double().softmax(1).numpy()
+    votes = {}
+    for row in neighbours.to_pylist():
+        if row["kind"] == "any":
+            votes.setdefault(row["index"], []).append(labels[row["neighbour_index"]])
+    rows = label_suspects(predictions, neighbours).to_pylist()
+    assert len(rows) == int((probability.argmax(1) != labels).sum()) > 10
+    for row in rows:
+        i, label, guess = row["index"], row["label"], row["predicted"]
+        margin = probability[i, guess] - probability[i, label]
+        ballot = [votes[i].count(guess), votes[i].count(label)]
+        confident = probability[i, guess] >= np.mean(probability[labels == guess, guess])
+        assert [row["votes_predicted"], row["votes_label"], row["votes"]] == [*ballot, 10]
+        assert row["score"] == pytest.approx((margin + (ballot[0] - ballot[1]) / 10) / 2, abs=1e-6)
+        assert row["confident"] == confident
+        assert row["suspect"] == (confident and ballot[0] > ballot[1])
+    keys = [(not row["suspect"], -row["score"]) for row in rows]
+    assert keys == sorted(keys)
+    alone = {row["index"]: row for row in label_suspects(predictions, None).to_pylist()}
+    assert all(row["score"] == pytest.approx(row["margin"]) and row["votes"] == 0 for row in alone.values())
+    assert len(label_suspects(predictions.filter(predictions["correct"]), pa.table(neighbours.slice(0, 0)))) == 0
