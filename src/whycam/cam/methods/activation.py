@@ -136,7 +136,8 @@ def kpcacam(trace: LayerTrace, gamma: float | None = None) -> Tensor:
         first = vectors[:, :, -1] * values[:, -1:].clamp(min=0).sqrt()
         largest = first.gather(1, first.abs().argmax(dim=1, keepdim=True))
         first = first * torch.where(largest < 0, -1.0, 1.0)
-        return first.reshape(-1, *features.shape[2:]).to(features)
+        maps: Tensor = first.reshape(-1, *features.shape[2:]).to(features)
+        return maps
 
     return _if_finite(component, trace.activations)
 
