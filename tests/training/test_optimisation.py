@@ -110,6 +110,24 @@ def test_steps_equal_the_textbook(kind, decoupled, decay_all):
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam"])
+def test_a_step_does_not_depend_on_memory_formats(kind):
+    """A gradient need not lie in memory as its parameter does: one that a hook made, say."""
+    models = [Tiny(10).to(memory_format=layout) for layout in (torch.contiguous_format, torch.channels_last)]
+    models[1].load_state_dict(models[0].state_dict())
+    for model in models:
+        optimizer = make_optimizer(model, Recipe(optimizer=kind))
+        for _ in range(3):
+            set_rates(optimizer, 0.01, 0.9)
+            for p in model.parameters():
+                # Every element another one, in the same places for both.
+                p.grad = torch.sin(torch.arange(p.numel(), dtype=p.dtype)).view(p.shape)
+            optimizer.step()
+    assert not models[1].conv2.weight.is_contiguous()
+    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
 def test_an_optimiser_goes_on_from_its_tensors(kind):
     recipe = Recipe(optimizer=kind)
     first = Tiny(10)

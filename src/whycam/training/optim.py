@@ -33,11 +33,15 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         for parameters, decay in zip((weights, others), decays, strict=True)
         if parameters
     ]
+    # On a CPU torch's fused steps pair up the wrong elements where a gradient's or a buffer's memory format is not its
+    # parameter's (torch 2.13), and gain nothing with channels_last.
+    fused = all(parameter.device.type != "cpu" for parameter in [*weights, *others])
+    quick = {"fused": True} if fused else {"foreach": True}
     if recipe.optimizer == "adam":
         adam = torch.optim.AdamW if recipe.decoupled else torch.optim.Adam
-        return adam(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999), fused=True)
+        return adam(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999), **quick)
     kind = DecoupledSGD if recipe.decoupled else torch.optim.SGD
-    return kind(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=True)
+    return kind(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, **quick)
 
 
 class DecoupledSGD(torch.optim.SGD):
