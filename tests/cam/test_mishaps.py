@@ -127,7 +127,7 @@ def test_a_mishap_in_a_target_leaves_all_as_it_was(method, count):
     assert surroundings() == around
 
 
-CALLS = 30
+CALLS = 15
 
 
 @pytest.mark.parametrize("network", ["residual", "tokens", "detector"])
@@ -158,10 +158,11 @@ def test_many_calls_that_rerun_leave_nothing_behind(network):
     gone = weakref.ref(explainer(images, target))
     for _ in range(CALLS // 5):
         explainer(images, target)
-    before, state = tensors(), snapshot(model)
+    state = snapshot(model)
+    before = tensors()
     for _ in range(CALLS):
         explainer(images, target)
-    assert tensors() - before <= len(state["values"])  # the snapshot itself
+    assert tensors() == before
     assert gone() is None
     assert_unchanged(model, state)
 
