@@ -1,6 +1,10 @@
 """Pure functions from what a capture saw to a signed map, one per paper; importing this registers them all."""
 
-from whycam.cam.methods import ablation, activation, control, fullgrad, gradient, masking, pixel, smoothing
+# isort: off
+# In this order methods are listed to users: Grad-CAM and what is like it first, controls last.
+from whycam.cam.methods import gradient, activation, masking, ablation, fullgrad, smoothing, pixel, control
+
+# isort: on
 from whycam.cam.methods.registry import COMBINATORS, METHODS, Method, MethodLike, find_method, method, resolve_methods
 from whycam.cam.methods.smoothing import augmented, eigen, noisy
 from whycam.cam.views import LayerTrace
