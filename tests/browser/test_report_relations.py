@@ -131,6 +131,8 @@ def test_new_parts_are_reached_and_worked_by_keyboard(made, opened):
     view.run("document.getElementById('patterns-title').focus()")
     press(view, "Tab")
     assert view.run("document.activeElement.ariaLabel").startswith("Show the ")
+    view.set(palette="cividis")  # which draws the cards anew
+    assert view.run("document.activeElement.ariaLabel").startswith("Show the ")
     press(view, "Enter")
     assert view.run("whycam.state.cluster") == 0
     assert view.run("document.activeElement.ariaPressed") == "true"

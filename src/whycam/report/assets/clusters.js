@@ -13,7 +13,7 @@ function drawClusters(keys) {
   const means = clusters.map((_, c) => shownMean(clusterMean(0, state.method, state.layer, c)));
   const scale = Math.max(0, ...means.map(largest));
   document.getElementById("clusters-scale").textContent = meanScaleWords(scale, core.layers[state.layer]);
-  document.getElementById("clusters-list").replaceChildren(...clusters.map(({ size, medoid, pairs }, c) => {
+  replaceEntries(document.getElementById("clusters-list"), clusters.map(({ size, medoid, pairs }, c) => {
     const image = make("canvas", { role: "img" });
     drawImage(image, medoid, 112, `, the most typical of this cluster, of actual class ${plain(core.classes[errors.label[medoid]])}`, nearby.has("patterns"));
     const rest = pairs.slice(CLUSTER_PAIRS).reduce((sum, [, n]) => sum + n, 0);

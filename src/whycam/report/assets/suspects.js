@@ -11,7 +11,7 @@ function drawSuspects(keys) {
   document.getElementById("suspects-count").textContent = N
     ? `${ordered.length ? plural(ordered.length, "error") : "No error"} of ${count(N)} ${ordered.length === 1 ? "is" : "are"} worth a look by this rule${cut ? `; the ${SUSPECTS_FIRST} with the highest score are shown` : ""}.` : "There is no error, so there is nothing to suspect.";
   const some = cut ? ordered.slice(0, SUSPECTS_FIRST) : ordered;
-  list.replaceChildren(...some.map((e) => {
+  replaceEntries(list, some.map((e) => {
     const canvas = make("canvas", { "aria-hidden": "true" });
     drawImage(canvas, e, 96, "", nearby.has("suspects"));
     canvas.removeAttribute("aria-label");

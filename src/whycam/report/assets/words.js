@@ -41,6 +41,13 @@ function make(tag, properties = {}, ...children) {
   return element;
 }
 
+/** Replace a list's entries; the focus stays at the button that takes the place of the one it was at. */
+function replaceEntries(list, entries) {
+  const at = [...list.querySelectorAll("button")].indexOf(document.activeElement);
+  list.replaceChildren(...entries);
+  if (at >= 0) list.querySelectorAll("button")[at]?.focus({ preventScroll: true });
+}
+
 /** Change a text only where it is another: what stays the same need not be laid out again. */
 function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
