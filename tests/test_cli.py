@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,12 @@ def refused(*arguments, **options):
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("whycam: error: ")
     return lines[0].removeprefix("whycam: error: ")
+
+
+def all_refused(*commands):
+    """`refused` for each of several lists of arguments, two processes at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda arguments: refused(*arguments), commands))
 
 
 @pytest.fixture(scope="module")
@@ -181,8 +188,10 @@ def test_images_that_cannot_be_read(tmp_path, image):
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "empty.png").touch()
     out = tmp_path / "out"
-    for name in ("animated.gif", "huge.png", "cut.png", "text.png", "empty.png", "missing.png"):
-        assert name in refused("explain", "cifar10-resnet18", image, tmp_path / name, "--out", out)
+    names = ("animated.gif", "huge.png", "cut.png", "text.png", "empty.png", "missing.png")
+    said = all_refused(*(["explain", "cifar10-resnet18", image, tmp_path / name, "--out", out] for name in names))
+    for name, sentence in zip(names, said, strict=True):
+        assert name in sentence
     assert not out.exists()
 
 
@@ -196,17 +205,22 @@ def test_images_of_one_name_are_refused(image, tmp_path):
 
 def test_unknown_names(image, tmp_path):
     study = ["study", "cifar10-resnet18", "bundled", "--out", tmp_path / "out"]
-    assert refused(*study, "--layers", "layer3[-9]").startswith("unknown layer 'layer3[-9]' (did you mean layer3")
-    assert "did you mean gradcam" in refused(*study, "--methods", "gradcan")
-    assert "unknown class 'cut' (did you mean cat" in refused("explain", "cifar10-resnet18", image, "--target", "cut")
-    assert "unknown class '10'" in refused("explain", "cifar10-resnet18", image, "--target", "10")
-    assert "no such checkpoint" in refused("evaluate", tmp_path / "nothing.pth", "bundled")
-    assert "nothing" in refused("evaluate", "cifar10-resnet18", tmp_path / "nothing")
-    assert "device 'cudaa' is not available" in refused("evaluate", "cifar10-resnet18", "bundled", "--device", "cudaa")
-    assert "--limit must be at least 1" in refused(*study, "--limit", 0)
-    assert "batch size must be at least 1" in refused(*study, "--batch-size", 0)
-    assert "batch size must be at least 1" in refused("evaluate", "cifar10-resnet18", "bundled", "--batch-size", 0)
-    assert "train" in refused("evaluate", "cifar10-resnet18", "bundled", "--split", "train")
+    explain, evaluate = ["explain", "cifar10-resnet18", image], ["evaluate", "cifar10-resnet18"]
+    expected = {
+        (*study, "--layers", "layer3[-9]"): "unknown layer 'layer3[-9]' (did you mean layer3",
+        (*study, "--methods", "gradcan"): "did you mean gradcam",
+        (*explain, "--target", "cut"): "unknown class 'cut' (did you mean cat",
+        (*explain, "--target", "10"): "unknown class '10'",
+        ("evaluate", tmp_path / "nothing.pth", "bundled"): "no such checkpoint",
+        (*evaluate, tmp_path / "nothing"): "nothing",
+        (*evaluate, "bundled", "--device", "cudaa"): "device 'cudaa' is not available",
+        (*study, "--limit", 0): "--limit must be at least 1",
+        (*study, "--batch-size", 0): "batch size must be at least 1",
+        (*evaluate, "bundled", "--batch-size", 0): "batch size must be at least 1",
+        (*evaluate, "bundled", "--split", "train"): "train",
+    }
+    for sentence, part in zip(all_refused(*expected), expected.values(), strict=True):
+        assert part in sentence
     assert not (tmp_path / "out").exists()
 
 
