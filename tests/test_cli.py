@@ -282,8 +282,10 @@ def test_interrupt_says_so_and_the_same_command_goes_on(tmp_path):
     out = tmp_path / "study"
     arguments = ["study", "cifar10-resnet18", "bundled", "--out", str(out), "--limit", "300", "--batch-size", "8"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "whycam", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-m", "whycam", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # What a shell starts in the background ignores interrupts, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     while not (out / "manifest.json").exists():
         assert process.poll() is None
         time.sleep(0.01)
