@@ -275,3 +275,11 @@ def test_what_is_wrong_is_said(detector):
         Boxes([0.0, 0, 1, 1], 7)({"logits": torch.zeros(1, 2, 4), "pred_boxes": torch.ones(1, 2, 4)})
     with pytest.raises(WhycamError, match="Finer-CAM compares a class"):
         whycam.explain(model, images, "conv", "finercam", Boxes(confidence=0.1))
+
+
+def test_what_is_no_box_is_one_sentence():
+    for boxes in ([[1, 2, 3, 4], [5, 6, 7]], [["a", "b", "c", "d"]]):
+        with pytest.raises(whycam.WhycamError, match="four numbers"):
+            whycam.Boxes(boxes)
+    two = [torch.tensor([1.0, 2, 3, 4]), torch.tensor([5.0, 6, 7, 8])]
+    assert whycam.Boxes(two).boxes is two

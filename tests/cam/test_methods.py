@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import whycam
 from whycam.cam import METHODS, Margin, resolve_layer
+from whycam.cam.methods.activation import leading_eigenvector
 
 STUDY_LAYERS = ["layer2[-2]", "layer3[-2]", "layer4[-1]"]
 
@@ -158,3 +159,11 @@ def test_hirescam_and_the_later_biases_add_up_to_the_logit(double, batch, layer)
         total += (output.grad.sum((0, 2, 3)) * bias).sum().item()
     assert len(later) == {"layer2[-2]": 12, "layer3[-2]": 7, "layer4[-1]": 0}[layer]
     assert total == pytest.approx(logits[0, 7].item(), abs=1e-10)
+
+
+def test_the_main_axis_is_found_beside_a_close_one_that_shares_no_channel():
+    """The largest diagonal entry belongs to the second axis here, and multiplying never leads out of its space."""
+    first = torch.full((100,), 0.1, dtype=torch.float64)
+    gram = torch.block_diag(torch.outer(first, first), torch.tensor([[0.99]], dtype=torch.float64))[None]
+    found = leading_eigenvector(gram)[0]
+    assert abs(float(found[:100] @ first)) == pytest.approx(1, abs=1e-9)

@@ -211,3 +211,21 @@ def test_suspicion_equals_its_definition():
     alone = {row["index"]: row for row in label_suspects(predictions, None).to_pylist()}
     assert all(row["score"] == pytest.approx(row["margin"]) and row["votes"] == 0 for row in alone.values())
     assert len(label_suspects(predictions.filter(predictions["correct"]), pa.table(neighbours.slice(0, 0)))) == 0
+
+
+def test_a_head_that_is_called_by_keyword_is_found():
+    class Keyword(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = torch.nn.Linear(12, 3)
+
+        def forward(self, x):
+            return self.fc(input=x.flatten(1))
+
+    model = Keyword()
+    images = torch.rand(1, 3, 2, 2)
+    head = find_head(model, images)
+    assert (head.path, head.features) == ("fc", 12)
+    with features_of(head) as seen:
+        model(images)
+    assert torch.equal(seen[0], images.flatten(1))

@@ -105,7 +105,7 @@ class Boxes:
     For what detectors may return see `whycam.cam.boxes.detections`.
 
     Attributes:
-        boxes: (4,) or (n, 4) as (x1, y1, x2, y2) for all images, or a list of them, one entry per image. In the units
+        boxes: (4,) or (n, 4) as (x1, y1, x2, y2) for all images, or a list of (n, 4), one entry per image. In the units
             of the detector: pixels, or fractions of width and height where it returns ``pred_boxes``. None: what it
             detects itself with a score of at least ``confidence``.
         labels: of the boxes: indices or class names, one for all or as many as boxes (per image, where boxes are).
@@ -133,7 +133,7 @@ class Boxes:
         if self.boxes is None:
             return
         if _depth(self.boxes) not in (1, 2, 3):
-            raise WhycamError("boxes are (4,) or (n, 4) as (x1, y1, x2, y2), or a list of them, one entry per image")
+            raise WhycamError("boxes are (4,) or (n, 4) as (x1, y1, x2, y2), or a list of (n, 4), one entry per image")
         for entry in self.boxes if self._per_image else [self.boxes]:
             if _tensor(entry).shape[-1:] != (4,) and _tensor(entry).numel():
                 raise WhycamError(f"a box is (x1, y1, x2, y2), four numbers; got {tuple(_tensor(entry).shape)}")
@@ -268,7 +268,13 @@ def _depth(value: Any) -> int:
 
 
 def _tensor(boxes: Any) -> Tensor:
-    return torch.as_tensor(boxes, dtype=None if isinstance(boxes, Tensor | np.ndarray) else torch.float32)
+    if isinstance(boxes, Tensor | np.ndarray):
+        return torch.as_tensor(boxes)
+    try:
+        corners = [one.tolist() if isinstance(one, Tensor | np.ndarray) else one for one in boxes]
+        return torch.as_tensor(corners, dtype=torch.float32)
+    except (TypeError, ValueError) as error:
+        raise WhycamError(f"a box is (x1, y1, x2, y2), four numbers; {boxes!r} is something else") from error
 
 
 def _labels(labels: Any, count: int) -> list[int | None]:

@@ -43,8 +43,8 @@ def find_head(model: nn.Module, inputs: Tensor) -> Head | None:
     seen: list[tuple[str, nn.Linear, Tensor, Tensor]] = []
 
     def record(path: str) -> Any:
-        def hook(module: nn.Linear, given: tuple[Tensor, ...], output: Tensor) -> None:
-            seen.append((path, module, given[0], output))
+        def hook(module: nn.Linear, given: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
+            seen.append((path, module, given[0] if given else named["input"], output))
 
         return hook
 
@@ -52,7 +52,7 @@ def find_head(model: nn.Module, inputs: Tensor) -> Head | None:
         stack.enter_context(in_eval_mode(model))
         for path, module in unwrapped(model).named_modules():
             if isinstance(module, nn.Linear):
-                stack.callback(module.register_forward_hook(record(path)).remove)
+                stack.callback(module.register_forward_hook(record(path), with_kwargs=True).remove)
         logits = model(inputs)
     found = [
         Head(path, given.shape[1], module)
@@ -70,7 +70,11 @@ def features_of(head: Head | None) -> Iterator[list[Tensor]]:
     if head is None:
         yield seen
         return
-    handle = head.module.register_forward_pre_hook(lambda _module, given: seen.append(given[0].detach()))
+
+    def record(_module: nn.Module, given: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        seen.append((given[0] if given else named["input"]).detach())
+
+    handle = head.module.register_forward_pre_hook(record, with_kwargs=True)
     try:
         yield seen
     finally:

@@ -66,7 +66,7 @@ def nearest(
 
     Returns:
         For each of ``KINDS`` the similarities (E, k), falling, and the positions (E, k); −1 where there are fewer.
-        Equally similar images come in the data set's order.
+        Which of equally similar images come first is not defined.
     """
     count = len(errors.index)
     found = {

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from whycam.data.source import IndexArray
 from whycam.study.clusters import CLUSTERS, cluster_count, cluster_rows, spherical_kmeans
 from whycam.study.features import directions
-from whycam.study.folder import RELATIONS
+from whycam.study.folder import RELATIONS, TABLES
 from whycam.study.neighbours import NEIGHBOURS, Block, nearest, neighbour_rows
 from whycam.study.parts import read_table, write_table
 from whycam.study.predict import Progress
@@ -55,6 +55,8 @@ def relate(parts: Sequence[Path], out: Path, ids: Callable[[IndexArray], Sequenc
 
     predicted = torch.from_numpy(wrong["predicted"].to_numpy().astype(np.int64))
     rows = neighbour_rows(indices, nearest(errors, predicted, blocks()), ids)
+    # A study begun before there were neighbours may have its pictures already, without theirs.
+    (out / TABLES["images"]).unlink(missing_ok=True)
     # Last: while it is missing, the stage is not done.
     write_table(out / RELATIONS["neighbours"], iter([rows]), NEIGHBOURS)
     progress("relate", len(parts), len(parts))

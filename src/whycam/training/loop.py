@@ -67,6 +67,7 @@ class Loop:
         self.meters = Meters.zero(self.device)
         self.history: list[EpochRecord] = []
         self.images, self.seconds = 0, 0.0
+        self.resumed = False
         # Since this start alone, for the rate and the time left.
         self.images_here, self.pixels_here = 0, 0
         self.started = self.clock = self.saved = time.monotonic()
@@ -81,7 +82,7 @@ class Loop:
             with enough_for_batchnorm(), able_to_compile(self.recipe):
                 return self._run()
         except WhycamError:
-            if not self.images and self.processes.first:
+            if not self.images and not self.resumed and self.processes.first:
                 for name in (STATE_FILE, HISTORY_FILE):
                     (self.folder / name).unlink(missing_ok=True)
                 with contextlib.suppress(OSError):
@@ -236,6 +237,7 @@ class Loop:
         """
         path = self.folder / STATE_FILE
         state = load_state(path)
+        self.resumed = True
         self.key.check(state.key, path)
         self.model.load_state_dict(state.tensors["model"])
         load_optimizer_tensors(self.optimizer, state.tensors["optimizer"])

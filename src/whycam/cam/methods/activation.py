@@ -49,8 +49,10 @@ def leading_eigenvector(gram: Tensor, squarings: int = 5, rounds: int = 16) -> T
     for _ in range(squarings):
         power = power @ power
         power.div_(_trace(power).clamp(min=tiny))
-    column = power.diagonal(dim1=1, dim2=2).argmax(dim=1)
-    vector = power.gather(2, column.view(-1, 1, 1).expand(-1, power.shape[1], 1))
+    # A vector like no other: a column, say, might lie in another axis's space and never leave it.
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(1, gram.shape[1], 1, dtype=gram.dtype, generator=generator)
+    vector = start.to(gram.device).expand(len(gram), -1, -1)
     found = torch.empty_like(gram[:, 0])
     left, matrix = torch.arange(len(gram), device=gram.device), gram
     for _ in range(rounds):
