@@ -65,9 +65,8 @@ def reuse_freed_memory() -> None:
     """Let this process keep freed memory for its next allocations, where the C library is glibc.
 
     Training on a CPU frees and allocates tensors of many megabytes in every step. By default each goes back to the
-    operating system, which hands out zeroed pages again: a part of every step that
-    computes nothing. The price is that the process's memory never shrinks, so this is for programs of ours and not
-    for a library's caller.
+    operating system, which hands out zeroed pages again: a part of every step that computes nothing. The price is that
+    the process's memory never shrinks, so this is for programs of ours and not for a library's caller.
     """
     if not sys.platform.startswith("linux"):
         return

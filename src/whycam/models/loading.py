@@ -81,6 +81,7 @@ def load(
         raise WhycamError(
             f"{checkpoint}: the network has {outputs} outputs, but {len(spec.classes)} class names are given"
         )
+    # To the type checker a module's attributes are tensors and modules.
     model.class_names = spec.classes  # type: ignore[assignment]
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.eval(), spec

@@ -44,7 +44,7 @@ def find_head(model: nn.Module, inputs: Tensor) -> Head | None:
 
     def record(path: str) -> Any:
         def hook(module: nn.Linear, given: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
-            seen.append((path, module, given[0] if given else named["input"], output))
+            seen.append((path, module, _input(given, named), output))
 
         return hook
 
@@ -72,13 +72,18 @@ def features_of(head: Head | None) -> Iterator[list[Tensor]]:
         return
 
     def record(_module: nn.Module, given: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
-        seen.append((given[0] if given else named["input"]).detach())
+        seen.append(_input(given, named).detach())
 
     handle = head.module.register_forward_pre_hook(record, with_kwargs=True)
     try:
         yield seen
     finally:
         handle.remove()
+
+
+def _input(given: tuple[Tensor, ...], named: dict[str, Tensor]) -> Tensor:
+    """What a linear layer was called with, by position or by keyword."""
+    return given[0] if given else named["input"]
 
 
 def directions(features: Tensor) -> Tensor:
