@@ -36,6 +36,7 @@ class Named:
 
     def named(self, index: Callable[[str], int]) -> Self:
         """The same with names looked up."""
+        # The dataclasses are those that inherit this, which the type checker cannot know here.
         values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
         changes = {name: numbered(value, index) for name, value in values.items() if _has_names(value)}
         return replace(self, **changes) if changes else self  # type: ignore[type-var]
