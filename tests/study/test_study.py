@@ -202,9 +202,14 @@ def test_metrics_agree_with_the_tables(study):
     assert last["negative_median"] <= 0 <= last["positive_median"]
 
 
-def test_batch_size_does_not_matter(study, loaded, source, tmp_path):
-    other = run_study(*loaded, source, tmp_path / "study", dataclasses.replace(CONFIG, batch_size=7))
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile imports what torch itself deprecates
+def test_batch_size_and_wrappers_do_not_matter(study, loaded, source, tmp_path):
+    network, spec = loaded
+    wrapped = torch.compile(torch.nn.DataParallel(network))
+    other = run_study(wrapped, spec, source, tmp_path / "study", dataclasses.replace(CONFIG, batch_size=7))
     assert other.manifest["key"] == study.manifest["key"]
+    assert other.manifest["features"] == study.manifest["features"] == {"layer": "linear", "length": 512}
+    assert len(other.neighbours) == len(study.neighbours) > 0
     assert other.predictions["predicted"].equals(study.predictions["predicted"])
     assert other.maps.select(["id", "method", "layer", "target"]).equals(
         study.maps.select(["id", "method", "layer", "target"])

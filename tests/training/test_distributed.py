@@ -13,7 +13,7 @@ from tiny import RECIPE, Tiny, run
 from torch import nn
 
 from whycam.training import read_history
-from whycam.training.distributed import Processes, SyncedBatchNorm2d, synchronise_batchnorm
+from whycam.training.distributed import Processes, SyncedBatchNorm2d, processes, synchronise_batchnorm
 from whycam.training.state import load_state
 
 CPU = torch.device("cpu")
@@ -85,6 +85,14 @@ def alone(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
+
+
+def test_a_process_group_that_there_is_is_used_and_left(alone, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with processes("cpu") as team:
+        assert (team.rank, team.count) == (0, 1)
+    assert torch.distributed.is_initialized()
 
 
 @pytest.mark.parametrize("momentum", [0.1, None])

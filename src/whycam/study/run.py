@@ -25,6 +25,7 @@ from whycam.data.source import ImageSource, IndexArray
 from whycam.errors import WhycamError
 from whycam.files import writing
 from whycam.models.checkpoint import ModelSpec
+from whycam.modules import unwrapped
 from whycam.study import manifest as manifests
 from whycam.study.features import Head, features_of, find_head
 from whycam.study.folder import (
@@ -93,7 +94,8 @@ def run_study(
     is returned as it is.
 
     Args:
-        model: a network; afterwards as it was.
+        model: a network; afterwards as it was. A compiled or ``DataParallel`` one is studied as the network inside,
+            since neither features nor activations can be read through the wrapper.
         spec: its classes, preprocessing and digest.
         source: labelled images.
         out: a folder: new, empty, or holding this very study, finished or not.
@@ -106,7 +108,7 @@ def run_study(
         WhycamError: the folder holds something else or cannot be written, a layer or method is unknown, or the data
             do not fit the network.
     """
-    return _Run(model, spec, source, Path(out), config or Config(), progress, publish).run()
+    return _Run(unwrapped(model), spec, source, Path(out), config or Config(), progress, publish).run()
 
 
 @dataclass(frozen=True, eq=False)

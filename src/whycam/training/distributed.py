@@ -136,6 +136,8 @@ def _first_ones_mistake(mine: str | None, patience: timedelta) -> str | None:
 def processes(device: str = "auto") -> Iterator[Processes]:
     """Join the processes that ``torchrun`` started (or be alone), for the length of the block.
 
+    A process group that there is already is used, and left as it is.
+
     Args:
         device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1" …; under torchrun each process takes the GPU
             of its local rank, with nccl, or the CPU with gloo.
@@ -145,6 +147,9 @@ def processes(device: str = "auto") -> Iterator[Processes]:
     """
     count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
+    joined = dist.is_initialized()
+    if joined:
+        count, rank = dist.get_world_size(), dist.get_rank()
     try:
         kind = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     except RuntimeError as error:
@@ -160,14 +165,12 @@ def processes(device: str = "auto") -> Iterator[Processes]:
         kind = torch.device("cuda", index)
         torch.cuda.set_device(kind)
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    if count == 1:
-        yield Processes(0, 1, kind, restarts)
+    if joined or count == 1:
+        yield Processes(rank, count, kind, restarts)
         return
     store, rank, count = next(iter(rendezvous("env://")))
     # torchrun keeps its store over a restart; without a prefix the processes would find their predecessors' addresses.
     store = PrefixStore(f"whycam-{restarts}", store)
-    if dist.is_initialized():
-        dist.destroy_process_group()
     dist.init_process_group("nccl" if kind.type == "cuda" else "gloo", store=store, rank=rank, world_size=count)
     yield Processes(rank, count, kind, restarts)
     # Not after an error: the others would then fail for want of this process before it has said what is wrong.
