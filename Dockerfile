@@ -6,7 +6,8 @@ RUN useradd --create-home whycam
 WORKDIR /srv/whycam
 # The CPU build of torch first: the one that pip would choose brings gigabytes of CUDA along.
 COPY requirements.lock .
-RUN pip install --no-cache-dir --index-url https://download.pytorch.org/whl/cpu "$(grep '^torch==' requirements.lock)"
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+RUN pip install --no-cache-dir --index-url "$TORCH_INDEX" "$(grep '^torch==' requirements.lock)"
 COPY pyproject.toml README.md LICENSE ./
 COPY src src
 RUN PIP_CONSTRAINT=requirements.lock pip install --no-cache-dir ".[app]"
