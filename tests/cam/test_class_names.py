@@ -62,6 +62,11 @@ def test_a_name_is_its_index(network, images, named, numbered):
         assert torch.equal(raw, other.maps[key])
 
 
+def test_a_mapping_may_name_some_classes(network, images):
+    named = whycam.explain(network, images, "conv2", targets="dog", classes={3: "dog"})
+    assert torch.equal(named.map(), whycam.explain(network, images, "conv2", targets=3).map())
+
+
 def test_several_targets_by_name(network, images):
     explained = whycam.explain(network, images, "conv2", targets={"why": "cat", "why not": "dog"}, classes=NAMES)
     expected = whycam.explain(network, images, "conv2", targets={"why": 2, "why not": 3})
@@ -152,6 +157,8 @@ def test_names_that_are_too_few_or_unknown(network, images):
         whycam.explain(network, images, "conv2", targets="bee", classes=NAMES[:3])
     with pytest.raises(WhycamError, match="classes are names in the order of the logits"):
         Explainer(network, "conv2", classes=5)
+    with pytest.raises(WhycamError, match="class 'fox' is said to be output 5, but InPlace has 5 outputs"):
+        whycam.explain(network, images, "conv2", targets="bee", classes={1: "bee", 5: "fox"})
     # They matter only where one is used.
     whycam.explain(network, images, "conv2", targets=1, classes=NAMES[:3])
     for target in ("bet", ["bee", "cat", "elf"], whycam.Margin("bee", "dof"), {"a": None, "b": "cet"}):

@@ -92,7 +92,7 @@ def test_smoothing_may_be_smoothed():
     torch.testing.assert_close(actual, torch.stack(runs).mean(0), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("method", ["scorecam", "sscam(n=2)", "iscam(n=2)", "ablationcam"])
+@pytest.mark.parametrize("method", ["scorecam", "sscam(n=2)", "iscam(n=2)", "ablationcam", "smoothgradcam++(n=2)"])
 def test_eigen_of_methods_that_run_the_network_again(method):
     module, images = make(InPlace)
     seen = []

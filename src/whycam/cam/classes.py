@@ -19,11 +19,13 @@ class ClassNames:
 
     Attributes:
         names: index → name; empty where nothing is known.
+        whole: whether they name every output, as a list of names does; a mapping may name some of them.
         network: what the network is called in an error.
         used: whether a name was looked up.
     """
 
     names: Mapping[int, str]
+    whole: bool = True
     network: str = "the model"
     used: bool = field(default=False, compare=False)
 
@@ -43,15 +45,15 @@ class ClassNames:
         """
         network = type(model).__name__
         if given is not None:
-            return cls(_checked(given), network)
+            return cls(_checked(given), not isinstance(given, Mapping), network)
         own = getattr(model, "class_names", None)
         if own is None:
             own = getattr(getattr(model, "config", None), "id2label", None)
         # A model's attribute of that name may be anything: what is no list of names is not ours to complain about.
         try:
-            return cls(_checked(own) if own is not None else {}, network)
+            return cls(_checked(own) if own is not None else {}, not isinstance(own, Mapping), network)
         except WhycamError:
-            return cls({}, network)
+            return cls({}, network=network)
 
     def index(self, name: str) -> int:
         """The index of the class called ``name``; see `class_index`.
@@ -68,15 +70,23 @@ class ClassNames:
         return class_index(name, self.names)
 
     def check(self, outputs: int) -> None:
-        """Once names were used: there have to be as many as the network has outputs.
+        """Once names were used: a list has to name every output, a mapping no output that there is not.
 
         Raises:
             WhycamError: there are not.
         """
-        if self.used and len(self.names) != outputs:
+        if not self.used:
+            return
+        if self.whole and len(self.names) != outputs:
             raise WhycamError(
                 f"{len(self.names)} class names are known, but {self.network} has {outputs} outputs: "
                 "pass classes= in the order of its outputs"
+            )
+        stray = [index for index in self.names if not 0 <= index < outputs]
+        if stray:
+            raise WhycamError(
+                f"class {self.names[stray[0]]!r} is said to be output {stray[0]}, but {self.network} has {outputs} "
+                "outputs, counted from 0: pass classes= with the right indices"
             )
 
 

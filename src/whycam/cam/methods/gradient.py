@@ -156,7 +156,12 @@ def refinecam(traces: list[LayerTrace]) -> Tensor:
     return product
 
 
-@method("Smooth Grad-CAM++", paper="Omeiza et al., 2019, arXiv:1908.01224", needs=("gradients", "reruns"))
+@method(
+    "Smooth Grad-CAM++",
+    paper="Omeiza et al., 2019, arXiv:1908.01224",
+    needs=("gradients", "reruns"),
+    has_terms=True,
+)
 def smoothgradcam_plus_plus(trace: LayerTrace, n: int = 4, sigma: float = 0.3) -> Tensor:
     """Grad-CAM++ with G, G² and G³ averaged over noisy copies of the image (n copies, σ in input units)."""
     network = trace.network
@@ -172,4 +177,4 @@ def smoothgradcam_plus_plus(trace: LayerTrace, n: int = 4, sigma: float = 0.3) -
     first, second, third = (power.mean(dim=0) for power in (gradients, gradients**2, gradients**2 * gradients))
     below = 2 * second + spread(over_positions(trace.activations), third) * third
     alpha = torch.where(below != 0, second / torch.where(below != 0, below, 1), 0)
-    return weighted(trace.activations, over_positions(alpha * first.relu()))
+    return trace.weighted(over_positions(alpha * first.relu()))
