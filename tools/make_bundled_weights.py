@@ -2,10 +2,10 @@
 
     python tools/make_bundled_weights.py RUN CIFAR10 [--seeds SEEDS.json]
 
-RUN is a finished run of ``whycam train`` (the seed-0 run, not the best of several), CIFAR10 anything that whycam opens
-as CIFAR-10. The run's record says what its fp32 weights came to; their fp16 form is evaluated here, on the official
-test set, in the views that are asked for; the card quotes both. SEEDS.json is what ``whycam train --seeds`` writes:
-with it the card states mean and spread over seeds.
+RUN is a finished run of ``whycam train`` (the seed-0 run, not the best of several: another is refused), CIFAR10
+anything that whycam opens as CIFAR-10; its test images have to be those that the run was tested on. The run's record
+says what its fp32 weights came to; their fp16 form is evaluated here, in the views that are asked for; the card quotes
+both. SEEDS.json is what ``whycam train --seeds`` writes: with it the card states mean and spread over seeds.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import copy
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch import nn
 
 import whycam
 from whycam.data import ImageSource
+from whycam.errors import WhycamError
 from whycam.models.checkpoint import save_checkpoint
 from whycam.training.device_data import DeviceData
 from whycam.training.evaluate import VIEWS, Evaluation, evaluate
@@ -30,19 +32,39 @@ from whycam.training.evaluate import VIEWS, Evaluation, evaluate
 FOLDER = Path(__file__).resolve().parent.parent / "src" / "whycam" / "assets" / "cifar10-resnet18"
 
 
-def main() -> None:
-    """Evaluate, write weights, config and card."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate, write weights, config and card; the exit status."""
+    try:
+        make(argv)
+    except WhycamError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+def make(argv: Sequence[str] | None) -> None:
+    """What `main` does.
+
+    Raises:
+        WhycamError: the run is not the one to ship, or the images are not its own.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("cifar10")
     parser.add_argument("--seeds", type=Path)
     parser.add_argument("--views", nargs="+", choices=VIEWS, default=VIEWS)
     parser.add_argument("--out", type=Path, default=FOLDER)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     model, spec = whycam.load(options.run)
     test = whycam.open_source(options.cifar10, "test")
     data = DeviceData(test, spec.preprocess, torch.device("cpu"))
     training = dict(spec.training)
+    if training.get("seed") != 0:
+        raise WhycamError(
+            f"{options.run}: its seed is {training.get('seed')}; the package ships seed 0, not a chosen one"
+        )
+    if training["test_data_sha256"] != test.digest:
+        raise WhycamError(f"{options.cifar10}: its test images are not those that {options.run} was tested on")
     single = {view: Evaluation.from_dict(values) for view, values in training["evaluations"].items()}
     half = half_precision(model)
     stored = {view: evaluate(half, data, view=view) for view in options.views}
@@ -93,11 +115,13 @@ def card(
     per_class = "\n".join(
         f"| {name} | {share:.1%} |" for name, share in zip(classes, plain.per_class, strict=True) if share is not None
     )
+    weights = "weights" if training["weights"] == "last" else f"{training['weights'].upper()} weights"
+    smoothed = " Label smoothing makes it less confident than it is right." if recipe["label_smoothing"] else ""
     changed = {name: value for name, value in recipe.items() if name not in ("name", "architecture")}
-    if seeds is None:
+    values = seeds["accuracy"]["plain"] if seeds is not None else {"n": 1}
+    if values["n"] == 1:
         spread = "One run, seed 0, n = 1: no spread over seeds was measured for these weights."
     else:
-        values = seeds["accuracy"]["plain"]
         spread = (
             f"Over {values['n']} seeds the plain accuracy is {values['mean']:.2%} ± {values['sd']:.2%} (sample "
             "standard deviation); these are the weights of seed 0, not of the best seed."
@@ -106,7 +130,7 @@ def card(
 # cifar10-resnet18
 
 ResNet-18 for 32×32 input (11,173,962 parameters), trained on CIFAR-10's training images by the recipe
-`{recipe["name"]}`: {recipe["epochs"]} epochs, the {training["weights"].upper()} weights after the last one. Neither the
+`{recipe["name"]}`: {recipe["epochs"]} epochs, the {weights} after the last one. Neither the
 epoch nor the seed was chosen by the test set.
 
 ## Measured
@@ -142,7 +166,7 @@ cifar10-resnet18 CIFAR10` gives the plain numbers again.
 
 Made for studying explanations of image classifiers: to repeat and better the study that whycam starts from, to compare
 methods, to try the library without training anything. It knows ten classes, in 32×32 colour images like CIFAR-10's;
-on anything else its answers mean nothing, however confident. Label smoothing makes it less confident than it is right.
+on anything else its answers mean nothing, however confident.{smoothed}
 Some of its errors on the test set are the labels' (54 of 10,000 are confirmed wrong, Northcutt et al., 2021).
 
 CIFAR-10: Krizhevsky, 2009, "Learning Multiple Layers of Features from Tiny Images".
@@ -150,4 +174,4 @@ CIFAR-10: Krizhevsky, 2009, "Learning Multiple Layers of Features from Tiny Imag
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -11,7 +11,9 @@ r"""The whole training programme: sweep, seeds, the study's own recipe, ablation
 
 Every run lies in DIR/held-out or DIR/test under its recipe's label and seed, and is resumed or skipped when the
 programme is started again: the same command goes on where the last one was stopped, by a signal, a kill or
-``--minutes``, after which it saves and ends with status 3 (0: all is done). ``DIR/table.md`` is rewritten after every
+``--minutes``, after which it saves and ends with status 3 (0: all is done). A run that diverges is noted as such, in
+its folder and in the table, and the others go on; a run that is there already but of other images or of another recipe
+of that name is refused. ``DIR/table.md`` is rewritten after every
 run. Of a finished run only the records are kept (``config.json`` and ``history.jsonl``, some ten kilobytes), and the
 weights of seed 0 on the test set; ``--keep`` keeps all. The tables can be made again from them at any time:
 
@@ -36,6 +38,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import random
 import re
 import signal
@@ -46,10 +49,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from training_table import CONFIG, Run, ablations, changes, find_runs, read_run, table, trajectory
+from training_table import CONFIG, DIVERGED, Run, ablations, changes, find_runs, read_run, table, trajectory
 
 from whycam.data import ImageSource, open_source, take
-from whycam.errors import WhycamError
+from whycam.errors import DivergedError, WhycamError
 from whycam.training import EpochRecord, Recipe, find_recipe, hold_out, train
 from whycam.training.state import STATE_FILE
 
@@ -146,10 +149,26 @@ class Programme:
         label = re.sub(r"[^A-Za-z0-9=.-]+", "_", "_".join(parts)).strip("_")
         return self.out / ("held-out" if job.held_out else "test") / label / f"seed-{job.seed}"
 
+    def images(self, job: Job) -> tuple[ImageSource, ImageSource]:
+        """What a job learns from and what it is judged on."""
+        return self.split if job.held_out else (self.train, self.test)
+
     def finished(self, job: Job) -> Run | None:
-        """The run of a job that has been done."""
+        """The run of a job that has been done.
+
+        Raises:
+            WhycamError: what lies there is another run.
+        """
         folder = self.folder(job)
-        return read_run(folder) if (folder / CONFIG).exists() else None
+        if not (folder / CONFIG).exists():
+            return None
+        record = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["training"]
+        digests = [record["train_data_sha256"], record["test_data_sha256"]]
+        if digests != [source.digest for source in self.images(job)]:
+            raise WhycamError(f"{folder}: holds a run on other images; give another --out")
+        if changes(Recipe.from_dict(record["recipe"]), job.recipe):
+            raise WhycamError(f"{folder}: holds a run of another recipe of that name; give another --out")
+        return read_run(folder)
 
     def run(self, job: Job) -> None:
         """Train one job to its end, resuming what was begun.
@@ -158,7 +177,7 @@ class Programme:
             OutOfTimeError: the minutes are over.
         """
         folder = self.folder(job)
-        if self.finished(job) is not None:
+        if self.finished(job) is not None or (folder / DIVERGED).exists():
             return
         if time.monotonic() >= self.deadline:
             raise OutOfTimeError
@@ -173,12 +192,17 @@ class Programme:
                 # The loop takes it as a request to save and return.
                 signal.raise_signal(signal.SIGTERM)
 
-        training, judge = self.split if job.held_out else (self.train, self.test)
         resume = (folder / STATE_FILE).exists()
-        result = train(
-            job.recipe, training, judge, folder, seed=job.seed, device=self.device, on_progress=tell, resume=resume,
-            checkpoint_epochs=False,
-        )  # fmt: skip
+        try:
+            result = train(
+                job.recipe, *self.images(job), folder, seed=job.seed, device=self.device, on_progress=tell,
+                resume=resume, checkpoint_epochs=False,
+            )  # fmt: skip
+        except DivergedError as error:
+            sys.stderr.write(f"{folder.relative_to(self.out)}: {error}\n")
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / DIVERGED).write_text(f"{error}\n", encoding="utf-8")
+            return
         if not result.finished:
             raise OutOfTimeError
         if not self.keep:
@@ -189,7 +213,7 @@ class Programme:
 
     def tables(self) -> str:
         """All runs, the ablations of the swept recipe, and the trajectories."""
-        runs = find_runs([self.out])
+        runs = find_runs([self.out], required=False)  # all of them may have diverged within an epoch
         tested = [run for run in runs if run.folder.is_relative_to(self.out / "test")]
         parts = {
             "Runs": table(runs),

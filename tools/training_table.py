@@ -7,8 +7,8 @@
 Every run at or below a DIR counts: made by ``whycam train`` or by ``training_programme.py``, finished or not, resumed
 or not; weights are not needed. Runs are put together if recipe and test images are the same; a seed counts once. A row
 names what its recipe changes about the preset whose name it has. Means are over finished runs; ± is the sample standard
-deviation, left out where n is 1. Runs that are not finished are listed with their last evaluation, which is no result:
-it is of a network whose learning rate has not come down.
+deviation, left out where n is 1. Runs that are not finished, or diverged, are listed with their last evaluation, which
+is no result: it is of a network whose learning rate has not come down.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from whycam.training.history import HISTORY_FILE
 from whycam.training.state import STATE_FILE, load_state
 
 CONFIG = "config.json"
+# Left by the programme in the folder of a run that diverged: the sentence that ended it.
+DIVERGED = "diverged.txt"
 # How often a run is evaluated changes nothing about its network.
 NO_MATTER = ("evaluate_every", "name")
 ZOO = "https://github.com/KellerJordan/cifar10-zoo"
@@ -94,17 +96,17 @@ def changes(recipe: Recipe, base: Recipe | None = None) -> dict[str, str]:
     }
 
 
-def find_runs(roots: Iterable[Path]) -> list[Run]:
+def find_runs(roots: Iterable[Path], *, required: bool = True) -> list[Run]:
     """Every run at or below ``roots``, in the order of their paths; of copies of a run the most finished one.
 
     Raises:
-        WhycamError: a folder is missing or holds no run.
+        WhycamError: a file is damaged, or, where they are ``required``, a folder is missing or holds no run.
     """
     runs = []
     for root in roots:
         folders = {path.parent for name in (CONFIG, HISTORY_FILE) for path in root.rglob(name)}
         found = [run for folder in sorted(folders) if (run := read_run(folder)) is not None]
-        if not found:
+        if required and not found:
             raise WhycamError(f"{root}: there is no training run at or below this folder")
         runs += found
     # No two runs take the same fractions of a second.
@@ -179,7 +181,8 @@ def table(runs: Sequence[Run]) -> str:
         tested = [entry for entry in run.history if entry.test_accuracy is not None]
         last = f"{100 * (tested[-1].test_accuracy or 0):.2f} after {tested[-1].epoch}" if tested else ""
         done = f"{len(run.history)} of {run.recipe.epochs}" if run.recipe else len(run.history)
-        lines += row(f"{run.label}: not finished", run.judged, done, 1, last, "", "", f"{run.pace:.1f}", run.hardware)
+        ended = "diverged" if (run.folder / DIVERGED).exists() else "not finished"
+        lines += row(f"{run.label}: {ended}", run.judged, done, 1, last, "", "", f"{run.pace:.1f}", run.hardware)
     for name, source, epochs, n, plain, flip, seconds, hardware in PUBLISHED:
         who = f"[{name}]({source})" if source else name
         lines += row(f"{who}, as published", "CIFAR-10 (test)", epochs, n, plain, flip, "", seconds, hardware)

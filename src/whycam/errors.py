@@ -12,6 +12,14 @@ class WhycamError(Exception):
     """
 
 
+class NoSpaceError(WhycamError):
+    """The disk or the quota is full. Its sentence ends in "run the same command again"."""
+
+
+class DivergedError(WhycamError):
+    """A training came to numbers that are none."""
+
+
 class MissingExtraError(WhycamError):
     """An optional package is needed and not installed."""
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from whycam.errors import WhycamError
+from whycam.errors import NoSpaceError, WhycamError
 
 
 @contextmanager
@@ -45,7 +45,8 @@ def writing(path: Path) -> Iterator[None]:
             errno.ENOTDIR: "part of the path is a file, not a folder; choose another folder",
         }
         reason = reasons.get(error.errno or 0, error.strerror or str(error))
-        raise WhycamError(f"{path}: cannot be written: {reason}") from error
+        kind = NoSpaceError if error.errno in (errno.ENOSPC, errno.EDQUOT) else WhycamError
+        raise kind(f"{path}: cannot be written: {reason}") from error
 
 
 def write_bytes(path: Path, content: bytes) -> None:

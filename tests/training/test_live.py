@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import resource
+import signal
 import sys
 import threading
 from dataclasses import replace
@@ -19,8 +21,8 @@ from whycam.training.history import EpochRecord, Progress
 from whycam.training.live import batch_line, duration, epoch_lines, live_view, tensorboard
 
 PROGRESS = Progress(
-    epoch=1, epochs=20, step=391, steps=391, batch_loss=0.54321, loss=0.6, accuracy=0.81234, lr=1e-3,
-    images_per_second=1234.5, seconds_left=3723.4,
+    epoch=1, epochs=20, step=391, steps=391, batch_loss=0.54321, loss=0.6, accuracy=0.81234, images=50_000,
+    lr=1e-3, images_per_second=1234.5, seconds_left=3723.4,
 )  # fmt: skip
 RECORD = EpochRecord(
     epoch=1, images=50_000, seconds=49.0, train_loss=0.6, train_accuracy=0.81, max_lr=2.1e-3, size=32,
@@ -130,10 +132,30 @@ def test_tensorboard_events_can_be_read_back(tmp_path):
     with tensorboard(tmp_path / "events") as listen:
         result = run(tmp_path / "run", on_progress=listen)
     events = EventAccumulator(str(tmp_path / "events")).Reload()
-    assert [scalar.step for scalar in events.Scalars("step/loss")] == list(range(1, 33))
+    assert [scalar.step for scalar in events.Scalars("step/loss")] == list(range(32, 1025, 32))
+    assert [scalar.step for scalar in events.Scalars("epoch/test_accuracy")] == [256, 512, 768, 1024]
     assert [scalar.value for scalar in events.Scalars("epoch/test_accuracy")] == pytest.approx(
         [record.test_accuracy for record in result.history]
     )
+
+
+@pytest.mark.parametrize("at", [3, 8])
+def test_tensorboard_curves_go_on_after_a_resume(tmp_path, at):
+    """Stopped within an epoch, and between its last step and its evaluation."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def stop(event):
+        if isinstance(event, Progress) and (event.epoch, event.step) == (3, at):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with tensorboard(tmp_path / "events") as listen:
+        run(tmp_path / "run", on_progress=lambda event: (listen(event), stop(event)))
+    with tensorboard(tmp_path / "events") as listen:
+        run(tmp_path / "run", resume=True, on_progress=listen)
+    events = EventAccumulator(str(tmp_path / "events")).Reload()
+    assert [scalar.step for scalar in events.Scalars("step/loss")] == list(range(32, 1025, 32))
+    assert [scalar.step for scalar in events.Scalars("epoch/train_loss")] == [256, 512, 768, 1024]
 
 
 def test_events_that_cannot_be_written_are_one_sentence(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import multiprocessing
 import os
 import random
@@ -12,7 +14,7 @@ import time
 
 import pytest
 import torch
-from tiny import RECIPE, Tiny, run, slow_steps, small
+from tiny import PREPROCESS, RECIPE, Tiny, run, slow_steps, small, without_norm
 
 from whycam.errors import WhycamError
 from whycam.training.history import EpochRecord, Progress, read_history
@@ -184,6 +186,36 @@ def test_a_full_disk_is_one_sentence_and_the_last_state_survives(tmp_path):
     assert run(tmp_path / "run", resume=True).finished
 
 
+def test_a_disk_without_space_says_how_to_go_on(tmp_path):
+    """The system's own device that is always full stands where the next state is to be written."""
+    folder = tmp_path / "run"
+
+    def fill_up(event):
+        if isinstance(event, EpochRecord) and event.epoch == 2:
+            (folder / f".state.pt.{os.getpid()}.partial").symlink_to("/dev/full")
+
+    with pytest.raises(WhycamError) as error:
+        run(folder, on_progress=fill_up)
+    assert str(error.value) == (
+        f"{folder / 'state.pt'}: cannot be written: the disk is full; free some space and run the same command again "
+        "with --resume (resume=True)"
+    )
+    assert run(folder, resume=True).finished
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"preprocess": dataclasses.replace(PREPROCESS, mean=(0.5, 0.5, 0.5))}, "started with another preprocessing"),
+        ({"network": without_norm}, "started with another network"),
+    ],
+)
+def test_another_network_or_preprocessing_is_no_resume(tmp_path, changes, message):
+    run(tmp_path / "run", recipe=RECIPE.override({"epochs": 1, "crops": [[0, 16]]}))
+    with pytest.raises(WhycamError, match=message):
+        run(tmp_path / "run", recipe=RECIPE.override({"epochs": 1, "crops": [[0, 16]]}), resume=True, **changes)
+
+
 def test_epochs_that_are_not_saved_are_done_again(uninterrupted, tmp_path):
     """The history is written all the same; what it has beyond the state is dropped when the run goes on."""
     folder = tmp_path / "run"
@@ -271,9 +303,18 @@ def test_resuming_nothing_or_rubbish_is_refused(tmp_path):
         (folder / "state.pt").write_bytes(bad)
         with pytest.raises(WhycamError, match=r"state\.pt: this is not a whycam training state, or it is damaged"):
             run(folder, resume=True)
-    torch.save({"header": Tiny(10)}, tmp_path / "text" / "state.pt")
-    with pytest.raises(WhycamError, match=r"state\.pt: this is not a whycam training state, or it is damaged"):
-        run(tmp_path / "text", resume=True)
+    good = torch.load(whole / "state.pt", weights_only=True)
+    header = json.loads(good["header"])
+    for bad in (
+        {"header": Tiny(10)},
+        torch.zeros(3),
+        [],
+        good | {"header": json.dumps(header | {"key": {}})},
+        good | {"tensors": {}},
+    ):
+        torch.save(bad, tmp_path / "text" / "state.pt")
+        with pytest.raises(WhycamError, match=r"state\.pt: this is not a whycam training state, or it is damaged"):
+            run(tmp_path / "text", resume=True)
 
 
 def test_a_stop_during_an_evaluation_is_heard(tmp_path, monkeypatch):

@@ -177,7 +177,8 @@ def test_divergence_is_one_sentence_and_the_last_state_survives(tmp_path):
         run(tmp_path / "run", recipe=recipe, network=without_norm, checkpoint_seconds=0.0)
     message = str(error.value)
     assert message.startswith("training diverged: ")
-    assert message.endswith(f"lower lr or lengthen warmup; the last good state is {tmp_path / 'run' / 'state.pt'}")
+    assert "start again in another folder with a lower lr or a longer warmup" in message
+    assert message.endswith(f"the last good state is {tmp_path / 'run' / 'state.pt'}")
     state = load_state(tmp_path / "run" / "state.pt")
     assert all(bool(value.isfinite().all()) for value in state.tensors["model"].values())
     assert state.images > 0

@@ -131,7 +131,10 @@ def test_mistakes_are_one_sentence(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_programme_stops_in_time_and_goes_on(tmp_path):
-    """On images of two classes; the second call finds the sweep's one point done or resumes it."""
+    """On images of two classes; the second call finds the sweep's one point done or resumes it.
+
+    Runs on other images are not taken for its own, and one that diverges does not keep the next from its turn.
+    """
     source = whycam.open_source("bundled")
     for label in (3, 5):
         for count, index in enumerate(np.flatnonzero(source.labels == label)[:24]):
@@ -165,3 +168,13 @@ def test_the_programme_stops_in_time_and_goes_on(tmp_path):
     assert len(list((tmp_path / "out" / "held-out").rglob("config.json"))) in (9, 10)
     assert len(list((tmp_path / "out" / "test").rglob("config.json"))) == 5
     assert call().stderr == ""
+    other = call("--limit", "8")
+    assert (other.returncode, "holds a run on other images" in other.stderr) == (2, True)
+
+    wild = ["lr=1000", "optimizer=sgd", "decoupled=false", "weight_decay=1", "crops=[[0,8]]", "batch_size=8"]
+    wild = ["--out", str(tmp_path / "wild"), "--only", "study", "long", "--seeds", "1", "--set", "epochs=3", *wild]
+    diverged = call(*wild)
+    assert (diverged.returncode, diverged.stderr.count("training diverged")) == (0, 2), diverged.stderr
+    assert len(list((tmp_path / "wild").rglob("diverged.txt"))) == 2
+    again = call(*wild)
+    assert (again.returncode, again.stderr) == (0, "")

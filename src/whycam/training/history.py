@@ -23,6 +23,7 @@ class Progress:
         step, steps: steps done in this epoch and their number.
         batch_loss: this batch's mean loss.
         loss, accuracy: means over the epoch so far (on augmented images; accuracy in [0, 1]).
+        images: images trained on since the start of the run.
         lr: the learning rate of this step.
         images_per_second: over the steps since the run (re)started.
         seconds_left: estimate for the whole run, in proportion to the pixels that are left.
@@ -35,6 +36,7 @@ class Progress:
     batch_loss: float
     loss: float
     accuracy: float
+    images: int
     lr: float
     images_per_second: float
     seconds_left: float

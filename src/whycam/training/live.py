@@ -114,21 +114,23 @@ def tensorboard(folder: Path) -> Iterator[Callable[[Progress | EpochRecord], Non
 
     writers: list[SummaryWriter] = []
 
-    def writer(step: int) -> SummaryWriter:
+    def writer(purge: int) -> SummaryWriter:
         if not writers:
-            writers.append(SummaryWriter(str(folder), purge_step=step))
+            writers.append(SummaryWriter(str(folder), purge_step=purge))
         return writers[0]
 
     def listen(event: Progress | EpochRecord) -> None:
         if isinstance(event, Progress):
-            step = (event.epoch - 1) * event.steps + event.step
+            # What a step says comes at its own number of images; what is hidden begins there.
+            purge = event.images
             scalars = {
                 "step/loss": event.batch_loss,
                 "step/lr": event.lr,
                 "step/images_per_second": event.images_per_second,
             }
         else:
-            step = event.epoch
+            # The run went on in an evaluation: the epoch's last step has said all it had to say.
+            purge = event.images + 1
             scalars = {
                 f"epoch/{name}": value
                 for name, value in event.to_dict().items()
@@ -136,7 +138,7 @@ def tensorboard(folder: Path) -> Iterator[Callable[[Progress | EpochRecord], Non
             }
         with writing(folder):
             for name, value in scalars.items():
-                writer(step).add_scalar(name, value, step)
+                writer(purge).add_scalar(name, value, event.images)
 
     try:
         yield listen

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from whycam.errors import WhycamError
+from whycam.errors import DivergedError, WhycamError
 from whycam.training.augment import Plan, plan_epoch
 from whycam.training.averaging import Averager
 from whycam.training.device_data import DeviceData
@@ -166,6 +166,7 @@ class Loop:
                 batch_loss=batch_loss,
                 loss=float(meters.loss) / meters.images,
                 accuracy=float(meters.correct) / meters.images,
+                images=self.images,
                 lr=lr,
                 images_per_second=self.images_here / elapsed,
                 seconds_left=left / self.pixels_here * elapsed,
@@ -249,9 +250,12 @@ class Loop:
             self.meters = Meters.of(*state.sums, device=self.device)
             write_history(self.folder, self.history)
 
-    def diverged(self, what: str) -> WhycamError:
+    def diverged(self, what: str) -> DivergedError:
         """The sentence that ends a run that cannot go on."""
         path = self.folder / STATE_FILE
         kept = f"the last good state is {path}" if path.exists() else "nothing had been saved yet"
         where = f"epoch {self.position.epoch + 1}, step {self.position.step}"
-        return WhycamError(f"training diverged: {what} ({where}); lower lr or lengthen warmup; {kept}")
+        return DivergedError(
+            f"training diverged: {what} ({where}); start again in another folder with a lower lr or a longer warmup; "
+            f"{kept}"
+        )

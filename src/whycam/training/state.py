@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import zipfile
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from whycam.errors import WhycamError
 from whycam.files import replacing
@@ -61,12 +62,16 @@ class RunKey:
         seed: decides initial weights, order and augmentation.
         data: digest of the training images.
         test_data: digest of the test images.
+        preprocess: how images are normalised, in words.
+        network: digest of its parameters' and buffers' names and shapes.
     """
 
     recipe: Recipe
     seed: int
     data: str
     test_data: str
+    preprocess: str = ""
+    network: str = ""
 
     def check(self, saved: Mapping[str, Any], path: Path) -> None:
         """Raise one clear sentence if ``saved`` (a state's key) is another run."""
@@ -89,6 +94,17 @@ class RunKey:
                     f"{path}: the {what} images are not those that the run was started with (SHA-256 {then[:12]}… "
                     f"then, {now[:12]}… now); give the same data to resume it, or another folder to start anew"
                 )
+        # A state of an earlier version does not say.
+        if saved.get("preprocess", self.preprocess) != self.preprocess:
+            raise WhycamError(
+                f"{path}: the run was started with another preprocessing ({saved['preprocess']}), not "
+                f"{self.preprocess}; give the same to resume it, or another folder to start anew"
+            )
+        if saved.get("network", self.network) != self.network:
+            raise WhycamError(
+                f"{path}: the run was started with another network (its parameters have other names or shapes); "
+                "give the same to resume it, or another folder to start anew"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -115,6 +131,12 @@ class State:
     images: int
     seconds: float
     history: list[dict[str, Any]]
+
+
+def layout_digest(model: nn.Module) -> str:
+    """SHA-256 over the names and shapes of a network's parameters and buffers."""
+    shapes = sorted((name, list(value.shape)) for name, value in model.state_dict().items())
+    return hashlib.sha256(json.dumps(shapes).encode()).hexdigest()
 
 
 def save_state(path: Path, state: State) -> None:
@@ -153,6 +175,10 @@ def load_state(path: Path) -> State:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         header = json.loads(content["header"])
+        if missing := {"recipe", "seed", "data", "test_data"} - set(header["key"]):
+            raise KeyError(*missing)
+        if missing := {"model", "optimizer"} - set(content["tensors"]):
+            raise KeyError(*missing)
         if header["format"] != FORMAT:
             raise WhycamError(
                 f"{path}: the training state has format {header['format']}, this version of whycam reads {FORMAT}"
@@ -171,7 +197,8 @@ def load_state(path: Path) -> State:
         RuntimeError,
         pickle.UnpicklingError,
         EOFError,
-        KeyError,
+        LookupError,
+        AttributeError,
         TypeError,
         ValueError,
         zipfile.BadZipFile,

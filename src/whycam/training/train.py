@@ -18,7 +18,7 @@ from torch import nn
 from whycam.data.preprocess import CIFAR10, Preprocess
 from whycam.data.source import ImageSource
 from whycam.device import device_name
-from whycam.errors import WhycamError
+from whycam.errors import NoSpaceError, WhycamError
 from whycam.files import writing
 from whycam.models.checkpoint import CONFIG_FILE, ModelSpec, read_config, save_checkpoint
 from whycam.models.resnet import ARCHITECTURES
@@ -31,7 +31,7 @@ from whycam.training.feasible import check_crops
 from whycam.training.history import EpochRecord
 from whycam.training.loop import Listener, Loop
 from whycam.training.recipe import Recipe
-from whycam.training.state import STATE_FILE, RunKey
+from whycam.training.state import STATE_FILE, RunKey, layout_digest
 
 Network = Callable[[int], nn.Module]
 
@@ -105,8 +105,13 @@ def train(
         train_data = DeviceData(train_source, preprocess, team.device, recipe.pad, recipe.pad_mode)
         test_data = DeviceData(test_source, preprocess, team.device)
         check_crops(recipe, train_data)
-        key = RunKey(recipe, seed, train_source.digest, test_source.digest)
+        if recipe.batch_size < team.count:
+            raise WhycamError(
+                f"recipe: batch_size is {recipe.batch_size}, less than the {team.count} processes that share a batch; "
+                "raise it or start fewer"
+            )
         model = team.prepare(initial_model(recipe, len(train_source.classes), seed, team.device, network), recipe)
+        key = RunKey(recipe, seed, train_source.digest, test_source.digest, str(preprocess), layout_digest(model))
         # Last, since it makes the folder: what is refused above leaves nothing behind.
         resume = resume or (team.restarts > 0 and (out / STATE_FILE).exists())
         _check_folder(out, resume)
@@ -124,11 +129,11 @@ def train(
         )
         # Every process has looked at the folder before the first one changes it.
         team.wait()
-        if resume:
-            loop.load()
-        else:
-            loop.save()
-        with torch.backends.cudnn.flags(enabled=True, benchmark=True):
+        with _resumable(out / STATE_FILE), _exact_arithmetic():
+            if resume:
+                loop.load()
+            else:
+                loop.save()
             finished = loop.run()
             try:
                 evaluations = _finish(loop, train_source, test_source, preprocess) if finished else {}
@@ -219,6 +224,23 @@ def _check_folder(out: Path, resume: bool) -> None:
             partial.unlink(missing_ok=True)
         if not resume and any(out.iterdir()):
             raise WhycamError(f"{out}: holds something else already; choose a new or an empty folder")
+
+
+@contextlib.contextmanager
+def _resumable(state_file: Path) -> Iterator[None]:
+    """Say how a run goes on that ended for want of space."""
+    try:
+        yield
+    except NoSpaceError as error:
+        if state_file.exists():
+            raise NoSpaceError(f"{error} with --resume (resume=True)") from error
+        raise
+
+
+def _exact_arithmetic() -> contextlib.AbstractContextManager[None]:
+    """The fastest algorithms of cuDNN, without its TF32 in the place of fp32; the caller's determinism stays."""
+    deterministic = torch.backends.cudnn.deterministic
+    return torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=deterministic, allow_tf32=False)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,86 @@
+"""The shipped weights: what their card states is what the command finds, and the tool that makes them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import whycam
+from whycam.training import find_recipe, train
+
+TOOLS = Path(__file__).parents[2] / "tools"
+sys.path.insert(0, str(TOOLS))
+
+import make_bundled_weights  # noqa: E402
+
+CARD = make_bundled_weights.FOLDER / "README.md"
+RECIPE = find_recipe("record", ["epochs=1", "batch_size=16", "crops=[[0,16]]", "precision=fp32"])
+
+
+def test_the_card_says_what_the_record_says():
+    record = json.loads((make_bundled_weights.FOLDER / "config.json").read_text())["training"]
+    card = CARD.read_text()
+    for view, name in (("plain", "plain"), ("flip", "with the mirror image"), ("six", "six views")):
+        cells = [
+            f"{result['correct']:,} ({result['correct'] / result['images']:.2%})" if result else "not measured"
+            for result in (record[form].get(view) for form in ("evaluations_fp32", "evaluations"))
+        ]
+        assert f"| {name} | {' | '.join(cells)} |" in card
+    classes = whycam.load("cifar10-resnet18")[1].classes
+    for name, share in zip(classes, record["evaluations"]["plain"]["per_class"], strict=True):
+        assert f"| {name} | {share:.1%} |" in card
+    assert record["recipe"]["name"] == "record"
+    assert record["seed"] == 0
+
+
+@pytest.mark.slow
+def test_evaluate_gives_the_cards_numbers_again(cifar10):
+    done = subprocess.run(
+        [sys.executable, "-m", "whycam", "evaluate", "cifar10-resnet18", str(cifar10), "--json"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found = json.loads(done.stdout)
+    right = f"{found['correct']:,} ({found['accuracy']:.2%})"
+    assert f"| {right} | {found['cross_entropy']:.4f} | {found['ece']:.4f} |" in CARD.read_text()
+
+
+@pytest.mark.slow
+def test_weights_and_card_are_made_from_a_run(tmp_path, capsys):
+    """A real run on a few images, stored and read back; another seed's is refused, and so are other images."""
+    source = whycam.open_source("bundled")
+    for label in (3, 5):
+        for count, index in enumerate(np.flatnonzero(source.labels == label)[:32]):
+            path = tmp_path / "data" / ("train" if count < 16 else "test") / source.classes[label] / f"{count:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(source.read([index])[0].permute(1, 2, 0).numpy()).save(path)
+    data, out = tmp_path / "data", tmp_path / "package"
+    splits = [whycam.open_source(data, split) for split in ("train", "test")]
+    for seed in (0, 3):
+        train(RECIPE, *splits, tmp_path / f"seed-{seed}", seed=seed, device="cpu")
+    seeds = tmp_path / "seeds.json"
+    seeds.write_text(json.dumps({"accuracy": {"plain": {"n": 1, "mean": 0.5, "sd": None, "values": [0.5]}}}))
+    for more in ([], ["--seeds", str(seeds)]):
+        assert make_bundled_weights.main([str(tmp_path / "seed-0"), str(data), "--out", str(out), *more]) == 0
+        card = (out / "README.md").read_text()
+        assert "One run, seed 0, n = 1" in card
+        assert "On the 32 official test images" in card
+    model, spec = whycam.load(out)
+    assert spec.training["evaluations"]["plain"]["images"] == 32
+    assert set(spec.training["evaluations_fp32"]) == {"flip", "plain", "six"}
+    half = make_bundled_weights.half_precision(whycam.load(tmp_path / "seed-0")[0])
+    for (name, stored), value in zip(model.state_dict().items(), half.state_dict().values(), strict=True):
+        assert (stored == value).all(), name
+    for folder, images, sentence in (
+        ("seed-3", str(data), "its seed is 3; the package ships seed 0"),
+        ("seed-0", "bundled", "are not those that"),
+    ):
+        capsys.readouterr()
+        assert make_bundled_weights.main([str(tmp_path / folder), images, "--out", str(tmp_path / "other")]) == 2
+        assert sentence in capsys.readouterr().err
+        assert not (tmp_path / "other").exists()
