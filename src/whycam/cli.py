@@ -166,9 +166,9 @@ def _compared(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--score-images",
         type=int,
-        default=40,
+        default=32,
         metavar="N",
-        help="errors, drawn at random, whose maps are scored by ROAD beside controls; 0 for none (default: 40)",
+        help="errors, drawn at random, whose maps are scored by ROAD beside controls; 0 for none (default: 32)",
     )
 
 

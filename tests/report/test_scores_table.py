@@ -44,6 +44,7 @@ def test_each_verdict_has_its_sentence(study):
     assert table.why is None
     assert table.findings == (
         "Grad-CAM at a: better than noise. The interval lies above the noise control’s.",
+        "No interval lies above the centre control’s: not told apart from pointing at the middle of every image.",
         "Grad-CAM at b: not told apart from noise. The intervals overlap.",
         "Grad-CAM at c: worse than noise. The interval lies below the noise control’s.",
     )
@@ -52,6 +53,11 @@ def test_each_verdict_has_its_sentence(study):
     assert "40 of 60 errors, drawn with seed 0," in table.lead
     assert "20, 50 and 80% of them" in table.lead
     assert "before, it is 0.750" in table.lead
+    better = entry("gradcam", "d", 0.15, 0.2, verdict="above")
+    assert table_of(study, [better, *maps, *CONTROLS]).findings[:2] == (
+        "Grad-CAM at d and a: better than noise. The interval lies above the noise control’s.",
+        "Grad-CAM at d: better than the centre control as well.",
+    )
     # On the bar: in order, within it, and equal scores in equal places.
     for row in table.rows:
         middle, low, high = row.bar
@@ -64,7 +70,7 @@ def test_many_maps_are_counted_and_lost_ones_said(study):
     maps = [entry("gradcam", f"layer{i}", 0.1, 0.2, verdict="above", unranked=i % 2) for i in range(8)]
     table = table_of(study, [*maps, *CONTROLS])
     assert table.findings[0].startswith("8 of 8 maps (see the table): better than noise.")
-    assert table.findings[1].startswith("4 maps hold values that are not finite")
+    assert table.findings[-1].startswith("4 maps hold values that are not finite")
 
 
 def test_too_few_images_have_no_interval(study):

@@ -105,10 +105,14 @@ def road(
             ties = torch.stack([torch.rand(height, width, generator=draw) for draw in draws[chosen]])
             added = torch.stack([torch.randn(images.shape[1:], generator=draw) for draw in draws[chosen]])
             removed = removed_pixels(ranks(full[chosen], ties.to(full)), counts)
-            whole = images[chosen].repeat_interleave(per_image, dim=0)
+            # One share at a time: the more is removed, the longer it takes, and all would wait for the last.
+            twice = images[chosen].repeat_interleave(2, dim=0)
+            apart = [
+                fill_in(twice, removed[:, :, place].flatten(0, 1), tolerance=_TOLERANCE) for place in range(len(counts))
+            ]
+            filled = torch.stack(apart, dim=1).flatten(0, 1)
             grain = noise * added.to(images).repeat_interleave(per_image, dim=0)
             mask = removed.flatten(0, 2)
-            filled = fill_in(whole, mask, tolerance=_TOLERANCE)
             filled = torch.where(mask[:, None], (filled + grain).clamp(0, 1), filled)
             answer = model(filled if preprocess is None else preprocess(filled))
             wanted = None if targets is None else targets[chosen].repeat_interleave(per_image)

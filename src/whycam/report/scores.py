@@ -54,7 +54,7 @@ class ScoreTable:
     Attributes:
         why: why there are no scores, as a sentence; None where there are.
         lead: what was done.
-        findings: which layers' intervals lie above noise's.
+        findings: which layers' intervals lie above those of the controls.
         rows: the table.
         zero: the place of 0 on the bars.
         band: the places of the noise control's interval on the bars; empty without one.
@@ -118,6 +118,12 @@ def _findings(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     out = []
     if above:
         out.append(f"{_names(above, maps)}: better than noise. The interval lies above the noise control’s.")
+        centre = next(entry["interval"] for entry in entries if _is_control(entry) and entry["method"] == CENTER)
+        both = [entry for entry in above if centre is not None and entry["interval"][0] > centre[1]]
+        which = f"{_names(both, maps)}: better than the centre control as well" if both else (
+            "No interval lies above the centre control’s: not told apart from pointing at the middle of every image"
+        )  # fmt: skip
+        out.append(f"{which}.")
     if unclear:
         few = ", or there are too few images for one" if any(not entry["interval"] for entry in entries) else ""
         out.append(f"{_names(unclear, maps)}: not told apart from noise. The intervals overlap{few}.")

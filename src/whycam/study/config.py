@@ -26,7 +26,7 @@ class Config:
     limit: int | None = None
     batch_size: int = 64
     baseline: int = 20
-    score_images: int = 40
+    score_images: int = 32
 
     def __post_init__(self) -> None:
         if self.baseline < 0:
