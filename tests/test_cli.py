@@ -216,6 +216,7 @@ def test_unknown_names(image, tmp_path):
         (*evaluate, "bundled", "--device", "cudaa"): "device 'cudaa' is not available",
         (*study, "--limit", 0): "--limit must be at least 1",
         (*study, "--batch-size", 0): "batch size must be at least 1",
+        (*study, "--score-images", -1): "the maps of 0 or more errors can be scored, got -1",
         (*evaluate, "bundled", "--batch-size", 0): "batch size must be at least 1",
         (*evaluate, "bundled", "--split", "train"): "train",
     }
@@ -281,6 +282,7 @@ def test_file_size_limit_is_said_too(tmp_path):
 def test_interrupt_says_so_and_the_same_command_goes_on(tmp_path):
     out = tmp_path / "study"
     arguments = ["study", "cifar10-resnet18", "bundled", "--out", str(out), "--limit", "300", "--batch-size", "8"]
+    arguments += ["--score-images", "2"]
     process = subprocess.Popen(
         [sys.executable, "-m", "whycam", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         # What a shell starts in the background ignores interrupts, and so would its children.

@@ -155,13 +155,20 @@ def _explained(sub: argparse.ArgumentParser) -> None:
     )
 
 
-def _baseline(sub: argparse.ArgumentParser) -> None:
+def _compared(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--baseline",
         type=int,
         default=20,
         metavar="N",
         help="correct predictions per class to explain too, for comparison (default: 20)",
+    )
+    sub.add_argument(
+        "--score-images",
+        type=int,
+        default=32,
+        metavar="N",
+        help="errors, drawn at random, whose maps are scored by ROAD beside controls; 0 for none (default: 32)",
     )
 
 
@@ -175,7 +182,7 @@ def _dataset(sub: argparse.ArgumentParser) -> None:
 def _demo(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--out", default="demo", metavar="DIR", help="the study folder (default: demo)")
     _explained(sub)
-    _baseline(sub)
+    _compared(sub)
     _common(sub, batch_size=64)
 
 
@@ -216,7 +223,7 @@ def _study(sub: argparse.ArgumentParser) -> None:
     _dataset(sub)
     sub.add_argument("--out", required=True, metavar="DIR", help="the study folder: new, empty, or to be continued")
     _explained(sub)
-    _baseline(sub)
+    _compared(sub)
     _common(sub, batch_size=64)
 
 

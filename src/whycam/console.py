@@ -13,6 +13,7 @@ from whycam.errors import missing_extra
 STAGES = {
     "predict": "Predicting",
     "explain": "Explaining errors",
+    "score": "Scoring maps",
     "measure": "Measuring",
     "figures": "Drawing figures",
     "report": "Writing the report",

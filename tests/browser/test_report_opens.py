@@ -50,7 +50,7 @@ RECIPES = {
     "odd": Recipe(n=200, errors=40, make_map=odd_map),
     "unexplained": Recipe(n=200, errors=40, unexplained=25),
     "clustered": Recipe(n=900, errors=120, methods=("gradcam", "hirescam"), correct_explained=30),
-    "older": Recipe(n=100, errors=20, neighbours=False),
+    "older": Recipe(n=100, errors=20, neighbours=False, scores=None),
 }
 
 

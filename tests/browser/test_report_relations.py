@@ -111,6 +111,10 @@ def test_clusters_are_the_tables_and_hold_every_error_once(made, opened):
     assert again.run("whycam.state") == view.run("whycam.state")
 
 
+SCORE_TABLE = """() => [...document.querySelectorAll('table.scores tbody tr')].map(row => [...row.cells].map(
+  cell => cell.innerText.trim().replace(/\\s+/g, ' ').replaceAll('\u2212', '-')))"""
+
+
 def test_cluster_means_equal_a_slow_mean(made, opened):
     report = made("clustered", RECIPES["clustered"])
     view = opened(report.page)
@@ -123,6 +127,33 @@ def test_cluster_means_equal_a_slow_mean(made, opened):
     shown = view.run("() => { const m = whycam.clusterMean(0, 1, 1, 1); return [m.n, [...m.values]]; }")
     assert shown[0] == len(maps) == len(members)
     assert np.abs(np.array(shown[1]) - mean).max() <= (mean.max() - min(0, mean.min())) / 254 * 1.01
+    check_scores(view, study)
+
+
+def check_scores(view, study):
+    """The table is real, and holds the means of the Parquet's rows, in its order, with the intervals of the metrics."""
+    rows = study.scores.to_pylist()
+    titles = {"gradcam": "Grad-CAM", "hirescam": "HiResCAM", "noise": "Control: noise", "center": "Control: centre"}
+    keys = list(dict.fromkeys((row["layer"], row["method"]) for row in rows))
+    intervals = {(e["layer"], e["method"]): e["interval"] for e in study.metrics["map_scores"]}
+    shown = view.run(SCORE_TABLE)
+    assert len(shown) == len(keys) == 8
+    above = 0
+    for (layer, method), (name, score, against, morf, lerf, n) in zip(keys, shown, strict=True):
+        mine = [row for row in rows if (row["layer"], row["method"]) == (layer, method)]
+        assert name == (titles[method] if layer == "input" else f"{layer} {titles[method]}")
+        means = [np.mean([row[column] for row in mine], dtype=np.float64) for column in ("combined", "morf", "lerf")]
+        low, high = intervals[layer, method]
+        assert score == f"{means[0]:.3f} {low:.3f} to {high:.3f}"
+        assert (morf, lerf, n) == (f"{means[1]:.3f}", f"{means[2]:.3f}", "40")
+        better = low > intervals["input", "noise"][1]
+        assert against == ("–" if layer == "input" else "above" if better else "not told apart")
+        above += better
+    assert above == 4
+    said = view.page.inner_text("#scores-findings")
+    assert "Grad-CAM at layer3[-2] and layer4[-1]; HiResCAM at layer3[-2] and layer4[-1]: better than noise" in said
+    assert "Grad-CAM at layer2[-2]; HiResCAM at layer2[-2]: not told apart from noise" in said
+    assert "40 of 120 errors, drawn with seed 0," in view.page.inner_text("#scores-lead")
 
 
 def test_new_parts_are_reached_and_worked_by_keyboard(made, opened):
@@ -158,6 +189,8 @@ def test_studies_without_neighbours_say_why(name, made, opened):
     why = "made before whycam recorded neighbours" if name == "older" else "not that of one linear layer"
     assert why in view.page.inner_text("#detail .near")
     assert why in view.page.inner_text("#clusters-lead")
+    assert "made before whycam scored its maps" in view.page.inner_text("#scores-lead")
+    assert view.page.locator("table.scores").count() == 0
     assert not view.page.is_visible("#filters [name=cluster]")
     assert "nearest images" not in view.page.inner_text("#suspects .lead")
     view.set(sort="suspect")

@@ -12,13 +12,14 @@ import pyarrow as pa
 import torch
 
 from whycam.cam.maps import flags_of
-from whycam.study.folder import MANIFEST, METRICS, TABLES, write_json
+from whycam.study.folder import MANIFEST, METRICS, OPTIONAL, TABLES, write_json
 from whycam.study.manifest import digests
 from whycam.study.measure import measure
 from whycam.study.neighbours import reduced
 from whycam.study.parts import write_table
 from whycam.study.predict import quiet
 from whycam.study.relate import relate, shown_neighbours, with_features
+from whycam.study.scores import SCORES, sampled
 from whycam.study.tables import IMAGES, MAPS, PREDICTIONS, image_rows, prediction_rows
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -67,6 +68,7 @@ class Recipe:
     noise: bool = False
     neighbours: bool = True
     pictures: Callable[[int], np.ndarray] | None = None
+    scores: int | None = 40  # None: from before there were any
 
 
 def picture(rng: np.random.Generator, size: int, noise: bool = False) -> np.ndarray:
@@ -117,13 +119,19 @@ def write_folder(
     recorded = {"features": {"layer": "linear", "length": 16}} if recipe.neighbours else {}
     write_table(path / TABLES["images"], iter(pictures), IMAGES)
     write_table(path / TABLES["maps"], iter([table]), MAPS)
-    write_json(path / METRICS, measure(predictions, table, recipe.classes))
+    scores = None
+    if recipe.scores:
+        scores = make_scores(recipe, predictions, table)
+        write_table(path / OPTIONAL["scores"], iter([scores]), SCORES)
+    write_json(path / METRICS, measure(predictions, table, recipe.classes, scores))
+    scoring = {} if recipe.scores is None else {"score_images": recipe.scores}
     training = {"history": list(recipe.history)} if recipe.history else {}
     manifest = {
         "format": 1, "status": "complete", "stage": "complete", "whycam": "0.1.0",
         "created": "2025-01-31T12:00:00+00:00", "key": "ab" * 32,
         "config": {"layers": [name for name, *_ in recipe.layers], "methods": list(recipe.methods),
-                   "targets": ["predicted", "true"], "limit": recipe.limit, "split": "test", "batch_size": 64},
+                   "targets": ["predicted", "true"], "limit": recipe.limit, "split": "test", "batch_size": 64,
+                   **scoring},
         "model": {"architecture": "resnet18", "classes": list(recipe.classes),
                   "preprocess": {"mean": [0.4914, 0.4822, 0.4465], "std": [0.247, 0.2435, 0.2616],
                                  "size": [recipe.size, recipe.size], "channels": "RGB"},
@@ -138,6 +146,25 @@ def write_folder(
     }  # fmt: skip
     write_json(path / MANIFEST, manifest)
     return path
+
+
+def make_scores(recipe: Recipe, predictions: pa.Table, maps: pa.Table) -> pa.Table:
+    """Scores of a sample of the explained errors: the later the layer, the better, and noise about 0."""
+    rng, known = np.random.default_rng(recipe.seed + 1), predictions.to_pylist()
+    explained = dict.fromkeys(row["index"] for row in maps.select(["index"]).to_pylist())
+    errors = np.array([i for i in explained if not known[i]["correct"]], np.int64)
+    names = [(name, method) for method in recipe.methods for name, *_ in recipe.layers]
+    rows = []
+    for i in sampled(errors, recipe.scores or 0).tolist():
+        for place, (layer, method) in enumerate([*names, ("input", "noise"), ("input", "center")]):
+            effect = 0.12 * (place % len(recipe.layers)) if layer != "input" else 0.0
+            morf, lerf = rng.uniform(0.3, 0.5) - effect, rng.uniform(0.3, 0.5) + effect
+            rows.append({
+                "index": i, "id": known[i]["id"], "layer": layer, "method": method, "target": "predicted",
+                "class_index": known[i]["predicted"], "before": known[i]["confidence"], "morf": morf, "lerf": lerf,
+                "combined": (lerf - morf) / 2,
+            })  # fmt: skip
+    return pa.Table.from_pylist(rows, schema=SCORES)
 
 
 def make_study(path: Path, recipe: Recipe | None = None) -> Path:

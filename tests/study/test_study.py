@@ -14,6 +14,7 @@ import sys
 import time
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -22,10 +23,15 @@ from PIL import Image
 import whycam
 from whycam import Study, WhycamError
 from whycam.data import ArraySource, take
+from whycam.metrics import road
+from whycam.seeds import derive_seed
 from whycam.study import Config, run_study
+from whycam.study.scores import Scorer, sampled, summarise_scores
+from whycam.study.tables import MAPS
 
 N = 120
-CONFIG = Config(methods=("gradcam", "hirescam"), limit=N, baseline=0)
+SCORED = 3
+CONFIG = Config(methods=("gradcam", "hirescam"), limit=N, baseline=0, score_images=SCORED)
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +53,7 @@ def test_folder_holds_what_the_design_says(study):
         "metrics.json",
         "neighbours.parquet",
         "predictions.parquet",
+        "scores.parquet",
     ]
     manifest = study.manifest
     assert (manifest["format"], manifest["status"], manifest["stage"]) == (1, "complete", "complete")
@@ -58,6 +65,7 @@ def test_folder_holds_what_the_design_says(study):
         "split": "test",
         "batch_size": 64,
         "baseline": 0,
+        "score_images": SCORED,
     }
     assert [(layer["path"], layer["channels"], layer["height"], layer["width"]) for layer in manifest["layers"]] == [
         ("layer2.0", 128, 16, 16),
@@ -202,6 +210,119 @@ def test_metrics_agree_with_the_tables(study):
     assert last["negative_median"] <= 0 <= last["positive_median"]
 
 
+def same_scores(one, other):
+    columns = ["id", "layer", "method", "target", "class_index"]
+    assert one.scores.select(columns).equals(other.scores.select(columns))
+    for name in ("before", "morf", "lerf", "combined"):
+        # Maps kept in half precision may round apart where they were computed in other batches, and pixels change rank.
+        np.testing.assert_allclose(one.scores[name].to_numpy(), other.scores[name].to_numpy(), atol=0.005)
+
+
+def test_scores_are_road_of_the_stored_maps_beside_the_controls(study, loaded, source):
+    model, spec = loaded
+    rows = study.scores.to_pylist()
+    layers = ("layer2[-2]", "layer3[-2]", "layer4[-1]")
+    combinations = [(layer, method) for method in ("gradcam", "hirescam") for layer in layers]
+    combinations += [("input", "noise"), ("input", "center")]
+    images = list(dict.fromkeys(row["index"] for row in rows))
+    assert len(images) == SCORED < len(study.errors)
+    assert set(images) <= set(study.errors["index"].to_pylist())
+    assert images == sorted(images)
+    assert [(row["index"], row["layer"], row["method"]) for row in rows] == [
+        (index, *combination) for index in images for combination in combinations
+    ]
+    maps = {(m["index"], m["layer"], m["method"]): m for m in study.maps.to_pylist() if m["target"] == "predicted"}
+    predictions = study.predictions.to_pylist()
+    for row in rows:
+        index, predicted = row["index"], predictions[row["index"]]
+        assert (row["id"], row["class_index"]) == (source.ids[index], predicted["predicted"])
+        assert (row["target"], row["before"]) == ("predicted", predicted["confidence"])
+        assert row["combined"] == pytest.approx((row["lerf"] - row["morf"]) / 2, abs=1e-6)
+        if row["layer"] == "input" or index != images[-1]:
+            continue
+        raw = torch.from_numpy(study.raw_map(maps[index, *combination_of(row)]))
+        scores = road(
+            model, source.read([index]).float() / 255, raw[None], row["class_index"], preprocess=spec.preprocess,
+            seed=[derive_seed("scores", 0, index)],
+        )  # fmt: skip
+        assert row["morf"] == pytest.approx(float(scores.morf.mean()), abs=1e-4)
+        assert row["lerf"] == pytest.approx(float(scores.lerf.mean()), abs=1e-4)
+    centre = [row["combined"] for row in rows if row["method"] == "center"]
+    noise = [row["combined"] for row in rows if row["method"] == "noise"]
+    assert len(set(centre)) == len(set(noise)) == SCORED
+
+
+def combination_of(row):
+    return row["layer"], row["method"]
+
+
+def test_summaries_of_scores_are_the_tables(study):
+    entries = study.metrics["map_scores"]
+    assert len(entries) == 8
+    rows = study.scores.to_pylist()
+    for entry in entries:
+        mine = [row for row in rows if combination_of(row) == combination_of(entry)]
+        assert (entry["n"], entry["unranked"]) == (SCORED, 0)
+        for name in ("combined", "morf", "lerf", "before"):
+            assert entry[name] == pytest.approx(np.mean([row[name] for row in mine]), abs=1e-6)
+        low, high = entry["interval"]
+        combined = [row["combined"] for row in mine]
+        assert min(combined) <= low <= entry["combined"] <= high <= max(combined)
+    noise = next(entry["interval"] for entry in entries if entry["method"] == "noise")
+    for entry in entries:
+        low, high = entry["interval"]
+        verdict = "above" if low > noise[1] else "below" if high < noise[0] else "unclear"
+        assert entry["verdict"] == (None if entry["layer"] == "input" else verdict)
+
+
+def test_maps_without_an_order_are_counted_and_not_scored(study, loaded, source, tmp_path):
+    model, spec = loaded
+    chosen = study.errors["index"].to_numpy()[:2].astype(np.int64)
+    maps = study.maps.to_pylist()
+    for row in maps:
+        if (row["index"], row["layer"], row["method"]) == (chosen[1], "layer4[-1]", "gradcam"):
+            row["values"][5] = np.nan
+    pq.write_table(pa.Table.from_pylist(maps, schema=MAPS), tmp_path / "maps.parquet")
+    layers = [layer for layer in study.manifest["layers"] if layer["name"] == "layer4[-1]"]
+    scorer = Scorer(
+        model, spec.preprocess, layers, ["gradcam"], study.predictions, tmp_path / "maps.parquet", chosen, 64
+    )
+    table = scorer.rows(chosen, [source.ids[i] for i in chosen], source.read(chosen))
+    assert [row["morf"] is None for row in table.to_pylist()] == [False] * 3 + [True] + [False] * 2
+    entries = summarise_scores(table)
+    assert [(entry["n"], entry["unranked"]) for entry in entries] == [(1, 1), (2, 0), (2, 0)]
+    assert (entries[0]["interval"], entries[0]["verdict"]) == (None, "unclear")
+
+
+def test_studies_without_scores_say_why(study, loaded, source, tmp_path):
+    assert study.why_no_scores is None
+    config = {name: value for name, value in study.manifest["config"].items() if name != "score_images"}
+    files = {name: entry for name, entry in study.manifest["files"].items() if name != "scores.parquet"}
+    before = Study(study.path, dict(study.manifest) | {"config": config, "files": files}, study.metrics)
+    assert before.scores is None
+    assert "made before whycam scored its maps" in before.why_no_scores
+    with pytest.raises(WhycamError, match="maps of 0 or more errors can be scored, got -1"):
+        Config(score_images=-1)
+    none = run_study(*loaded, take(source, 20), tmp_path / "study", Config(baseline=0, score_images=0))
+    assert none.scores is None
+    assert "--score-images 0" in none.why_no_scores
+    assert not (none.path / "scores.parquet").exists()
+    assert "map_scores" not in none.metrics
+    assert none.manifest["seed"] is None
+    assert study.manifest["seed"] == 0
+
+
+def test_the_sample_of_errors_is_drawn_once_and_for_all():
+    errors = np.arange(0, 4000, 7, dtype=np.int64)
+    some, again, more = sampled(errors, 40), sampled(errors, 40), sampled(errors, 1000)
+    assert np.array_equal(some, again)
+    assert len(set(some.tolist())) == 40
+    assert set(some.tolist()) <= set(errors.tolist())
+    assert np.array_equal(some, np.sort(some))
+    assert some.max() > 3000  # not the first ones
+    assert np.array_equal(more, errors)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile imports what torch itself deprecates
 def test_batch_size_and_wrappers_do_not_matter(study, loaded, source, tmp_path):
     network, spec = loaded
@@ -215,6 +336,7 @@ def test_batch_size_and_wrappers_do_not_matter(study, loaded, source, tmp_path):
         study.maps.select(["id", "method", "layer", "target"])
     )
     np.testing.assert_allclose(other.maps["raw_max"].to_numpy(), study.maps["raw_max"].to_numpy(), rtol=1e-3, atol=1e-5)
+    same_scores(other, study)
 
 
 def test_finished_study_is_returned_as_it_is(study, loaded, source):
@@ -228,6 +350,7 @@ def test_another_study_is_never_mixed_in(study, loaded, source):
     for config, data in [
         (dataclasses.replace(CONFIG, methods=("gradcam",)), source),
         (dataclasses.replace(CONFIG, layers=("layer4[-1]",)), source),
+        (dataclasses.replace(CONFIG, score_images=0), source),
         (CONFIG, take(source, N - 1)),
     ]:
         with pytest.raises(WhycamError, match=r"holds another study .*give another folder"):
@@ -270,6 +393,10 @@ def test_no_errors_and_one_error(loaded, source, tmp_path, study):
         done = run_study(*loaded, part, tmp_path / name, CONFIG)
         assert len(done.errors) == len(chosen) - len(right)
         assert len(done.maps) == 12 * len(done.errors)
+        assert len(done.scores) == 8 * len(done.errors)
+        assert [(e["n"], e["interval"], e["verdict"] in (None, "unclear")) for e in done.metrics["map_scores"]] == (
+            8 * [(1, None, True)] if len(done.errors) else []
+        )
         assert Study.load(done.path).metrics["errors"] == len(done.errors)
 
 
@@ -287,11 +414,11 @@ SCRIPT = """
 import sys, whycam
 from whycam.data import take
 from whycam.study import Config, run, run_study
-run.PREDICTIONS_PER_PART, run.EXPLANATIONS_PER_PART = 16, 4
+run.PREDICTIONS_PER_PART, run.EXPLANATIONS_PER_PART, run.SCORES_PER_PART = 16, 4, 1
 def told(stage, done, total):
     print(stage, done, total, flush=True)
 source = take(whycam.open_source("bundled"), 120)
-config = Config(methods=("gradcam", "hirescam"), limit=120, batch_size=8, baseline=0)
+config = Config(methods=("gradcam", "hirescam"), limit=120, batch_size=8, baseline=0, score_images=3)
 run_study(*whycam.load("cifar10-resnet18"), source, sys.argv[1], config, progress=told)
 """
 
@@ -335,6 +462,7 @@ def test_killed_at_any_moment_it_says_so_and_continues(study, tmp_path):
     assert done.neighbours.select(columns).equals(study.neighbours.select(columns))
     similar = [table["similarity"].to_numpy() for table in (done.neighbours, study.neighbours)]
     np.testing.assert_allclose(*similar, atol=1e-3)
+    same_scores(done, study)
     assert done.manifest["files"].keys() == study.manifest["files"].keys()
     assert not [path for path in out.rglob("*") if path.name.endswith(".partial")]
     assert not (out / "parts").exists()
@@ -344,7 +472,7 @@ def test_killed_at_any_moment_it_says_so_and_continues(study, tmp_path):
 
 def test_right_predictions_stand_beside_the_errors(loaded, source, tmp_path, study):
     """The first two of each class, for their class alone; what is said of the errors stays as it is without them."""
-    config = Config(methods=("gradcam", "hirescam"), limit=N, baseline=2)
+    config = Config(methods=("gradcam", "hirescam"), limit=N, baseline=2, score_images=0)
     done = run_study(*loaded, take(source, N), tmp_path / "study", config)
     assert done.metrics["maps"] == study.metrics["maps"]
     wrong = set(done.errors["index"].to_pylist())

@@ -142,6 +142,7 @@ def _study(options: Namespace, model: nn.Module, spec: ModelSpec, source: ImageS
         limit=options.limit,
         batch_size=options.batch_size,
         baseline=options.baseline,
+        score_images=options.score_images,
     )
     drawn: list[Path] = []
     with console.progress() as show:

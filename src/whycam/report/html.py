@@ -13,6 +13,7 @@ from whycam.report.charts import reliability_bars, training_charts
 from whycam.report.frontend import asset, bundle, inert_json, policy, render
 from whycam.report.notes import READING
 from whycam.report.payload import Chunk, Payload
+from whycam.report.scores import BAR_WIDTH, score_table
 from whycam.report.verdict import heat_levels, judge, manifest_rows
 from whycam.study.neighbours import SHOWN
 
@@ -160,6 +161,7 @@ def _render(payload: Payload, core: dict[str, Any], inline: list[str]) -> str:
         confusion=confusion, levels=heat_levels(confusion), bars=reliability_bars(metrics["reliability"]),
         charts=training_charts(history), history=history, explained=payload.explained(), errors=len(payload.ids),
         neighbours=not core["relations"]["why"], split=manifest["data"]["split"],
+        scores=score_table(payload.study), bar_width=BAR_WIDTH,
         methods=core["methods"], rows=manifest_rows(manifest), reading=READING,
         whole=json.dumps(manifest, indent=1, ensure_ascii=False, default=str),
     )  # fmt: skip

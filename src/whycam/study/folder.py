@@ -24,6 +24,8 @@ METRICS = "metrics.json"
 TABLES = {"predictions": "predictions.parquet", "images": "images.parquet", "maps": "maps.parquet"}
 RELATIONS = {"neighbours": "neighbours.parquet", "clusters": "clusters.parquet"}
 """Tables that a study has only if the network's head was recognised."""
+OPTIONAL = {**RELATIONS, "scores": "scores.parquet"}
+"""Tables that not every study has."""
 PARTS = "parts"
 FIGURES = "figures"
 REPORT = "report.html"
@@ -84,12 +86,12 @@ class Study:
     @cached_property
     def neighbours(self) -> pa.Table | None:
         """The nearest images of every error by the network's features, or None: ``why_no_neighbours`` says why."""
-        return self._relation("neighbours")
+        return self._optional("neighbours")
 
     @cached_property
     def clusters(self) -> pa.Table | None:
         """One row per error with its cluster by the network's features, or None where there are none."""
-        return self._relation("clusters")
+        return self._optional("clusters")
 
     @cached_property
     def suspects(self) -> pa.Table:
@@ -106,6 +108,23 @@ class Study:
         return "The network’s output is not that of one linear layer, so there are no features to compare images by."
 
     @cached_property
+    def scores(self) -> pa.Table | None:
+        """ROAD of every map of a sample of the errors, one row per image, layer and method, controls among them.
+
+        None where there are none: ``why_no_scores`` says why. `metrics` holds their means and intervals.
+        """
+        return self._optional("scores")
+
+    @property
+    def why_no_scores(self) -> str | None:
+        """Why `scores` is None, as a sentence; None where it is not."""
+        if self.scores is not None:
+            return None
+        if "score_images" not in self.manifest["config"]:
+            return "This study was made before whycam scored its maps; a new study into another folder has scores."
+        return "No map was scored, as this study was asked to (--score-images 0); a new study into another folder can."
+
+    @cached_property
     def images(self) -> Mapping[str, bytes]:
         """Id → PNG of the pixels that the network saw, for every error and for the neighbours that are shown with it.
 
@@ -114,10 +133,10 @@ class Study:
         table = read_table(self.path / TABLES["images"])
         return dict(zip(table["id"].to_pylist(), table["png"].to_pylist(), strict=True))
 
-    def _relation(self, name: str) -> pa.Table | None:
-        path = self.path / RELATIONS[name]
+    def _optional(self, name: str) -> pa.Table | None:
+        path = self.path / OPTIONAL[name]
         # What the manifest lists has to be there; a file it does not list is not this study's.
-        return read_table(path) if RELATIONS[name] in self.manifest.get("files", {}) else None
+        return read_table(path) if path.name in self.manifest.get("files", {}) else None
 
     def __repr__(self) -> str:
         errors, n, accuracy = (self.metrics[name] for name in ("errors", "n", "accuracy"))

@@ -21,7 +21,7 @@ from whycam.device import device_name
 from whycam.files import sha256_of
 from whycam.models.checkpoint import ModelSpec
 from whycam.models.summary import summarise
-from whycam.study.folder import FORMAT, METRICS, RELATIONS, TABLES
+from whycam.study.folder import FORMAT, METRICS, OPTIONAL, TABLES
 
 _PACKAGES = ("torch", "numpy", "pyarrow", "pillow", "safetensors")
 
@@ -70,13 +70,12 @@ def describe(
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
         "git": _git_commit(),
         "device": device_name(next(model.parameters()).device),
-        "seed": None,  # nothing in a study is drawn at random
     }
 
 
 def digests(folder: Path) -> dict[str, dict[str, Any]]:
     """SHA-256 and size of every finished file of a study."""
-    names = [*TABLES.values(), *(name for name in RELATIONS.values() if (folder / name).exists()), METRICS]
+    names = [*TABLES.values(), *(name for name in OPTIONAL.values() if (folder / name).exists()), METRICS]
     return {name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size} for name in names}
 
 

@@ -12,9 +12,12 @@ import pyarrow.compute as pc
 import torch
 
 from whycam.metrics.classification import score_classification
+from whycam.study.scores import summarise_scores
 
 
-def measure(predictions: pa.Table, maps: pa.Table, classes: Sequence[str]) -> dict[str, Any]:
+def measure(
+    predictions: pa.Table, maps: pa.Table, classes: Sequence[str], map_scores: pa.Table | None = None
+) -> dict[str, Any]:
     """What ``metrics.json`` holds, from the study's tables alone."""
     logits = np.stack(predictions["logits"].to_numpy())
     labels = predictions["label"].to_numpy().astype(np.int64)
@@ -22,7 +25,8 @@ def measure(predictions: pa.Table, maps: pa.Table, classes: Sequence[str]) -> di
     # The maps of right predictions are there to compare with, not to be counted among the errors'.
     wrong = predictions.filter(pc.invert(predictions["correct"]))["index"]
     errors = maps.filter(pc.is_in(maps["index"], wrong.combine_chunks()))
-    return scores.to_dict(classes) | {"maps": summarise_maps(errors)}
+    measured = scores.to_dict(classes) | {"maps": summarise_maps(errors)}
+    return measured if map_scores is None else measured | {"map_scores": summarise_scores(map_scores)}
 
 
 def summarise_maps(maps: pa.Table) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The main job: predict → errors → their neighbours → explain → measure → a study folder."""
+"""The main job: predict → errors → their neighbours → explain → score → measure → a study folder."""
 
 from __future__ import annotations
 
@@ -27,10 +27,12 @@ from whycam.files import writing
 from whycam.models.checkpoint import ModelSpec
 from whycam.modules import unwrapped
 from whycam.study import manifest as manifests
+from whycam.study.config import Config
 from whycam.study.features import Head, features_of, find_head
 from whycam.study.folder import (
     MANIFEST,
     METRICS,
+    OPTIONAL,
     PARTS,
     TABLES,
     Study,
@@ -43,39 +45,15 @@ from whycam.study.neighbours import reduced
 from whycam.study.parts import assemble, read_table, write_missing
 from whycam.study.predict import Progress, check_classes, logits_of, quiet
 from whycam.study.relate import relate, shown_neighbours, with_features
+from whycam.study.scores import SCORES, SEED, Scorer, sampled
 from whycam.study.tables import IMAGES, MAPS, PREDICTIONS, image_rows, map_rows, prediction_rows
 
 # What a kill costs at most: about this many images' work is done again.
 PREDICTIONS_PER_PART = 2048
 EXPLANATIONS_PER_PART = 256
+SCORES_PER_PART = 16
 
 _Rows = Callable[[range], Iterator[pa.Table]]
-
-
-@dataclass(frozen=True)
-class Config:
-    """What a study does besides its model and data.
-
-    Attributes:
-        layers: where to look; None for the study's three (or the last spatial layer of another network).
-        methods: names of methods.
-        limit: only for the record: the data were cut to their first so many images.
-        batch_size: images at a time; does not change the result beyond rounding.
-        baseline: of each class the first so many correct predictions are explained too, for their class alone, so that
-            the errors' mean maps have something to be compared with.
-    """
-
-    layers: tuple[str, ...] | None = None
-    methods: tuple[str, ...] = ("gradcam",)
-    limit: int | None = None
-    batch_size: int = 64
-    baseline: int = 20
-
-    def __post_init__(self) -> None:
-        if self.baseline < 0:
-            raise WhycamError(f"the baseline must be 0 or more correct predictions per class, got {self.baseline}")
-        if self.batch_size < 1:
-            raise WhycamError(f"the batch size must be at least 1, got {self.batch_size}")
 
 
 def run_study(
@@ -131,7 +109,7 @@ class _Run:
             return Study.load(self.out)
         timings: dict[str, float] = dict(before["timings"]) if before else {}
         manifest = description | {"status": "incomplete", "timings": timings}
-        for stage in (self._predict, self._relate, self._explain, self._measure):
+        for stage in (self._predict, self._relate, self._explain, self._score, self._measure):
             name = stage.__name__.lstrip("_")
             write_json(self.out / MANIFEST, manifest | {"stage": name})
             start = time.perf_counter()
@@ -181,6 +159,7 @@ class _Run:
             "split": self.source.split,
             "batch_size": self.config.batch_size,
             "baseline": self.config.baseline,
+            "score_images": self.config.score_images,
         }
         check_grids(methods, trial)
         layers = [
@@ -196,6 +175,7 @@ class _Run:
         features = {"layer": self._head.path, "length": self._head.features} if self._head is not None else None
         return manifests.describe(self.model, self.spec, self.source, config, layers) | {
             "features": features,
+            "seed": SEED if self.config.score_images else None,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
 
@@ -208,7 +188,8 @@ class _Run:
             raise WhycamError(f"{self.out}: holds something else ({found}); give a new or empty folder")
         if before is not None and before["key"] != key:
             raise WhycamError(
-                f"{self.out}: holds another study (other weights, data, layers, methods or version of whycam); "
+                f"{self.out}: holds another study (other weights, data, layers, methods, options or version of "
+                "whycam); "
                 "give another folder"
             )
         with writing(self.out):
@@ -289,13 +270,38 @@ class _Run:
             assemble(self.out / TABLES["images"], parts, IMAGES)
         self.progress("explain", total, total)
 
+    def _score(self) -> None:
+        path = self.out / OPTIONAL["scores"]
+        if not self.config.score_images or path.exists():
+            return
+        table = read_table(self.out / TABLES["predictions"])
+        chosen = sampled(np.flatnonzero(~table["correct"].to_numpy()), self.config.score_images)
+        layers, methods = self.description["layers"], self.description["config"]["methods"]
+        scorer = Scorer(
+            self.model, self.spec.preprocess, layers, methods, table, self.out / TABLES["maps"], chosen,
+            self.config.batch_size,
+        )  # fmt: skip
+
+        def rows(positions: range) -> Iterator[pa.Table]:
+            done = positions.start
+            for indices in self._batches(chosen, positions):
+                yield scorer.rows(indices, self._ids(indices), self.source.read(indices))
+                done += len(indices)
+                self.progress("score", done, len(chosen))
+
+        parts = write_missing(self._parts, "scores", len(chosen), SCORES_PER_PART, rows)
+        assemble(path, parts, SCORES)
+        self.progress("score", len(chosen), len(chosen))
+
     def _batches(self, chosen: IndexArray, positions: range) -> Iterator[IndexArray]:
         for start in range(positions.start, positions.stop, self.config.batch_size):
             yield chosen[start : min(start + self.config.batch_size, positions.stop)]
 
     def _measure(self) -> None:
         predictions, maps = (read_table(self.out / TABLES[name]) for name in ("predictions", "maps"))
-        write_json(self.out / METRICS, measure(predictions, maps, self.spec.classes))
+        scored = self.out / OPTIONAL["scores"]
+        scores = read_table(scored) if scored.exists() else None
+        write_json(self.out / METRICS, measure(predictions, maps, self.spec.classes, scores))
         self.progress("measure", 1, 1)
 
     def _ids(self, indices: Sequence[int] | np.ndarray[Any, Any]) -> list[str]:

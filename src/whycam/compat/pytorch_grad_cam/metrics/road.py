@@ -17,18 +17,10 @@ from whycam.compat.pytorch_grad_cam.metrics.perturbation_confidence import (
     RemoveLeastRelevantFirst,
     RemoveMostRelevantFirst,
 )
-from whycam.device import in_double
+from whycam.metrics.impute import NEIGHBOURS, Weighting, fill_in
 from whycam.seeds import generator
 
-Weights = Sequence[tuple[tuple[int, int], float]]
-
-neighbors_weights: Weights = [
-    ((down, across), 1 / 6 if down == 0 or across == 0 else 1 / 12)
-    for down in (-1, 0, 1)
-    for across in (-1, 0, 1)
-    if (down, across) != (0, 0)
-]
-"""How much each neighbour counts: ((rows, columns) away, weight); the same in opposite directions."""
+neighbors_weights = NEIGHBOURS
 
 
 class NoisyLinearImputer:
@@ -36,75 +28,30 @@ class NoisyLinearImputer:
 
     Args:
         noise: its standard deviation.
-        weighting: see `neighbors_weights`.
+        weighting: see `whycam.metrics.impute.NEIGHBOURS`.
         seed: of the noise, which is drawn anew but equally for every image; grad-cam draws from global state.
     """
 
     takes_batches = True
 
-    def __init__(self, noise: float = 0.01, weighting: Weights = neighbors_weights, seed: int = 0) -> None:
+    def __init__(self, noise: float = 0.01, weighting: Weighting = neighbors_weights, seed: int = 0) -> None:
         self.noise = noise
         self.weighting = weighting
         self.seed = seed
 
     def __call__(self, img: Tensor, mask: Tensor) -> Tensor:
-        """(C, H, W), (H, W) → (C, H, W), or a batch of each; pixels where the mask is 0 are filled in."""
+        """(C, H, W), (H, W) → (C, H, W), or a batch of each; pixels where the mask is 0 are filled in.
+
+        An image without any known pixel becomes 0.
+        """
         single = img.ndim == 3
         images, missing = (img[None], mask[None] == 0) if single else (img, mask == 0)
-        precise = in_double(images)
-        filled = filled_in(precise, missing.to(precise.device), self.weighting).to(images)
+        nothing = missing.flatten(1).all(dim=1)[:, None, None]
+        filled = fill_in(images.masked_fill(nothing[:, None], 0), missing & ~nothing, weighting=self.weighting)
         if self.noise:
             noise = torch.randn(images.shape[1:], generator=generator(self.seed, "NoisyLinearImputer"))
             filled = torch.where(missing[:, None], filled + self.noise * noise.to(filled), filled)
         return filled[0] if single else filled
-
-
-def filled_in(images: Tensor, missing: Tensor, weighting: Weights, tolerance: float = 1e-8) -> Tensor:
-    """Solve for the missing pixels: (B, C, H, W), (B, H, W) → (B, C, H, W).
-
-    The system is symmetric and positive definite, and its matrix is a small stencil: conjugate gradients on the grid
-    need neither a sparse matrix nor a factorisation, and take all images at once. An image without any known pixel
-    becomes 0.
-    """
-    unknown = missing[:, None].to(images)
-
-    def mixed(values: Tensor) -> Tensor:
-        """Each pixel's neighbours, weighted; nothing lies outside the image."""
-        total = torch.zeros_like(values)
-        for (down, across), weight in weighting:
-            (top, bottom), (left, right) = _both_inside(values.shape[-2], down), _both_inside(values.shape[-1], across)
-            there = values[..., top + down : bottom + down, left + across : right + across]
-            total[..., top:bottom, left:right].add_(there, alpha=weight)
-        return total
-
-    def dot(one: Tensor, other: Tensor) -> Tensor:
-        return (one * other).sum(dim=(2, 3), keepdim=True)
-
-    # A pixel at the edge has fewer neighbours, so these count for more.
-    diagonal = mixed(torch.ones_like(unknown))
-    residual = mixed(images * (1 - unknown)) * unknown
-    solution = torch.zeros_like(residual)
-    direction = residual / diagonal
-    power = dot(residual, direction)
-    goal = (tolerance**2 * power).clamp(min=torch.finfo(power.dtype).tiny)
-    for _ in range(10 * sum(images.shape[2:]) + 100):
-        going = power > goal
-        if not bool(going.any()):
-            break
-        applied = (diagonal * direction - mixed(direction)) * unknown
-        step = torch.where(going, power / torch.where(going, dot(direction, applied), 1), 0)
-        solution += step * direction
-        residual -= step * applied
-        preconditioned = residual / diagonal
-        new = dot(residual, preconditioned)
-        direction = preconditioned + torch.where(going, new / torch.where(going, power, 1), 0) * direction
-        power = torch.where(going, new, power)
-    return torch.where(missing[:, None], solution, images)
-
-
-def _both_inside(length: int, step: int) -> tuple[int, int]:
-    """Where along an axis a place and the one ``step`` further both exist."""
-    return max(-step, 0), length - max(step, 0)
 
 
 class ROADMostRelevantFirst(PerturbationConfidenceMetric):
