@@ -6,14 +6,17 @@ Each candidate is measured beside a bare forward pass of the same batch, right b
 whose speed drifts slows both alike; quoted is the median over the rounds with the range. Beside it stands the limit
 that the method's definition sets: for Ablation-CAM on a tail, the tail's share of the forward (measured) times the
 channels that are not 0; for Score-CAM, the channels that are not constant; each plus the one forward that finds them.
-Peers are measured in the same process where they are installed (pytorch-grad-cam), which takes long. On a machine that
-others use too, run it with one thread and ``--cpu-time``: the processor's time instead of the wall's.
+Peers are measured in the same process where they are installed (pytorch-grad-cam, torch-cam), which takes long. The
+last column is by how much, in MiB, the process's peak memory grew in a candidate's first turn: a lower bound on what it
+takes, since memory that was freed before is used again. On a machine that others use too, run it with one thread and
+``--cpu-time``: the processor's time instead of the wall's.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import statistics
 import sys
 import time
@@ -33,6 +36,10 @@ def seconds(run):
     start = CLOCK()
     run()
     return CLOCK() - start
+
+
+def peak_mib():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def outputs_of(model, images, layer):
@@ -100,6 +107,22 @@ def ours(model, images, rounds):
 
 
 def peers(model, images):
+    """(name with the library's, run) of those that are installed, as their documentation has them called."""
+    yield from incumbent(model, images)
+    try:
+        from torchcam.methods import ScoreCAM
+    except ImportError:
+        return
+    classes = model(images).argmax(1).tolist()
+
+    def run():
+        with ScoreCAM(model, [model.layer4[-1]], batch_size=128) as cam:
+            return cam(classes, model(images))
+
+    yield "torch-cam: Score-CAM, layer4[-1]", run
+
+
+def incumbent(model, images):
     try:
         from pytorch_grad_cam import AblationCAM, FullGrad, GradCAM, ScoreCAM
         from pytorch_grad_cam.ablation_layer import AblationLayer
@@ -115,11 +138,12 @@ def peers(model, images):
 
         return run
 
-    yield "Ablation-CAM, layer4[-1]", call(AblationCAM, last, ablation_layer=AblationLayer())
-    yield "Ablation-CAM, layer3[-2]", call(AblationCAM, third, ablation_layer=AblationLayer())
-    yield "Score-CAM, layer4[-1]", call(ScoreCAM, last)
-    yield "FullGrad", call(FullGrad, last)
-    yield "Grad-CAM augmented, layer4[-1]", call(GradCAM, last)
+    name = "pytorch-grad-cam"
+    yield f"{name}: Ablation-CAM, layer4[-1]", call(AblationCAM, last, ablation_layer=AblationLayer())
+    yield f"{name}: Ablation-CAM, layer3[-2]", call(AblationCAM, third, ablation_layer=AblationLayer())
+    yield f"{name}: Score-CAM, layer4[-1]", call(ScoreCAM, last)
+    yield f"{name}: FullGrad", call(FullGrad, last)
+    yield f"{name}: Grad-CAM augmented, layer4[-1]", call(GradCAM, last)
 
 
 def main():
@@ -144,25 +168,28 @@ def main():
 
     candidates = {f"whycam: {name}": (run, limit) for name, run, limit in ours(model, images, options.rounds)}
     if not options.no_peers:
-        candidates |= {f"pytorch-grad-cam: {name}": (run, None) for name, run in peers(model, images)}
+        candidates |= {name: (run, None) for name, run in peers(model, images)}
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {options.batch}, n = {options.rounds}")
-    print(f"{'forwards per image':<52} median   (range)              limit   over it")
+    print(f"{'forwards per image':<52} median   (range)              memory   limit   over it")
     result = {}
     bare()
     for name, (run, limit) in candidates.items():
         if options.only not in name:
             continue
+        resident = peak_mib()
         if limit is not None and limit < 50:
             run()  # minutes of reruns need no warming up
         ratios = []
-        for _ in range(options.rounds):
+        for turn in range(options.rounds):
             before = min(seconds(bare) for _ in range(2))
             taken = seconds(run)
+            if not turn:
+                memory = peak_mib() - resident
             ratios.append(taken / min(before, *(seconds(bare) for _ in range(2))))
         middle = statistics.median(ratios)
-        result[name] = {"median": middle, "range": [min(ratios), max(ratios)], "limit": limit}
+        result[name] = {"median": middle, "range": [min(ratios), max(ratios)], "limit": limit, "memory_mib": memory}
         over = "" if limit is None else f"{limit:8.2f}   {100 * (middle / limit - 1):+.0f}%"
-        print(f"{name:<52} {middle:7.2f}  ({min(ratios):.2f} to {max(ratios):.2f})  {over}", flush=True)
+        print(f"{name:<52} {middle:7.2f}  ({min(ratios):.2f} to {max(ratios):.2f})  {memory:6.0f} {over}", flush=True)
     if options.json:
         record = {"rounds": options.rounds, "batch": options.batch, "ratios": result}
         options.json.write_text(json.dumps(record, indent=2))

@@ -28,10 +28,11 @@ whycam: why does this image classifier get these wrong?
 whycam --help lists every command, whycam COMMAND --help its options and an example.
 """
 
-DATA_HELP = (
+TRAINING_DATA_HELP = (
     "CIFAR-10's official archive (binary or python) or its unpacked folder, a Parquet file or folder, "
-    "a folder of class/name.png, or 'bundled'"
+    "or a folder of class/name.png"
 )
+DATA_HELP = f"{TRAINING_DATA_HELP}, or 'bundled' (1,000 test images)"
 CHECKPOINT_HELP = "a checkpoint folder, a .safetensors or PyTorch file, or the bundled 'cifar10-resnet18'"
 
 
@@ -283,7 +284,7 @@ def _methods(sub: argparse.ArgumentParser) -> None:
 
 
 def _recipe(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--data", required=True, metavar="DATA", help=DATA_HELP)
+    sub.add_argument("--data", required=True, metavar="DATA", help=TRAINING_DATA_HELP)
     sub.add_argument(
         "--recipe",
         default="study",

@@ -26,8 +26,24 @@ def replacing(path: Path) -> Iterator[Path]:
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
             partial.replace(path)
+            _settle(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _settle(folder: Path) -> None:
+    """Have the folder's new entry on the disk, where the system lets a folder be opened for that."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems do not know this; the file itself is there.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

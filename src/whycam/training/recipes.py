@@ -39,10 +39,10 @@ STUDY = Recipe(
 """The recipe of the study that whycam starts from: 92.14% after 20 epochs."""
 
 RECORD = Recipe(name="record", epochs=20, batch_size=256, lr=0.4, weight_decay=5e-4, cutout=6, label_smoothing=0.1)
-"""Twenty epochs on one GPU, for at least 95%."""
+"""Twenty epochs: what is known of short trainings of this network, put together."""
 
 LONG = Recipe(name="long", epochs=60, batch_size=256, lr=0.3, weight_decay=5e-4, cutout=12, label_smoothing=0.1)
-"""Sixty epochs on one GPU, for at least 96%."""
+"""The same over sixty epochs, with larger holes."""
 
 CPU = Recipe(
     name="cpu",
@@ -54,7 +54,7 @@ CPU = Recipe(
     label_smoothing=0.1,
     evaluate_every=5,
 )
-"""Two laptop cores, about two hours: 24-pixel crops first, whole images for the last third."""
+"""For a few processor cores: fewer epochs, 24-pixel crops first, whole images for the last third."""
 
 RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for recipe in (STUDY, RECORD, LONG, CPU)}
 
