@@ -1,19 +1,18 @@
 // Evidence as pictures: one row per layer, {predicted, true, difference} on one stated scale, and what belongs to it.
 
-/** The layers that are drawn; the live page draws those that were asked for. */
-let shownLayers = () => core.layers.map((_, layer) => layer);
-
 /** Rows of pictures, one per layer: predicted, true, difference. `pick` is the title of a layer's button, what it
- * does, and whether it looks pressed. */
+ * does, whether it looks pressed, and the layer's number, or -1 for what stands in a layer's place and has no button. */
 function makeEvidence(owner, pick) {
   const layers = core.layers.map((layer, l) => {
     const [bar, signedBar] = [0, 1].map(() => make("canvas", { className: "bar-canvas", "aria-hidden": "true" }));
     const scale = make("span", { className: "scale-words" });
     const signedScale = make("span", { className: "scale-words" });
     const size = make("span", { className: "native" });
-    const button = make("button", { type: "button", className: "layer-name", title: pick.title },
-      make("kbd", { text: String(l + 1), "aria-hidden": "true" }), ` ${layer.name}`);
-    button.addEventListener("click", () => pick.act(l));
+    const place = pick.place(l);
+    const button = place < 0 ? make("span", { className: "layer-name", text: layer.name })
+      : make("button", { type: "button", className: "layer-name", title: pick.title },
+        ...(place < 9 ? [make("kbd", { text: String(place + 1), "aria-hidden": "true" })] : []), ` ${layer.name}`);
+    if (place >= 0) button.addEventListener("click", () => pick.act(place));
     const figures = KINDS.map((kind) => {
       const canvas = make("canvas", { role: "img" });
       const odd = make("span", { className: "odd", hidden: true });
@@ -82,13 +81,12 @@ function drawEvidence(block, error, scaleOf) {
     const c = kind === "predicted" ? errors.predicted[error] : errors.label[error];
     return head.replaceChildren(make("span", { className: `dot ${DOTS[kind]}`, "aria-hidden": "true" }), make("span", { className: "for", text: "for " }), `${KIND_WORDS[kind]} `, nameOf(c));
   });
-  const wanted = new Set(shownLayers());
   block.layers.forEach((row, layer) => {
-    row.element.hidden = !wanted.has(layer);
-    if (row.element.hidden) return;
     const { width, height } = core.layers[layer];
-    row.element.classList.toggle("chosen", layer === state.layer);
-    if (block.pick.pressed) row.button.setAttribute("aria-pressed", block.pick.pressed(layer));
+    if (block.pick.pressed) {
+      row.element.classList.toggle("chosen", block.pick.pressed(layer));
+      row.button.setAttribute("aria-pressed", block.pick.pressed(layer));
+    }
     const smooth = state.grid === "bilinear" && state.overlay;
     row.size.textContent = smooth ? `${height} × ${width}, bilinear interpolation` : `${height} × ${width}, native`;
     const scale = scaleOf(error, layer, "predicted");
@@ -137,9 +135,9 @@ function drawNumbers({ table, numbers }, error) {
   if (!table.open || error < 0) return;
   const heads = ["Layer", "Evidence for", "Score", "Minimum", "Maximum", "Σ map", "Negative Σ", "Flags"];
   const body = make("tbody");
-  shownLayers().forEach((l) => TARGETS.forEach((target, t) => {
+  core.layers.forEach(({ name }, l) => TARGETS.forEach((target, t) => {
     const map = mapOf(error, state.method, l, t);
-    const row = make("tr", {}, make("th", { scope: "row", text: core.layers[l].name }), make("td", { text: KIND_WORDS[target] }));
+    const row = make("tr", {}, make("th", { scope: "row", text: name }), make("td", { text: KIND_WORDS[target] }));
     if (map.state === "ok") {
       const { score, raw_min, raw_max, raw_sum, negative_sum } = map.stats;
       for (const text of [number(score), number(raw_min), number(raw_max), number(raw_sum), number(negative_sum),

@@ -25,8 +25,7 @@ function sceneOf() {
   heads.forEach((text, i) => say(left + i * (side + gap), 80, text, 12, 600));
   const scaleOf = scalesOf(state.pin >= 0 && state.pin !== error ? [error, state.pin] : [error]);
   let y = 90;
-  shownLayers().forEach((l) => {
-    const layer = core.layers[l];
+  core.layers.forEach((layer, l) => {
     say(gap, y + 18, layer.name, 13, 600);
     say(gap, y + 36, `${layer.height} × ${layer.width} cells`, 12, 400, "#5c6068");
     const lines = state.scale === "map" ? ["each map its", "own scale"] : [state.values === "signed" ? `±${number(scaleOf(error, l, "predicted"))}` : `0 to ${number(scaleOf(error, l, "predicted"))}`,
