@@ -48,15 +48,22 @@ function drawImage(canvas, error, wanted, ofClass, ask = true) {
   canvas.setAttribute("aria-label", `The image ${plain(core.ids[error])}, ${core.image.width} by ${core.image.height} pixels${ofClass}.`);
 }
 
-function drawBars({ bars, barsNote }, error) {
+/** The most probable classes and the true one, {c, p, role} each, and in words how many of all that is. */
+function topClasses(error) {
   const rows = [];
   const k = core.top;
-  for (let i = 0; i < k; i++) rows.push([errors.topClass[error * k + i], errors.topProbability[error * k + i]]);
   const label = errors.label[error];
-  const within = rows.some(([c]) => c === label);
-  if (!within) rows.push([label, errors.trueProbability[error]]);
-  bars.replaceChildren(...rows.map(([c, p]) => {
-    const role = c === errors.predicted[error] ? "predicted" : c === label ? "actual" : "other";
+  const add = (c, p) => rows.push({ c, p, role: c === errors.predicted[error] ? "predicted" : c === label ? "actual" : "other" });
+  for (let i = 0; i < k; i++) add(errors.topClass[error * k + i], errors.topProbability[error * k + i]);
+  const within = rows.some(({ c }) => c === label);
+  if (!within) add(label, errors.trueProbability[error]);
+  const note = core.classes.length > rows.length ? `The ${k} most probable of ${core.classes.length} classes${within ? "" : ` and the ${KIND_WORDS.true} one`}.` : "";
+  return { rows, note };
+}
+
+function drawBars({ bars, barsNote }, error) {
+  const { rows, note } = topClasses(error);
+  bars.replaceChildren(...rows.map(({ c, p, role }) => {
     const fill = make("span", { className: "fill" });
     fill.style.width = `${p * 100}%`;
     return make("li", { className: role },
@@ -64,8 +71,7 @@ function drawBars({ bars, barsNote }, error) {
         ...(role === "other" ? [] : [make("span", { className: "visually-hidden", text: ` (${KIND_WORDS[role === "actual" ? "true" : role]})` })])),
       make("span", { className: "track", "aria-hidden": "true" }, fill), make("span", { className: "p", text: probability(p) }));
   }));
-  const rest = core.classes.length - rows.length;
-  barsNote.textContent = rest > 0 ? `The ${k} most probable of ${core.classes.length} classes${within ? "" : ` and the ${KIND_WORDS.true} one`}.` : "";
+  barsNote.textContent = note;
 }
 
 // Shape and colour of the mark beside a class.
