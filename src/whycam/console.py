@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -54,8 +55,16 @@ def flush() -> None:
 
 
 def say_json(values: Mapping[str, Any]) -> None:
-    """The result for machines: one JSON object on standard output."""
-    sys.stdout.write(json.dumps(values, ensure_ascii=False) + "\n")
+    """The result for machines: one JSON object on standard output; numbers that JSON cannot write are null."""
+    sys.stdout.write(json.dumps(_writable(values), ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _writable(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _writable(member) for key, member in value.items()}
+    return [_writable(member) for member in value] if isinstance(value, list | tuple) else value
 
 
 def note(text: str) -> None:

@@ -6,6 +6,7 @@ import base64
 import io
 import struct
 import zlib
+from dataclasses import replace
 from importlib.resources import files
 
 import numpy as np
@@ -14,27 +15,50 @@ import torch
 from chunk_bytes import numbers_of, undone
 from PIL import Image
 from served import encoded
+from torch import nn
 
 import whycam
+from whycam.app.desk import Ticket
+from whycam.app.live import Choice, LiveModel
+from whycam.cam.methods import METHODS
 from whycam.data.encoded import fit_pixels
+from whycam.data.preprocess import CIFAR10
+from whycam.models import ModelSpec
 from whycam.report.pack import MISSING, dequantise
 
-NAMES = [f"layer{stage}[{block}]" for stage in (1, 2, 3, 4) for block in (-2, -1)]
-SIDES = [32, 32, 16, 16, 8, 8, 4, 4]
 
-
-def unpack(chunk):
-    """(layer name, target) → the map as the page sees it, for what is there."""
-    combinations = [(name, side, target) for name, side in zip(NAMES, SIDES, strict=True) for target in ("p", "t")]
-    numbers, zero, flags, data = numbers_of(chunk["maps"], len(combinations))
+def unpack(answer):
+    """(name of the layer or of what stands in its place, target) → the map as the page sees it."""
+    combinations = [
+        (grid["name"], target, grid["height"], grid["width"]) for grid in answer["layers"] for target in ("p", "t")
+    ]
+    numbers, zero, flags, data = numbers_of(answer["chunk"]["maps"], len(combinations))
     at, found = 0, {}
-    for i, (name, side, target) in enumerate(combinations):
-        cells = undone(data[at : at + side * side], side, side)[None]
-        at += side * side
-        if not flags[i] & MISSING:
-            found[name, target] = dequantise(cells, numbers[0, i : i + 1], zero[i : i + 1])[0].reshape(side, side)
+    for i, (name, target, height, width) in enumerate(combinations):
+        cells = undone(data[at : at + height * width], height, width)[None]
+        at += height * width
+        assert not flags[i] & MISSING
+        found[name, target] = dequantise(cells, numbers[0, i : i + 1], zero[i : i + 1])[0].reshape(height, width)
     assert at == len(data)
     return found
+
+
+def same_maps(answer, expected):
+    """Whether the page gets exactly the maps of ``expected``, of one method for targets "p" and "t"."""
+    found = unpack(answer)
+    assert set(found) == {(layer, target) for _, layer, target in expected.maps}
+    for (layer, target), seen in found.items():
+        raw = expected.map(layer=layer, target=target)[0].numpy()
+        assert seen.shape == raw.shape
+        # A byte's step, and the study's half precision.
+        assert np.abs(seen - raw).max() <= np.ptp(np.append(raw, 0)) / 254 + np.abs(raw).max() * 2**-10
+    return True
+
+
+def classes_of(answer, shown=8):
+    """The indices of the predicted class and of the one beside it."""
+    label, predicted = struct.unpack_from("<HH", base64.b64decode(answer["columns"]), 4 * (3 + shown + 1 + 1))
+    return predicted, label
 
 
 def direct(photo, spec, model, layers, method, targets):
@@ -43,17 +67,12 @@ def direct(photo, spec, model, layers, method, targets):
     return whycam.explain(model, inputs, layers, method, targets)
 
 
-@pytest.mark.parametrize("method", ["gradcam", "hirescam"])
+@pytest.mark.parametrize("method", ["gradcam", "shapleycam", "refinecam", "guidedgradcam", "sobel"])
 def test_maps_are_the_librarys(method, server, photo, model, spec):
     answer = server.explain(photo, f"method={method}&layer=layer2[-2]&layer=layer4[-1]&class=dog")
     assert answer.status == 200
     expected = direct(photo, spec, model, ["layer2[-2]", "layer4[-1]"], method, {"p": None, "t": 5})
-    found = unpack(answer.json["chunk"])
-    assert set(found) == {(layer, target) for layer in expected.layers for target in "pt"}
-    for (layer, target), seen in found.items():
-        raw = expected.map(method, layer, target)[0].numpy()
-        # A byte's step, and the study's half precision.
-        assert np.abs(seen - raw).max() <= np.ptp(np.append(raw, 0)) / 254 + np.abs(raw).max() * 2**-10
+    assert same_maps(answer.json, expected)
     assert answer.json["method"]["name"] == method
     assert answer.json["file"] == {"width": 160, "height": 120}
 
@@ -61,10 +80,49 @@ def test_maps_are_the_librarys(method, server, photo, model, spec):
 def test_without_a_class_the_runner_up_is_compared(server, photo, model, spec):
     probabilities = direct(photo, spec, model, None, "gradcam", None).logits[0].softmax(0)
     order = probabilities.argsort(descending=True)
-    columns = base64.b64decode(server.explain(photo).json["columns"])
-    label, predicted = struct.unpack_from("<HH", columns, 4 * (3 + 8 + 1 + 1))
-    assert (predicted, label) == (int(order[0]), int(order[1]))
+    answer = server.explain(photo).json
+    assert classes_of(answer) == (int(order[0]), int(order[1]))
+    columns = base64.b64decode(answer["columns"])
     assert struct.unpack_from("<f", columns)[0] == pytest.approx(float(probabilities.max()), abs=1e-5)
+
+
+class Small(nn.Sequential):
+    """Two layers to look at, a head that CAM itself needs, and nothing that takes long."""
+
+    def __init__(self):
+        super().__init__(
+            nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 9, 3, padding=1), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(9, 4),
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A live network and the module behind it."""
+    torch.manual_seed(3)
+    spec = ModelSpec("small", ("a", "b", "c", "d"), replace(CIFAR10, size=(16, 16)))
+    model = Small().eval()
+    return LiveModel(model, spec, ["1", "4"]), model
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_offered_method_is_seen_and_the_runner_up_is_a_class_like_any_other(method, small, photo):
+    live, model = small
+    assert method in [offered["name"] for offered in live.core()["offered"]]
+    layers = ["4"] if method == "cam" else ["1", "4"]  # the original CAM is defined for the last layer alone
+    answer = live.explain(photo, Choice(method, tuple(layers)), Ticket())
+    logits = direct(photo, live.spec, model, ["4"], "gradcam", None).logits[0]
+    first, second = logits.argsort(descending=True)[:2].tolist()
+    assert classes_of(answer, shown=4) == (first, second)
+    assert same_maps(answer, direct(photo, live.spec, model, layers, method, {"p": first, "t": second}))
+
+
+def test_a_method_of_the_image_alone_needs_no_layer(small, photo):
+    live, _ = small
+    (grid,) = live.explain(photo, Choice("sobel", ()), Ticket())["layers"]
+    assert grid == {"name": "input", "height": 16, "width": 16}
+    with pytest.raises(whycam.WhycamError, match="no layer is chosen"):
+        live.explain(photo, Choice("refinecam", ()), Ticket())
 
 
 def test_the_picture_is_what_the_network_saw(server, photo):
@@ -130,7 +188,13 @@ def test_hostile_files_get_one_sentence(name, server):
         ("layer=conv1", "layer 'conv1' is not offered here"),
         ("layer=../../etc/passwd", "is not offered here"),
         ("", "no layer is chosen"),
-        ("layer=layer4[-1]&method=evilcam", "unknown method 'evilcam'"),
+        ("layer=layer4[-1]&method=evilcam", "method 'evilcam' is not offered here"),
+        ("layer=layer4[-1]&method=gradcamm", "did you mean gradcam"),
+        # Options are the caller's of the library: here a stranger would choose what an image costs.
+        ("layer=layer4[-1]&method=noisy(gradcam,n=40000)", "method 'noisy(gradcam,n=40000)' is not offered here"),
+        ("layer=layer4[-1]&method=fem(k='a')", "is not offered here"),
+        ("layer=layer4[-1]&method=fem(k=3)", "is not offered here"),
+        ("layer=layer4[-1]&method=", "method '' is not offered here"),
         ("layer=layer4[-1]&class=unicorn", "unknown class 'unicorn'"),
         ("layer=layer4[-1]&class=10", "unknown class '10'"),
         ("layer=layer4[-1]&class=-1", "unknown class '-1'"),

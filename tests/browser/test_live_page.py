@@ -148,6 +148,54 @@ def test_layers_method_and_class_are_chosen(live, photo):
     assert view.page.inner_text("#trouble") == "Choose at least one layer."
 
 
+def drawn(view: View) -> list[int]:
+    """How many colours the maps of each row have, with the image hidden beneath them."""
+    view.set(opacityMode="fixed", opacity=1)
+    script = """[...document.querySelectorAll('#evidence .evidence.predicted canvas')].map(canvas => {
+      const {data} = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+      return new Set(new Uint32Array(data.buffer)).size; })"""
+    return view.run(script)
+
+
+def test_methods_that_look_at_no_single_layer_are_drawn_too(live, photo):
+    """One map of all layers, one of the image alone, and maps finer than their layers; then ordinary ones again."""
+    view = live(width=390)
+    view.page.set_input_files("#file", photo)
+    answered(view)
+    for layer in range(8):
+        if layer not in (2, 4, 7):
+            view.page.keyboard.press(str(layer + 1))
+    view.page.select_option("[name=method]", "refinecam")
+    view.page.wait_for_function("() => whycam.answered.method.name === 'refinecam'")
+    view.settle()
+    (name,) = shown(view)
+    assert name.count("+") == 7
+    assert "all chosen layers together" in view.page.inner_text("#layers-note")
+    assert "32 × 32, native" in view.page.inner_text("#evidence .native")
+    assert view.page.locator("#evidence button.layer-name").count() == 0
+    assert min(drawn(view)) > 2
+    assert view.run("document.documentElement.scrollWidth") <= 390
+    view.page.select_option("[name=method]", "sobel")
+    view.page.wait_for_function("() => whycam.answered.method.name === 'sobel'")
+    view.settle()
+    assert shown(view) == ["input"]
+    assert view.page.is_disabled("[name=wanted][value='layer4[-1]']")
+    assert min(drawn(view)) > 20
+    asked = len(view.requests)
+    view.page.keyboard.press("1")
+    assert len(view.requests) == asked
+    for method in ("guidedgradcam", "gradcam"):
+        view.page.select_option("[name=method]", method)
+        view.page.wait_for_function("name => whycam.answered.method.name === name", arg=method)
+        view.settle()
+        assert len(shown(view)) == 8
+        assert view.run("whycam.core.layers[7].height") == (32 if method == "guidedgradcam" else 4)
+        assert min(drawn(view)) > 2
+    assert view.page.is_enabled("[name=wanted][value='layer4[-1]']")
+    view.page.click("#evidence button.layer-name >> nth=7")
+    view.page.wait_for_function("() => whycam.core.layers.length === 7")
+
+
 def test_colours_are_the_palettes_entries_for_the_bytes(live, photo):
     view = live(hash="#opacityMode=fixed&opacity=100")
     view.page.set_input_files("#file", photo)
@@ -155,8 +203,8 @@ def test_colours_are_the_palettes_entries_for_the_bytes(live, photo):
     for palette in ("viridis", "inferno"):
         view.set(palette=palette)
         wanted = view.run(
-            """palette => { const map = whycam.evidenceOf(0, 0, 7, 'predicted', false);
-          const scale = whycam.scalesOf([0])(0, 7, 'predicted'), table = whycam.palettes[palette];
+            """palette => { const map = whycam.evidenceOf(0, 0, 2, 'predicted', false);
+          const scale = whycam.scalesOf([0])(0, 2, 'predicted'), table = whycam.palettes[palette];
           return [...map.values].map(v => { const i = whycam.entryOf(v, scale, false) * 3;
             return [table[i], table[i + 1], table[i + 2], 255]; }); }""",
             palette,

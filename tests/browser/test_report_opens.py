@@ -198,3 +198,25 @@ def test_print_says_how_many(made, opened):
     assert "The first 60 of 300 selected errors" in view.page.inner_text("#print-note")
     assert view.page.locator("#print-note .tile").count() == 60
     assert not view.page.locator(".site").is_visible()
+
+
+@pytest.mark.parametrize("theme", ["auto", "light", "dark"])
+def test_paper_is_white_and_writing_dark(theme, made, opened):
+    view = opened(made("plain", RECIPES["plain"]).page, hash=f"theme={theme}", color_scheme="dark")
+    # All writing but what has a ground of its own: the matrix's cells and the badges on pictures.
+    colours = """[...document.querySelectorAll('main *')].filter(e => e.checkVisibility()
+        && !e.closest('[role=gridcell], .odd, .badge, .pinned')
+        && [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()))
+      .map(e => getComputedStyle(e).color.match(/[0-9.]+/g).slice(0, 3).map(Number))"""
+    paper = "getComputedStyle(document.body).backgroundColor"
+    if theme != "light":
+        assert np.median(view.run(colours)) > 150  # on the screen the writing is pale
+    view.page.emulate_media(media="print", color_scheme="dark")
+    view.run("window.dispatchEvent(new Event('beforeprint'))")
+    writing = np.array(view.run(colours))
+    assert len(writing) > 100
+    # Relative luminance (WCAG 2): what is darker than this has a contrast of at least 4.5 to white.
+    linear = np.where(writing <= 10, writing / 3294.6, ((writing / 255 + 0.055) / 1.055) ** 2.4)
+    assert (1.05 / (linear @ [0.2126, 0.7152, 0.0722] + 0.05)).min() >= 4.5
+    assert view.run(paper) == "rgb(255, 255, 255)"
+    assert view.run("getComputedStyle(document.querySelector('.fill')).printColorAdjust") == "exact"

@@ -29,8 +29,9 @@ CELLS = """([selector, columns, rows]) => {
 KINDS = {"predicted": 1, "true": 2, "difference": 3}
 
 
-def canvas_of(layer: int, kind: str) -> str:
-    return f"#detail .layers:not(.pinned-block *) .layer:nth-of-type({layer + 1}) .evidence.{kind} canvas"
+def canvas_of(layer: int, kind: str, *, pinned: bool = False) -> str:
+    block = "#detail .pinned-block .layers" if pinned else "#detail .layers:not(.pinned-block *)"
+    return f"{block} .layer:nth-of-type({layer + 1}) .evidence.{kind} canvas"
 
 
 def raw_of(study, identifier, method, layer, target):
@@ -147,14 +148,19 @@ def test_cells_that_are_not_finite_are_grey(made, opened):
     assert "not finite" in label
 
 
-def test_the_png_export_equals_the_view(made, opened):
-    view = opened(made("plain", RECIPES["plain"]).page)
-    view.set(image=9, palette="inferno", opacity=0.6, values="signed")
+def exported(view, form) -> Path:
     with view.page.expect_download() as download:
         view.page.click("#export-menu summary")
-        view.page.click("[data-export=png]")
-    assert download.value.suggested_filename.endswith(".png")
-    exported = np.asarray(Image.open(download.value.path()).convert("RGB"))
+        view.page.click(f"[data-export={form}]")
+    assert download.value.suggested_filename.endswith(f".{form}")
+    return Path(download.value.path())
+
+
+@pytest.mark.parametrize("pin", [-1, 40])
+def test_the_png_export_equals_the_view(pin, made, opened):
+    view = opened(made("plain", RECIPES["plain"]).page)
+    view.set(image=9, pin=pin, palette="inferno", opacity=0.6, values="signed")
+    pixels = np.asarray(Image.open(exported(view, "png")).convert("RGB"))
     pictures = [
         item
         for item in view.run(
@@ -163,41 +169,66 @@ def test_the_png_export_equals_the_view(made, opened):
         if item.get("side")
     ]
     overlays = [item for item in pictures if item["overlay"]]
-    assert (len(pictures), len(overlays)) == (12, 9)
+    shown = 1 if pin < 0 else 2
+    assert (len(pictures), len(overlays)) == (12 * shown, 9 * shown)
     for number, item in enumerate(overlays):
-        layer, kind = number // 3, list(KINDS)[number % 3]
-        got = np.asarray(view.run(CELLS, [canvas_of(layer, kind), 32, 32]))[:, :3].reshape(32, 32, 3)
+        layer, kind = number % 9 // 3, list(KINDS)[number % 3]
+        canvas = canvas_of(layer, kind, pinned=number >= 9)
+        got = np.asarray(view.run(CELLS, [canvas, 32, 32]))[:, :3].reshape(32, 32, 3)
         step = item["side"] * 2 / 32
         at = (np.arange(32) + 0.5) * step
         rows, columns = (item["y"] * 2 + at).astype(int), (item["x"] * 2 + at).astype(int)
-        assert np.abs(exported[np.ix_(rows, columns)].astype(int) - got).max() == 0
+        assert np.abs(pixels[np.ix_(rows, columns)].astype(int) - got).max() == 0
 
 
-def test_the_svg_export_holds_the_cells_as_drawn(made, opened):
+SVG = {"s": "http://www.w3.org/2000/svg"}
+
+
+@pytest.mark.parametrize("pin", [-1, 7])
+def test_the_svg_export_holds_the_cells_as_drawn(pin, made, opened):
     view = opened(made("hostile", RECIPES["hostile"]).page)
-    view.set(image=4, opacityMode="fixed", opacity=1)
-    with view.page.expect_download() as download:
-        view.page.click("#export-menu summary")
-        view.page.click("[data-export=svg]")
-    root = ET.parse(download.value.path()).getroot()
-    namespace = {"s": "http://www.w3.org/2000/svg"}
-    groups = root.findall("s:g", namespace)
-    assert len(groups) == 9
+    view.set(image=4, pin=pin, opacityMode="fixed", opacity=1)
+    root = ET.parse(exported(view, "svg")).getroot()
+    groups = root.findall("s:g", SVG)
+    assert len(groups) == (9 if pin < 0 else 18)
     for number, group in enumerate(groups):
-        side = (16, 8, 4)[number // 3]
-        fills = [[int(v) for v in rect.get("fill")[4:-1].split(",")] for rect in group.findall("s:rect", namespace)]
-        got = view.run(CELLS, [canvas_of(number // 3, list(KINDS)[number % 3]), side, side])
+        layer, kind = number % 9 // 3, list(KINDS)[number % 3]
+        side = (16, 8, 4)[layer]
+        fills = [[int(v) for v in rect.get("fill")[4:-1].split(",")] for rect in group.findall("s:rect", SVG)]
+        got = view.run(CELLS, [canvas_of(layer, kind, pinned=number >= 9), side, side])
         assert fills == [cell[:3] for cell in got]
+    texts = [text.text for text in root.findall("s:text", SVG)]
+    assert sum(text.startswith("Pinned: predicted") for text in texts) == (0 if pin < 0 else 1)
+    assert all(float(item.get("y")) < float(root.get("height")) for item in root.iter() if item.get("y"))
+
+
+def test_the_export_has_the_probabilities(made, opened):
+    report = made("hundred", RECIPES["hundred"])
+    view = opened(report.page)
+    view.set(image=2)
+    root = ET.parse(exported(view, "svg")).getroot()
+    rects = root.findall("s:rect", SVG)[1:]  # the first is the paper
+    bars = [rect for rect in rects if rect.get("fill") != "#efede7"]
+    identifier = view.run("whycam.core.ids[2]")
+    (row,) = [row for row in report.study.errors.to_pylist() if row["id"] == identifier]
+    best = np.argsort(-np.asarray(row["probabilities"]), kind="stable")[:8].tolist()
+    classes = best if row["label"] in best else [*best, row["label"]]
+    widths = [float(bar.get("width")) for bar in bars]
+    assert widths == pytest.approx([max(1, 384 * row["probabilities"][c]) for c in classes], abs=1e-3)
+    fills = [bar.get("fill") for bar in bars]
+    assert fills[classes.index(row["predicted"])] == "#a63c08"
+    assert fills[classes.index(row["label"])] == "#08665c"
+    texts = [text.text for text in root.findall("s:text", SVG)]
+    for line in view.page.locator("#detail .bars .p").all_inner_texts():
+        assert line in texts
+    assert view.page.inner_text("#detail .thoughts .note") in texts
 
 
 def test_the_csv_export_is_the_selection(made, opened):
     report = made("plain", RECIPES["plain"])
     view = opened(report.page)
     view.set(sort="margin", predicted=3)
-    with view.page.expect_download() as download:
-        view.page.click("#export-menu summary")
-        view.page.click("[data-export=csv]")
-    with Path(download.value.path()).open(encoding="utf-8", newline="") as file:
+    with exported(view, "csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     table = [row for row in report.study.errors.to_pylist() if row["predicted"] == 3]
     table.sort(key=lambda row: -row["margin"])

@@ -12,17 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from whycam.app.desk import Ticket
+from whycam.cam.asking import leading
 from whycam.cam.classes import class_index
 from whycam.cam.explain import explain
+from whycam.cam.explanation import Explanation
 from whycam.cam.methods import METHODS
-from whycam.cam.methods.registry import resolve_methods
-from whycam.cam.targets import Target
+from whycam.cam.methods.registry import Method
 from whycam.data import open_source
 from whycam.data.decode import decode_image, encode_png
 from whycam.data.encoded import fit_pixels
 from whycam.data.preprocess import CIFAR10
 from whycam.errors import WhycamError
 from whycam.models import ModelSpec
+from whycam.modules import in_eval_mode
 from whycam.report.atlas import pack_images
 from whycam.report.notes import method_note
 from whycam.report.pack import MISSING, MapBank
@@ -41,8 +43,8 @@ class Choice:
     """What the visitor wants to see.
 
     Attributes:
-        method: a method's name.
-        layers: of those that are offered.
+        method: one of the names that are offered. Options are not: some make an image cost hours or gigabytes.
+        layers: of those that are offered; a method that looks at the image alone needs none.
         chosen: the class beside the predicted one, by name or index; "" for the runner-up.
     """
 
@@ -81,7 +83,7 @@ class LiveModel:
         height, width = self.spec.preprocess.size
         classes = list(self.spec.classes)
         waiting = prediction_rows(np.zeros(1, np.int64), [_ID], np.zeros(1, np.int64), torch.zeros(1, len(classes)))
-        methods = [{"name": name, **method_note(name)} for name in METHODS]
+        methods = [{"name": name, "scope": method.scope, **method_note(name)} for name, method in METHODS.items()]
         usual = next(method for method in methods if method["name"] == "gradcam")
         return {
             "classes": classes,
@@ -111,16 +113,16 @@ class LiveModel:
             ticket: work stops when nobody holds it any more.
 
         Returns:
-            The chunk and the columns of the report's data block, the method, the file's size in pixels and the
-            milliseconds spent.
+            The chunk and the columns of the report's data block, the method, the grids that its maps have (by layer,
+            or by whatever stands in a layer's place), the file's size in pixels and the milliseconds spent.
 
         Raises:
             WhycamError: the file is no readable image, or a layer, method or class is unknown.
             AbandonedError: nobody waits for it any more.
         """
         self._ticket = ticket
-        (method,) = resolve_methods(choice.method)
-        wanted = self._wanted(choice.layers)
+        method = _offered(choice.method)
+        wanted = self._wanted(choice.layers, method)
         second = class_index(choice.chosen, self.spec.classes) if choice.chosen else None
         begin = time.perf_counter()
         pixels = decode_image(content, "the image", max_pixels=MAX_PIXELS)
@@ -128,11 +130,10 @@ class LiveModel:
         ticket.check()
         decoded = time.perf_counter()
         inputs = self.spec.preprocess(fitted.to(self.device))
-        chosen: Target | int = _runner_up if second is None else second
-        explained = explain(self._model, inputs, wanted, method, {"predicted": None, "true": chosen})
-        logits = explained.logits.float().cpu()
         if second is None:
-            second = int(_second(logits)[0])
+            second = self._runner_up(inputs)
+        explained = explain(self._model, inputs, wanted, method, {"predicted": None, "true": second})
+        logits = explained.logits.float().cpu()
         classes = {
             "predicted": np.array([int(logits[0].argmax())], np.int64),
             "true": np.array([second], np.int64),
@@ -142,7 +143,8 @@ class LiveModel:
         done = time.perf_counter()
         seen = self.spec.preprocess.invert(inputs).cpu()
         png = image_rows(one, [_ID], seen)["png"][0].as_py()
-        bank = MapBank(maps, [_ID], [method.name], self.layers, TARGETS)
+        grids = _grids(explained)
+        bank = MapBank(maps, [_ID], [method.name], grids, TARGETS)
         rows = prediction_rows(one, [_ID], classes["true"], logits)
         return {
             "columns": text(encode_columns(rows, len(self.spec.classes))),
@@ -151,6 +153,7 @@ class LiveModel:
                 "sheets": [sheet.to_dict(text(sheet.webp)) for sheet in pack_images([(0, png)])],
             },
             "method": {"name": method.name, **method_note(method.name)},
+            "layers": grids,
             "file": {"width": int(pixels.shape[1]), "height": int(pixels.shape[0])},
             "ms": {"decode": _ms(begin, decoded), "explain": _ms(decoded, done)},
         }
@@ -159,26 +162,48 @@ class LiveModel:
         height, width = self.spec.preprocess.size
         channels = 1 if self.spec.preprocess.channels == "L" else 3
         blank = torch.zeros(1, channels, height, width, device=self.device)
-        explained = explain(self._model, blank, names, "gradcam")
-        sizes = {layer: explained.map(layer=layer).shape[-2:] for layer in explained.layers}
-        return [
-            {"name": layer, "channels": explained.channels[layer], "height": int(size[0]), "width": int(size[1])}
-            for layer, size in sizes.items()
-        ]
+        return _grids(explain(self._model, blank, names, "gradcam"))
 
-    def _wanted(self, layers: Sequence[str]) -> list[str]:
+    def _wanted(self, layers: Sequence[str], method: Method) -> list[str] | None:
+        """The layers that ``method`` is to look at, in the network's order; None where it looks at none."""
         offered = [layer["name"] for layer in self.layers]
         for name in layers:
             if name not in offered:
                 raise WhycamError(f"layer {name!r} is not offered here{near_misses(name, offered)}")
+        if method.scope == "input":
+            return None
         wanted = [name for name in offered if name in set(layers)]
         if not wanted:
             raise WhycamError("no layer is chosen")
         return wanted
 
+    def _runner_up(self, inputs: Tensor) -> int:
+        """The second most probable class, or the only one.
+
+        It is known before anything is explained: methods that make something of their own of a class's score then do
+        so for both classes, and the maps can be compared.
+        """
+        with torch.no_grad(), in_eval_mode(self._model):
+            logits = leading(self._model(inputs), len(inputs))
+        assert logits is not None  # or the constructor would have had no class to explain
+        order = logits[0].argsort(descending=True, stable=True)
+        return int(order[min(1, len(order) - 1)])
+
     def _check(self, _module: nn.Module, _inputs: object) -> None:
         if self._ticket is not None:
             self._ticket.check()
+
+
+def _offered(name: str) -> Method:
+    if name not in METHODS:
+        raise WhycamError(f"method {name!r} is not offered here{near_misses(name, METHODS)}")
+    return METHODS[name]
+
+
+def _grids(explained: Explanation) -> list[dict[str, Any]]:
+    """Name and cells of everything that there are maps of, as a study's manifest lists layers."""
+    sizes = {layer: raw.shape[1:] for (_, layer, _), raw in explained.maps.items()}
+    return [{"name": layer, "height": height, "width": width} for layer, (height, width) in sizes.items()]
 
 
 def _blocks(model: nn.Module) -> list[str] | None:
@@ -200,16 +225,6 @@ def _samples(spec: ModelSpec) -> list[dict[str, str]]:
         {"class": name, "png": text(encode_png(picture.permute(1, 2, 0).contiguous().numpy()))}
         for name, picture in zip(spec.classes, pictures, strict=True)
     ]
-
-
-def _second(logits: Tensor) -> Tensor:
-    """(B, K) → (B,) index of the second most probable class, or the only one."""
-    order = logits.argsort(dim=1, descending=True, stable=True)
-    return order[:, min(1, logits.shape[1] - 1)]
-
-
-def _runner_up(logits: Tensor) -> Tensor:
-    return logits.gather(1, _second(logits)[:, None])[:, 0]
 
 
 def _ms(begin: float, end: float) -> float:

@@ -40,7 +40,6 @@ const errors = readColumns(core.columns);
 const errorById = new Map(core.ids.map((id, i) => [id, i]));
 
 // Methods × layers × targets, in the order in which chunks hold them.
-const combinationCount = core.methods.length * core.layers.length * TARGETS.length;
 const combinationOf = (method, layer, target) => (method * core.layers.length + layer) * TARGETS.length + target;
 const layerCells = core.layers.map((layer) => layer.height * layer.width);
 
@@ -80,18 +79,19 @@ function undoDifferences(cells, width, height) {
   return cells;
 }
 
-/** The maps of a chunk of n errors, from its block of bytes. */
-function readMaps(bytes, n) {
+/** The maps that a chunk of n errors has of these layers, from its block of bytes. */
+function readMaps(bytes, n, layers) {
   const take = reader(bytes);
-  const size = combinationCount * n;
+  const combinations = core.methods.length * layers.length * TARGETS.length;
+  const size = combinations * n;
   const numbers = reader(new Uint8Array(fromPlanes(take(Uint8Array, size * 4 * (1 + core.stats.length))).buffer));
   const maps = { n, step: numbers(Float32Array, size), stats: {} };
   for (const name of core.stats) maps.stats[name] = numbers(Float32Array, size);
   maps.zero = take(Uint8Array, size);
   maps.flags = take(Uint8Array, size);
   maps.cells = [];
-  for (let c = 0; c < combinationCount; c++) {
-    const { width, height } = core.layers[Math.floor(c / TARGETS.length) % core.layers.length];
+  for (let c = 0; c < combinations; c++) {
+    const { width, height } = layers[Math.floor(c / TARGETS.length) % layers.length];
     maps.cells.push(undoDifferences(take(Uint8Array, n * width * height), width, height));
   }
   return maps;
@@ -108,14 +108,19 @@ async function readSheets(sheets) {
   return pictures;
 }
 
+/** The maps and pictures of a chunk of n errors. */
+async function unpack(content, n, layers) {
+  const [maps, pictures] = await Promise.all([
+    content.maps === undefined ? {} : inflate(bytesOf(content.maps)).then((bytes) => readMaps(bytes, n, layers)),
+    readSheets(content.sheets),
+  ]);
+  return { ...maps, pictures, used: ++clock };
+}
+
 /** Unpack a chunk; until that is done it counts as asked for. */
 async function decodeChunk(number, content) {
   const { start, stop } = blocks[number];
-  const [maps, pictures] = await Promise.all([
-    content.maps === undefined ? {} : inflate(bytesOf(content.maps)).then((bytes) => readMaps(bytes, stop - start)),
-    readSheets(content.sheets),
-  ]);
-  chunks[number] = { ...maps, pictures, used: ++clock };
+  chunks[number] = await unpack(content, stop - start, core.layers);
   forgetOldest();
   whenChunkArrives(number);
 }

@@ -20,7 +20,7 @@ function startDetail() {
   const bars = make("ol", { className: "bars", "aria-label": "Class probabilities" });
   const barsNote = make("p", { className: "note" });
   const pick = { title: "Show this layer in the gallery", act: (layer) => update({ layer }),
-    pressed: (layer) => layer === state.layer };
+    pressed: (layer) => layer === state.layer, place: (layer) => layer };
   const evidence = makeEvidence("", pick);
   const pinned = makeEvidence("Pinned: ", pick);
   const pinnedTitle = make("h3");

@@ -1,19 +1,18 @@
 // Evidence as pictures: one row per layer, {predicted, true, difference} on one stated scale, and what belongs to it.
 
-/** The layers that are drawn; the live page draws those that were asked for. */
-let shownLayers = () => core.layers.map((_, layer) => layer);
-
 /** Rows of pictures, one per layer: predicted, true, difference. `pick` is the title of a layer's button, what it
- * does, and whether it looks pressed. */
+ * does, whether it looks pressed, and the layer's number, or -1 for what stands in a layer's place and has no button. */
 function makeEvidence(owner, pick) {
   const layers = core.layers.map((layer, l) => {
     const [bar, signedBar] = [0, 1].map(() => make("canvas", { className: "bar-canvas", "aria-hidden": "true" }));
     const scale = make("span", { className: "scale-words" });
     const signedScale = make("span", { className: "scale-words" });
     const size = make("span", { className: "native" });
-    const button = make("button", { type: "button", className: "layer-name", title: pick.title },
-      make("kbd", { text: String(l + 1), "aria-hidden": "true" }), ` ${layer.name}`);
-    button.addEventListener("click", () => pick.act(l));
+    const place = pick.place(l);
+    const button = place < 0 ? make("span", { className: "layer-name", text: layer.name })
+      : make("button", { type: "button", className: "layer-name", title: pick.title },
+        ...(place < 9 ? [make("kbd", { text: String(place + 1), "aria-hidden": "true" })] : []), ` ${layer.name}`);
+    if (place >= 0) button.addEventListener("click", () => pick.act(place));
     const figures = KINDS.map((kind) => {
       const canvas = make("canvas", { role: "img" });
       const odd = make("span", { className: "odd", hidden: true });
@@ -49,15 +48,22 @@ function drawImage(canvas, error, wanted, ofClass, ask = true) {
   canvas.setAttribute("aria-label", `The image ${plain(core.ids[error])}, ${core.image.width} by ${core.image.height} pixels${ofClass}.`);
 }
 
-function drawBars({ bars, barsNote }, error) {
+/** The most probable classes and the true one, {c, p, role} each, and in words how many of all that is. */
+function topClasses(error) {
   const rows = [];
   const k = core.top;
-  for (let i = 0; i < k; i++) rows.push([errors.topClass[error * k + i], errors.topProbability[error * k + i]]);
   const label = errors.label[error];
-  const within = rows.some(([c]) => c === label);
-  if (!within) rows.push([label, errors.trueProbability[error]]);
-  bars.replaceChildren(...rows.map(([c, p]) => {
-    const role = c === errors.predicted[error] ? "predicted" : c === label ? "actual" : "other";
+  const add = (c, p) => rows.push({ c, p, role: c === errors.predicted[error] ? "predicted" : c === label ? "actual" : "other" });
+  for (let i = 0; i < k; i++) add(errors.topClass[error * k + i], errors.topProbability[error * k + i]);
+  const within = rows.some(({ c }) => c === label);
+  if (!within) add(label, errors.trueProbability[error]);
+  const note = core.classes.length > rows.length ? `The ${k} most probable of ${core.classes.length} classes${within ? "" : ` and the ${KIND_WORDS.true} one`}.` : "";
+  return { rows, note };
+}
+
+function drawBars({ bars, barsNote }, error) {
+  const { rows, note } = topClasses(error);
+  bars.replaceChildren(...rows.map(({ c, p, role }) => {
     const fill = make("span", { className: "fill" });
     fill.style.width = `${p * 100}%`;
     return make("li", { className: role },
@@ -65,8 +71,7 @@ function drawBars({ bars, barsNote }, error) {
         ...(role === "other" ? [] : [make("span", { className: "visually-hidden", text: ` (${KIND_WORDS[role === "actual" ? "true" : role]})` })])),
       make("span", { className: "track", "aria-hidden": "true" }, fill), make("span", { className: "p", text: probability(p) }));
   }));
-  const rest = core.classes.length - rows.length;
-  barsNote.textContent = rest > 0 ? `The ${k} most probable of ${core.classes.length} classes${within ? "" : ` and the ${KIND_WORDS.true} one`}.` : "";
+  barsNote.textContent = note;
 }
 
 // Shape and colour of the mark beside a class.
@@ -82,13 +87,12 @@ function drawEvidence(block, error, scaleOf) {
     const c = kind === "predicted" ? errors.predicted[error] : errors.label[error];
     return head.replaceChildren(make("span", { className: `dot ${DOTS[kind]}`, "aria-hidden": "true" }), make("span", { className: "for", text: "for " }), `${KIND_WORDS[kind]} `, nameOf(c));
   });
-  const wanted = new Set(shownLayers());
   block.layers.forEach((row, layer) => {
-    row.element.hidden = !wanted.has(layer);
-    if (row.element.hidden) return;
     const { width, height } = core.layers[layer];
-    row.element.classList.toggle("chosen", layer === state.layer);
-    if (block.pick.pressed) row.button.setAttribute("aria-pressed", block.pick.pressed(layer));
+    if (block.pick.pressed) {
+      row.element.classList.toggle("chosen", block.pick.pressed(layer));
+      row.button.setAttribute("aria-pressed", block.pick.pressed(layer));
+    }
     const smooth = state.grid === "bilinear" && state.overlay;
     row.size.textContent = smooth ? `${height} × ${width}, bilinear interpolation` : `${height} × ${width}, native`;
     const scale = scaleOf(error, layer, "predicted");
@@ -137,9 +141,9 @@ function drawNumbers({ table, numbers }, error) {
   if (!table.open || error < 0) return;
   const heads = ["Layer", "Evidence for", "Score", "Minimum", "Maximum", "Σ map", "Negative Σ", "Flags"];
   const body = make("tbody");
-  shownLayers().forEach((l) => TARGETS.forEach((target, t) => {
+  core.layers.forEach(({ name }, l) => TARGETS.forEach((target, t) => {
     const map = mapOf(error, state.method, l, t);
-    const row = make("tr", {}, make("th", { scope: "row", text: core.layers[l].name }), make("td", { text: KIND_WORDS[target] }));
+    const row = make("tr", {}, make("th", { scope: "row", text: name }), make("td", { text: KIND_WORDS[target] }));
     if (map.state === "ok") {
       const { score, raw_min, raw_max, raw_sum, negative_sum } = map.stats;
       for (const text of [number(score), number(raw_min), number(raw_max), number(raw_sum), number(negative_sum),

@@ -8,43 +8,77 @@ function save(blob, name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
 
-/** The current error as texts and pictures with places, in units of CSS pixels. */
+const [SIDE, GAP, LEFT] = [192, 16, 132];
+const INK = "#1d1f24";
+const PALE = "#5c6068";
+// The page's own colours on paper: a file has no theme.
+const BARS = { predicted: "#a63c08", actual: "#08665c", other: "#8b8880", track: "#efede7" };
+
+/** A name in lines of fifteen characters at most, broken where it has joints. */
+function broken(name, lines) {
+  const parts = name.match(/.{1,14}(?:[+.]|$)|.{1,15}/gsu) || [];
+  return parts.length > lines ? [...parts.slice(0, lines - 1), `${parts[lines - 1]}…`] : parts;
+}
+
+/** What the detail shows, as texts, bars and pictures with places, in units of CSS pixels. */
 function sceneOf() {
-  const error = state.image;
-  const side = 192;
-  const gap = 16;
-  const left = 132;
-  const ratio = core.image.height / core.image.width;
-  const tall = side * ratio;
+  const both = state.pin >= 0 && state.pin !== state.image ? [state.image, state.pin] : [state.image];
+  const scaleOf = scalesOf(both);
   const items = [];
-  const say = (x, y, text, size = 13, weight = 400, fill = "#1d1f24") => items.push({ x, y, text, size, weight, fill });
+  let y = 0;
+  for (const error of both) y = errorScene(items, y, error, scaleOf) + 16;
+  write(items, GAP, y - 8, "Raw ranges below the maps. A map shows where evidence lies, not what caused the prediction. Made with whycam.", 11, 400, PALE);
+  return { width: LEFT + 4 * (SIDE + GAP), height: Math.round(y + 6), items };
+}
+
+const write = (items, x, y, text, size = 13, weight = 400, fill = INK) => items.push({ x, y, text, size, weight, fill });
+
+/** One error from `y` on: heading, bars, a row of pictures per layer; returns where it ends. */
+function errorScene(items, y, error, scaleOf) {
+  const tall = (SIDE * core.image.height) / core.image.width;
   const [a, b] = [errors.label[error], errors.predicted[error]].map((c) => plain(clip(shown(core.classes[c]), 40)));
-  say(gap, 30, `Predicted ${b} (${probability(errors.confidence[error])}), ${KIND_WORDS.true} ${a} (${probability(errors.trueProbability[error])})`, 18, 600);
-  say(gap, 50, `${core.data} ${clip(shown(core.ids[error]), 60)} · ${core.methods[state.method].title} · ${state.values === "signed" ? "signed evidence" : "positive evidence"} · ${state.overlay ? (state.grid === "bilinear" ? "bilinear interpolation of the native grid" : "native grid") : "overlay hidden"}`, 12, 400, "#5c6068");
+  const pinned = error !== state.image;
+  write(items, GAP, y + 30, `${pinned ? "Pinned: predicted" : "Predicted"} ${b} (${probability(errors.confidence[error])}), ${KIND_WORDS.true} ${a} (${probability(errors.trueProbability[error])})`, 18, 600);
+  const shares = !pinned ? "" : state.scale === "map" ? " · each map on its own scale" : " · on the same scale as above";
+  write(items, GAP, y + 50, `${core.data} ${clip(shown(core.ids[error]), 60)} · ${core.methods[state.method].title} · ${state.values === "signed" ? "signed evidence" : "positive evidence"} · ${state.overlay ? (state.grid === "bilinear" ? "bilinear interpolation of the native grid" : "native grid") : "overlay hidden"}${shares}`, 12, 400, PALE);
+  y = pinned ? y + 62 : barsScene(items, y + 62, error);
   const heads = ["Image", `For predicted ${clip(b, 20)}`, `For ${KIND_WORDS.true} ${clip(a, 20)}`, `Predicted − ${KIND_WORDS.true}`];
-  heads.forEach((text, i) => say(left + i * (side + gap), 80, text, 12, 600));
-  const scaleOf = scalesOf(state.pin >= 0 && state.pin !== error ? [error, state.pin] : [error]);
-  let y = 90;
-  shownLayers().forEach((l) => {
-    const layer = core.layers[l];
-    say(gap, y + 18, layer.name, 13, 600);
-    say(gap, y + 36, `${layer.height} × ${layer.width} cells`, 12, 400, "#5c6068");
-    const lines = state.scale === "map" ? ["each map its", "own scale"] : [state.values === "signed" ? `±${number(scaleOf(error, l, "predicted"))}` : `0 to ${number(scaleOf(error, l, "predicted"))}`,
+  heads.forEach((text, i) => write(items, LEFT + i * (SIDE + GAP), y + 18, text, 12, 600));
+  y += 28;
+  core.layers.forEach(({ name, height, width }, l) => {
+    const scale = scaleOf(error, l, "predicted");
+    const range = state.scale === "map" ? ["each map its", "own scale"] : [state.values === "signed" ? `±${number(scale)}` : `0 to ${number(scale)}`,
       { layer: "shared in the row", image: "shared by all rows", study: "the study’s scale" }[state.scale]];
-    lines.forEach((text, i) => say(gap, y + 54 + 16 * i, text, 12, 400, "#5c6068"));
+    const title = broken(name, 7);
+    title.forEach((text, i) => write(items, GAP, y + 18 + 16 * i, text, 13, 600));
+    [`${height} × ${width} cells`, ...range].forEach((text, i) => write(items, GAP, y + 20 + 16 * (title.length + i), text, 12, 400, PALE));
     ["image", ...KINDS].forEach((kind, i) => {
       const evidence = kind === "image" ? null : evidenceOf(error, state.method, l, kind, state.values === "signed");
-      const scale = kind === "image" ? 0 : scaleOf(error, l, kind);
-      const x = left + i * (side + gap);
-      items.push({ x, y, side, tall, error, evidence, look: { ...lookOf(kind, scale), overlay: state.overlay && kind !== "image" } });
+      const own = kind === "image" ? 0 : scaleOf(error, l, kind);
+      const x = LEFT + i * (SIDE + GAP);
+      items.push({ x, y, side: SIDE, tall, error, evidence, look: { ...lookOf(kind, own), overlay: state.overlay && kind !== "image" } });
       const odd = evidence && !(kind === "difference" && evidence.state === "ok") ? oddities(evidence) : [];
-      if (evidence?.stats) say(x, y + tall + 15, `${number(evidence.stats.raw_min)} … ${number(evidence.stats.raw_max)}${odd.length ? `; ${odd.join("; ")}` : ""}`, 11, 400, "#5c6068");
-      else if (odd.length) say(x, y + tall + 15, odd.join("; "), 11, 400, "#5c6068");
+      if (evidence?.stats) write(items, x, y + tall + 15, `${number(evidence.stats.raw_min)} … ${number(evidence.stats.raw_max)}${odd.length ? `; ${odd.join("; ")}` : ""}`, 11, 400, PALE);
+      else if (odd.length) write(items, x, y + tall + 15, odd.join("; "), 11, 400, PALE);
     });
-    y += tall + 32;
+    y += Math.max(tall, 16 * (title.length + range.length + 1)) + 32;
   });
-  say(gap, y + 8, "Raw ranges below the maps. A map shows where evidence lies, not what caused the prediction. Made with whycam.", 11, 400, "#5c6068");
-  return { width: left + 4 * (side + gap), height: Math.round(y + 22), items };
+  return y;
+}
+
+/** The classes' probabilities as bars; returns where they end. */
+function barsScene(items, y, error) {
+  const { rows, note } = topClasses(error);
+  const [start, length] = [LEFT + 64, 2 * SIDE];
+  for (const { c, p, role } of rows) {
+    write(items, GAP, y + 11, plain(clip(shown(core.classes[c]), 26)), 12, role === "other" ? 400 : 600, role === "other" ? INK : BARS[role]);
+    items.push({ x: start, y: y + 3, width: length, height: 9, fill: BARS.track });
+    items.push({ x: start, y: y + 3, width: Math.max(1, length * p), height: 9, fill: BARS[role] });
+    write(items, start + length + 10, y + 11, probability(p), 12, 400, PALE);
+    y += 17;
+  }
+  if (note) write(items, GAP, (y += 15) - 2, note, 11, 400, PALE);
+  return y + 6;
 }
 
 const FONT = "-apple-system, Inter, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', Arial, sans-serif";
@@ -66,12 +100,16 @@ function sceneToCanvas({ width, height, items }) {
   context.fillRect(0, 0, width, height);
   context.imageSmoothingEnabled = false;
   for (const item of items) {
-    if (item.text === undefined) {
+    if (item.side) {
       context.drawImage(pictureCanvas(item), item.x, item.y, item.side, item.tall);
       continue;
     }
-    context.font = `${item.weight} ${item.size}px ${FONT}`;
     context.fillStyle = item.fill;
+    if (item.text === undefined) {
+      context.fillRect(item.x, item.y, item.width, item.height);
+      continue;
+    }
+    context.font = `${item.weight} ${item.size}px ${FONT}`;
     context.fillText(item.text, item.x, item.y);
   }
   return canvas;
@@ -106,6 +144,10 @@ function sceneToSvg({ width, height, items }) {
   for (const item of items) {
     if (item.text !== undefined) {
       out += `<text x="${item.x}" y="${item.y}" font-size="${item.size}" font-weight="${item.weight}" fill="${item.fill}">${xml(item.text)}</text>`;
+      continue;
+    }
+    if (!item.side) {
+      out += `<rect x="${item.x}" y="${item.y}" width="${item.width}" height="${item.height}" fill="${item.fill}"/>`;
       continue;
     }
     const vector = item.look.overlay && item.look.grid === "nearest" && item.evidence?.state === "ok" && item.evidence.values.length <= 4096;

@@ -12,8 +12,9 @@ const HELP_KEY = { keys: ["?"], label: "?", text: "this help", act: () => openHe
 const help = document.getElementById("help");
 const openHelp = () => help.open || help.showModal();
 
-/** Listen for `keys` ({keys, label, text, act}); `digit` is told of layer numbers, from 0. */
+/** Listen for `keys` ({keys, label, text, act}); `digit` is told the numbers, from 0, of the layers there are now. */
 function startKeyboard(keys, digit) {
+  const layers = core.layers.length;
   document.getElementById("keys").append(...keys.flatMap(({ label, text }) => [
     make("dt", {}, ...label.split(" ").flatMap((key) => [make("kbd", { text: key }), " "])), make("dd", { text })]));
   document.getElementById("help-open").addEventListener("click", openHelp);
@@ -28,7 +29,7 @@ function startKeyboard(keys, digit) {
     if (event.key.startsWith("Arrow") && event.target.closest("input, summary, .scroll")) return;
     const layer = Number(event.key) - 1;
     const found = keys.find((entry) => entry.keys.includes(event.key));
-    if (Number.isInteger(layer) && core.layers[layer]) digit(layer);
+    if (Number.isInteger(layer) && layer >= 0 && layer < layers) digit(layer);
     else if (found) found.act();
     else return;
     event.preventDefault();

@@ -1,15 +1,20 @@
 // Live: one image, sent on request, its maps coloured here. The server keeps nothing; a new choice sends the image again.
 
 const byId = (id) => document.getElementById(id);
+const places = core.layers; // what can be chosen; core.layers is what there are maps of: the image itself for some methods
 const choice = { method: core.methods[0].name, layers: new Set(core.preselected), chosen: "" };
 const TRIES = 4; // a busy server says when to come back
 let given = null; // {blob, name}
 let answered = null; // what the server said last
 let asking = null; // aborts the request on its way
 let shownNumbers = null;
-const block = makeEvidence("", { title: "Leave this layer out", act: (layer) => toggleLayer(layer), pressed: null });
+const pick = { title: "Leave this layer out", act: (place) => toggleLayer(place), pressed: null,
+  place: (layer) => places.findIndex(({ name }) => name === core.layers[layer].name) };
+let block = makeEvidence("", pick);
 
-shownLayers = () => core.layers.flatMap(({ name }, layer) => (answered?.layers.includes(name) ? [layer] : []));
+const LAYERS_NOTES = { layer: "", layers: "One map of all chosen layers together.",
+  input: "One map of the image itself: layers play no part in it." };
+const scope = () => core.offered.find(({ name }) => name === choice.method).scope;
 
 function say(text, trouble = "") {
   byId("status").textContent = text;
@@ -45,24 +50,20 @@ async function send(signal) {
 async function ask() {
   if (!given) return;
   asking?.abort();
-  if (!choice.layers.size) return say("", "Choose at least one layer.");
+  if (!choice.layers.size && scope() !== "input") return say("", "Choose at least one layer.");
   if (given.blob.size > core.maxBytes) return say("", `The file is larger than ${core.maxBytes / 1048576} MiB: shrink the image.`);
   asking = new AbortController();
   const { signal } = asking;
-  const layers = [...choice.layers];
   const begin = performance.now();
   document.body.classList.add("busy");
   say("Explaining …");
   try {
     const answer = await send(signal);
     const trip = performance.now() - begin;
-    whenChunkArrives = () => {
-      if (signal.aborted) return;
-      show(answer, layers, trip);
-      document.body.classList.remove("busy");
-    };
-    Object.assign(errors, readColumns(answer.columns));
-    await decodeChunk(0, answer.chunk);
+    const chunk = await unpack(answer.chunk, 1, answer.layers);
+    if (signal.aborted) return;
+    show(answer, chunk, trip);
+    document.body.classList.remove("busy");
   } catch (error) {
     if (signal.aborted) return;
     document.body.classList.remove("busy");
@@ -70,9 +71,20 @@ async function ask() {
   }
 }
 
-function show(answer, layers, trip) {
-  answered = { ...answer, layers };
+/** All that the page knows becomes this answer at once. */
+function show(answer, chunk, trip) {
+  answered = answer;
+  chunks[0] = chunk;
+  Object.assign(errors, readColumns(answer.columns));
   core.methods[0] = answer.method;
+  const names = (layers) => JSON.stringify(layers.map(({ name }) => name));
+  const sameRows = names(core.layers) === names(answer.layers);
+  core.layers = answer.layers;
+  if (!sameRows) {
+    const old = block.element;
+    block = makeEvidence("", pick);
+    old.replaceWith(block.element);
+  }
   core.ids[0] = given.name;
   say(`Answer in ${count(Math.round(trip))} ms; on the server: reading the image ${number(answer.ms.decode)} ms, network and maps ${number(answer.ms.explain)} ms.`);
   byId("nothing").hidden = true;
@@ -101,8 +113,9 @@ function take(blob, name) {
   ask();
 }
 
-function toggleLayer(layer) {
-  const { name } = core.layers[layer];
+function toggleLayer(place) {
+  if (scope() === "input") return;
+  const { name } = places[place];
   if (choice.layers.has(name)) choice.layers.delete(name);
   else choice.layers.add(name);
   mirror();
@@ -114,17 +127,21 @@ function mirror() {
   view.elements.method.value = choice.method;
   view.elements.chosen.value = choice.chosen;
   for (const box of view.querySelectorAll("[name=wanted]")) box.checked = choice.layers.has(box.value);
+  byId("layers-note").textContent = LAYERS_NOTES[scope()];
+  byId("layers-note").hidden = !LAYERS_NOTES[scope()];
+  byId("layers").parentElement.disabled = scope() === "input";
 }
 
 function startChoices() {
   view.elements.method.append(...core.offered.map(({ name, title }) => make("option", { value: name, text: title })));
   view.elements.chosen.append(...core.classes.map((name, c) => make("option", { value: String(c), text: plain(clip(shown(name), 60)) })));
-  byId("layers").append(...core.layers.map(({ name, height, width }, layer) => make("label", { className: "check", title: `${height} × ${width} cells` },
+  byId("layers").append(...places.map(({ name, height, width }, layer) => make("label", { className: "check", title: `${height} × ${width} cells` },
     make("input", { type: "checkbox", name: "wanted", value: name }), ...(layer < 9 ? [make("kbd", { text: String(layer + 1), "aria-hidden": "true" })] : []), ` ${name}`)));
   view.addEventListener("input", ({ target }) => {
-    if (target.name === "wanted") return toggleLayer(core.layers.findIndex(({ name }) => name === target.value));
+    if (target.name === "wanted") return toggleLayer(places.findIndex(({ name }) => name === target.value));
     if (target.name !== "method" && target.name !== "chosen") return;
     choice[target.name] = target.value;
+    mirror();
     ask();
   });
   view.addEventListener("submit", (event) => event.preventDefault());
@@ -166,7 +183,7 @@ function startGiving() {
 
 const KEYS = [
   { keys: ["u"], label: "u", text: "to the image chooser; Enter or Space opens it", act: () => byId("file").focus() },
-  { keys: [], label: `1–${Math.min(9, core.layers.length)}`, text: "add a layer or leave it out" },
+  { keys: [], label: `1–${Math.min(9, places.length)}`, text: "add a layer or leave it out" },
   { keys: ["m"], label: "m", text: "next method", act: () => {
     choice.method = cycle(core.offered.map(({ name }) => name), choice.method);
     mirror();
