@@ -96,6 +96,11 @@ class Run:
         """(B, C, H, W)."""
         return self.inputs.images
 
+    @property
+    def mixed(self) -> bool:
+        """See `whycam.cam.views.Reruns`."""
+        return self._mixed[0]
+
     @staticmethod
     def target_name(name: str, method: Method) -> str:
         """The target that ``method`` differentiates when asked about ``name``."""

@@ -44,7 +44,7 @@ def _without_each(trace: LayerTrace, batch_size: int) -> Tensor:
     network, maps = trace.network, trace.activations
     active = (maps != 0).flatten(2).any(dim=2)
     known = not network.reads_more(trace.target)  # by the logits alone
-    head = pooled_linear_head(network.model, maps, trace.logits) if known else None
+    head = pooled_linear_head(network.model, maps, trace.logits, mixed=network.mixed) if known else None
     if head is not None:
         mean = maps.flatten(2).mean(dim=2)
         columns = head.weight.detach().to(mean).T

@@ -88,7 +88,8 @@ def cam(trace: LayerTrace) -> Tensor:
 
     There Σ map / positions + bias = logit, and Grad-CAM is this map divided by the number of positions.
     """
-    head = pooled_linear_head(trace.network.model, trace.activations, trace.logits)
+    network = trace.network
+    head = pooled_linear_head(network.model, trace.activations, trace.logits, mixed=network.mixed)
     if head is None:
         raise WhycamError(
             f"CAM needs a layer that is followed by a mean over positions and one linear layer alone; {trace.layer!r} "
