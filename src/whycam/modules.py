@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields, is_dataclass
+from types import MethodType
 from typing import Any
 
 import torch
 import torch.fx
 from torch import Tensor, nn
+from torch.jit._script import RecursiveScriptModule
+from torch.nn.parameter import is_lazy
 
 from whycam.errors import WhycamError
 
@@ -30,6 +33,90 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def laid_open(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and every part run as the module it was written as, so that hooks and gradients see all of it.
+
+    Inside the block wrappers (see `wrapped_by`) hand on to what they wrap, compiled modules run uncompiled (a compiled
+    one does not run the hooks inside it), and parameters and buffers made under ``inference_mode``, none of which
+    autograd takes, are ordinary copies. Afterwards everything is as it was. May be nested.
+
+    Raises:
+        WhycamError: a lazy module has not met its first batch.
+    """
+    copies: dict[int, Tensor] = {}
+    with in_eval_mode(model), ExitStack() as back:
+
+        def exchange(table: Any, name: str, value: object) -> None:
+            if name in table:
+                back.callback(table.__setitem__, name, table[name])
+            else:
+                back.callback(table.pop, name, None)
+            table[name] = value
+
+        for module in model.modules():
+            if _is_script(module):
+                continue
+            if (plain := _plain_forward(module)) is not None:
+                exchange(vars(module), "forward", plain)
+            if vars(module).get("_compiled_call_impl") is not None:
+                exchange(vars(module), "_compiled_call_impl", None)
+            for table in (module._parameters, module._buffers):
+                for name, tensor in table.items():
+                    if tensor is not None and is_lazy(tensor):
+                        raise WhycamError(
+                            f"the model's {type(module).__name__} has no weights before it has seen a batch: call "
+                            "model(images) once"
+                        )
+                    if tensor is not None and tensor.is_inference():
+                        exchange(table, name, _ordinary_copy(tensor, copies))
+        yield
+
+
+def _plain_forward(module: nn.Module) -> Callable[..., Any] | None:
+    """What is to take the place of ``module.forward``: of a wrapper's or a compiled one's; None of all others'."""
+    inner = wrapped_by(module)
+    if inner is not None:
+        # Looked up at each call: what exchanges modules' calls for a while (a tracer, say) is heard.
+        return lambda *args, **kwargs: inner(*args, **kwargs)
+    compiled = getattr(module.forward, "_torchdynamo_orig_callable", None)
+    if compiled is None:
+        return None
+    return MethodType(compiled, module) if isinstance(module.forward, MethodType) else compiled
+
+
+def _ordinary_copy(tensor: Tensor, copies: dict[int, Tensor]) -> Tensor:
+    """One for every tensor: what is tied stays tied."""
+    if id(tensor) not in copies:
+        with torch.inference_mode(False):
+            copied = tensor.detach().clone()
+        parameter = isinstance(tensor, nn.Parameter)
+        copies[id(tensor)] = nn.Parameter(copied, tensor.requires_grad) if parameter else copied
+    return copies[id(tensor)]
+
+
+def ordinary(value: Any) -> Any:
+    """Tensors made under ``inference_mode``, also in lists, as copies that autograd takes; everything else as it is."""
+    if type(value) in (list, tuple):
+        members = [ordinary(member) for member in value]
+        changed = any(one is not other for one, other in zip(members, value, strict=True))
+        return type(value)(members) if changed else value
+    if not isinstance(value, Tensor) or not value.is_inference():
+        return value
+    with torch.inference_mode(False):
+        return value.clone()
+
+
+def hookable(model: nn.Module) -> Iterator[nn.Module]:
+    """Every module but those that take no hooks."""
+    return filter(takes_hooks, model.modules())
+
+
+def takes_hooks(module: nn.Module) -> bool:
+    """Scripted modules do not; a traced one does, but nothing inside it ever runs."""
+    return not isinstance(module, RecursiveScriptModule)
 
 
 def first_tensor(output: object) -> Tensor | None:
@@ -102,6 +189,34 @@ def _exchanged(container: Any, changes: Mapping[Any, object]) -> Any:
     return result
 
 
+def wrapped_by(module: nn.Module) -> nn.Module | None:
+    """What ``DataParallel``, ``DistributedDataParallel`` or ``torch.compile`` wrapped; None where it is no wrapper."""
+    if _is_script(module):
+        return None
+    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        inner: nn.Module = module.module
+        return inner
+    return module._modules.get("_orig_mod")
+
+
+def is_opaque(module: nn.Module) -> bool:
+    """Whether it is a TorchScript or ``torch.export`` program: its parts hold weights, and none of them ever runs."""
+    return _is_script(module) or _is_exported(module)
+
+
+def opaque_part(model: nn.Module) -> str | None:
+    """Where in ``model`` a program is inside of which nothing can be seen; None where there is none."""
+    return next((path for path, part in model.named_modules() if is_opaque(part)), None)
+
+
+def _is_exported(module: nn.Module) -> bool:
+    return isinstance(module, torch.fx.GraphModule) and hasattr(module, "_guards_fn")
+
+
+def _is_script(module: nn.Module) -> bool:
+    return isinstance(module, torch.jit.ScriptModule)
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The network inside ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile`` wrappers.
 
@@ -110,13 +225,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise WhycamError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
-    if isinstance(model, torch.jit.ScriptModule):
+    if _is_script(model):
         raise WhycamError("a TorchScript module cannot be looked into: pass the nn.Module it was made from")
-    inner = model._modules.get("_orig_mod")
+    inner = wrapped_by(model)
     if inner is not None:
         return unwrapped(inner)
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        return unwrapped(model.module)
-    if isinstance(model, torch.fx.GraphModule) and hasattr(model, "_guards_fn"):
+    if _is_exported(model):
         raise WhycamError("a torch.export program cannot be looked into: pass the nn.Module it was made from")
     return model

@@ -84,6 +84,11 @@ def test_negative_activations_get_an_offset(model, batch):
 def test_mistakes_are_named(model, batch):
     with pytest.raises(WhycamError, match="0 concepts cannot be told apart here: give a number from 1 to 128"):
         whycam.factorise(model, batch, "layer4[-1]", concepts=0)
+    for concepts in (2.5, True, "a", None):
+        with pytest.raises(WhycamError, match=f"option concepts of factorise is a whole number, not {concepts!r}"):
+            whycam.factorise(model, batch, "layer4[-1]", concepts=concepts)
+    with pytest.raises(WhycamError, match="option iterations of factorise is a whole number of at least 1, not 0"):
+        whycam.factorise(model, batch, "layer4[-1]", iterations=0)
     with pytest.raises(WhycamError, match="unknown layer 'layer9'"):
         whycam.factorise(model, batch, "layer9")
     broken = copy.deepcopy(model)

@@ -410,12 +410,12 @@ def test_mixed_precision(method):
     [
         ("scorecam(weights='none')", "Score-CAM's weights are 'softmax' or 'increase', not 'none'"),
         ("sscam(on='map')", "noise goes on the 'mask' or on the 'input', not on 'map'"),
-        ("sscam(n=0)", "SS-CAM: the number must be at least 1, got 0"),
-        ("iscam(n=0)", "IS-CAM: the number must be at least 1"),
-        ("groupcam(groups=0)", "Group-CAM's groups: the number must be at least 1"),
+        ("sscam(n=0)", "option n of SS-CAM is a whole number of at least 1, not 0"),
+        ("iscam(n=0)", "option n of IS-CAM is a whole number of at least 1, not 0"),
+        ("groupcam(groups=0)", "option groups of Group-CAM is a whole number of at least 1, not 0"),
         ("ablationcam(relative='y')", "relative to the score's 'size', the 'score' or 'none', not 'y'"),
         ("reciprocam(baseline='max')", "baseline is 'min' or 'empty', not 'max'"),
-        ("scorecam(batch_size=0)", "batch_size is the number of images that run at once, at least 1; got 0"),
+        ("scorecam(batch_size=0)", "option batch_size of Score-CAM is a whole number of at least 1, not 0"),
     ],
 )
 def test_wrong_options(method, message):

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from test_perturbation import make
+from test_perturbation import make, rows_run
 from test_tail import Residual
 from torch import nn
 from torch.autograd.gradcheck import GradcheckError
@@ -64,6 +64,26 @@ def test_a_type_s_rounding(exact, kind):
     # The type was really used: were it not, nothing would be lost beyond float32's own rounding.
     error = (explained.map("hirescam").double() - expected.map("hirescam")).abs().max()
     assert float(error) > 1e-2 * epsilon * float(expected.map("hirescam").abs().max())
+
+
+def test_the_last_layer_is_recognised_under_autocast(loaded, batch):
+    """CAM is there, and Ablation-CAM has its closed form: nothing runs but the capture."""
+    model, images = loaded[0], batch[:2]
+    exact = whycam.explain(model, images, "layer4[-1]", ["cam", "ablationcam"], 1)
+    explained = None
+
+    def run():
+        nonlocal explained
+        with torch.autocast("cpu", torch.bfloat16):
+            explained = whycam.explain(model, images, "layer4[-1]", ["cam", "ablationcam"], 1)
+
+    assert rows_run(model.linear, run) == len(images)
+    for method in ("cam", "ablationcam"):
+        lost = (explained.map(method) - exact.map(method)).abs().mean() / exact.map(method).abs().mean()
+        assert lost < 0.05, method
+    # The layer before is none that a mean and a linear layer follow, however coarse the comparison.
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(whycam.WhycamError, match="CAM needs a layer that is"):
+        whycam.explain(model, images, "layer4[-2]", "cam", 1)
 
 
 class Smooth(nn.Module):

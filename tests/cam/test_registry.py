@@ -5,12 +5,16 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from typing import Annotated, Literal
 
+import numpy as np
 import pytest
 import torch
 
 import whycam
 from whycam.cam import METHODS, LayerTrace, Method, method, resolve_methods
+from whycam.cam.methods import noisy
+from whycam.cam.methods.options import Range, checked
 from whycam.errors import WhycamError
 
 PROMISED = {
@@ -59,6 +63,102 @@ def test_names_and_options(written, name):
 def test_wrong_names_and_options(written, message):
     with pytest.raises(WhycamError, match=message):
         resolve_methods(written)
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("fem(k='a')", "option k of FEM is a number, not 'a'"),
+        ("fem(k=None)", "option k of FEM is a number, not None"),
+        ("fem(k=True)", "option k of FEM is a number, not True"),
+        ("fem(k=1e999)", "option k of FEM is a number, not inf"),
+        ("fem(k=[1, 2])", r"option k of FEM is a number, not \[1, 2\]"),
+        ("kpcacam(gamma='a')", "option gamma of KPCA-CAM is a number or None, not 'a'"),
+        ("ablationcam(batch_size=1.5)", "option batch_size of Ablation-CAM is a whole number of at least 1, not 1.5"),
+        ("scorecam(batch_size='x')", "option batch_size of Score-CAM is a whole number of at least 1, not 'x'"),
+        ("scorecam(weights=1)", "option weights of Score-CAM is a string, not 1"),
+        ("reciprocam(gaussian=1)", "option gaussian of Recipro-CAM is True or False, not 1"),
+        ("groupcam(quantile=2)", "option quantile of Group-CAM is a number from 0 to 1, not 2"),
+        ("center(sigma=0)", "option sigma of Center is a number of more than 0, not 0"),
+        ("smoothgrad(n=0)", "option n of SmoothGrad is a whole number of at least 1, not 0"),
+        ("smoothgrad(sigma=-0.1)", "option sigma of SmoothGrad is a number of at least 0, not -0.1"),
+        ("smoothgradcam++(n=-1)", r"option n of Smooth Grad-CAM\+\+ is a whole number of at least 1, not -1"),
+        ("integratedgradients(steps=0)", "option steps of Integrated gradients is a whole number of at least 1, not 0"),
+        ("noisy(gradcam, n=1.5)", "option n of noisy is a whole number of at least 1, not 1.5"),
+        ("noisy(gradcam, sigma='x')", "option sigma of noisy is a number of at least 0, not 'x'"),
+        ("noisy(gradcam, foo=3)", "noisy has no option 'foo'; its options are n, sigma"),
+        ("augmented(gradcam, n=3)", "augmented has no option 'n'; it has no options"),
+        ("noisy(fem(k='a'), n=2)", "option k of FEM is a number, not 'a'"),
+        ("fem(k={[]:1})", "its options cannot be read"),
+        ("fem(k=1, k=2)", "its options cannot be read"),
+        ("fem(**{'k': 1})", "its options cannot be read"),
+        ("fem(k=1)()", "its options cannot be read"),
+    ],
+)
+def test_values_that_an_option_does_not_take(written, message):
+    with pytest.raises(WhycamError, match=message):
+        resolve_methods(written)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_no_count_may_be_nought(name):
+    """Whatever is written of a method that counts something: 0 of it is refused before anything divides by it."""
+    for option, default in METHODS[name].defaults.items():
+        if type(default) is int:
+            for value in (0, -1, 1.5, True, None, "2"):
+                with pytest.raises(WhycamError, match=f"option {option} of .* is a whole number of at least 1, not"):
+                    METHODS[name].using(**{option: value})
+            assert METHODS[name].using(**{option: 1}).options == ((option, 1),)
+        # A method takes its own defaults.
+        assert METHODS[name].using(**{option: default}).function is METHODS[name].function
+
+
+def test_calls_of_a_combinator_are_checked_as_its_strings_are():
+    for call in (lambda: noisy("gradcam", 1.5), lambda: noisy("gradcam", n=1.5), lambda: noisy(METHODS["fem"], 1.5)):
+        with pytest.raises(WhycamError, match=r"option n of noisy is a whole number of at least 1, not 1\.5"):
+            call()
+    with pytest.raises(TypeError):
+        noisy("gradcam", 1, 0.1, 3)
+    with pytest.raises(TypeError):
+        noisy("gradcam", 1, n=1)
+    assert noisy("gradcam", 3, sigma=np.float32(0.5)).name == noisy("gradcam", n=np.int64(3), sigma=0.5).name
+    assert METHODS["fem"].using(k=np.int64(3)).name == "fem(k=3)"
+
+
+def test_options_of_a_method_of_ones_own_are_what_its_signature_says():
+    @method("Own CAM", paper="nowhere", needs=())
+    def owncam(
+        trace: LayerTrace,
+        how: Literal["a", "b"] = "a",
+        most: Annotated[int, Range(2, 5)] | None = None,
+        plain=1,
+        thing: object = None,
+        hidden: NowhereToBeFound = 2.0,  # noqa: F821
+    ) -> torch.Tensor:
+        """The mean over channels."""
+        return trace.activations.mean(dim=1)
+
+    def untold(trace, plain=1, flag=False, thing=None):
+        """Options by their defaults alone."""
+
+    try:
+        # One annotation that only a type checker could read: then the defaults say what is wanted.
+        with pytest.raises(WhycamError, match="option hidden of Own CAM is a number, not 'x'"):
+            owncam.using(hidden="x")
+        assert owncam.using(most="x", thing=[1]).options == (("most", "x"), ("thing", [1]))
+        owncam.function.__annotations__["hidden"] = "float"
+        with pytest.raises(WhycamError, match="option how of Own CAM is 'a' or 'b', not 'c'"):
+            owncam.using(how="c")
+        with pytest.raises(WhycamError, match="option most of Own CAM is a whole number from 2 to 5 or None, not 1"):
+            owncam.using(most=1)
+        assert owncam.using(how="b", most=5, thing=[1]).name == "owncam(how='b', most=5, thing=[1])"
+        assert owncam.using(most=None).options == (("most", None),)
+    finally:
+        del METHODS["owncam"]
+    assert checked("it", untold, {"plain": 2, "flag": True, "thing": "x"})
+    for wrong in ({"plain": "2"}, {"plain": 2.5}, {"flag": 1}):
+        with pytest.raises(WhycamError, match="of it is"):
+            checked("it", untold, wrong)
 
 
 def test_options_reach_the_method(model, batch):

@@ -236,7 +236,7 @@ def test_found_under_the_name_as_written():
         ("augmentd(gradcam)", r"unknown method 'augmentd\(gradcam\)' \(did you mean augmented"),
         ("noisy(sobel)", "noisy averages what a network answers to, and Sobel looks at the images alone"),
         ("augmented(center)", "augmented averages what a network answers to, and Center looks at the images alone"),
-        ("noisy(gradcam, n=0)", "noisy averages over at least 1 copy, not 0"),
+        ("noisy(gradcam, n=0)", "option n of noisy is a whole number of at least 1, not 0"),
         ("eigen(reciprocam)", "Recipro-CAM is no sum over channels"),
         ("eigen(guidedgradcam)", "Guided Grad-CAM is no sum over channels"),
         ("eigen(refinecam)", "Refine-CAM is no sum over channels"),

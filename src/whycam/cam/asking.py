@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 from whycam.cam.classes import ClassNames
 from whycam.cam.targets import ClassScore, Predicted, Target, TargetLike, numbered
 from whycam.errors import WhycamError
-from whycam.modules import first_tensor, is_per_image, rows_of
+from whycam.modules import first_tensor, is_per_image, ordinary, rows_of
 
 
 def wants_output(target: Target) -> bool:
@@ -180,7 +180,7 @@ def resolve_target(target: TargetLike, classes: ClassNames | None = None) -> Tar
                 f"a target tensor holds one class index per image, (B,) of whole numbers; got {target.dtype} "
                 f"of shape {tuple(target.shape)}"
             )
-        return ClassScore(int(target) if target.ndim == 0 else target.long())
+        return ClassScore(int(target) if target.ndim == 0 else ordinary(target.long()))
     if isinstance(target, list | tuple):
         members = [_plain(member, index) for member in target]
         if all(isinstance(member, int) and not isinstance(member, bool) for member in members):
@@ -188,12 +188,23 @@ def resolve_target(target: TargetLike, classes: ClassNames | None = None) -> Tar
         return _PerImage(tuple(resolve_target(member, classes) for member in members))
     if callable(target):
         named = getattr(target, "named", None)
-        found: Target = target if named is None else named(index)
-        return found
+        return _ordinary(target if named is None else named(index))
     raise WhycamError(
         f"a target is None (the predicted class), a class's index or name, (B,) of them, or a callable on the logits; "
         f"got {type(target).__name__}"
     )
+
+
+def _ordinary(target: Any) -> Target:
+    """The same with copies of the tensors in its fields that were made under ``inference_mode``."""
+    found: Target = target
+    if not is_dataclass(target):
+        return found
+    values = {field.name: getattr(target, field.name) for field in fields(target) if field.init}
+    changes = {name: changed for name, value in values.items() if (changed := ordinary(value)) is not value}
+    if changes:
+        found = replace(target, **changes)  # type: ignore[assignment,type-var]
+    return found
 
 
 def retargeted(target: Target, change: Callable[[Target], Target]) -> Target:

@@ -18,11 +18,12 @@ from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils.hooks import RemovableHandle
 
 from whycam.cam.asking import freeze, leading, scores_of, wants_output
+from whycam.cam.backward import differentiate
 from whycam.cam.inputs import Inputs
 from whycam.cam.layers import Layer
 from whycam.cam.targets import Target
 from whycam.errors import WhycamError
-from whycam.modules import first_tensor, in_eval_mode, with_first_tensor
+from whycam.modules import first_tensor, laid_open, with_first_tensor
 
 
 class NoGradientError(WhycamError):
@@ -90,10 +91,10 @@ def capture(
     sloped = list(targets) if gradients is True else list(gradients or ())
     sloped += [name for name in curvature if name not in sloped]
     outputs: dict[str, Tensor] = {}
-    given = Inputs.of(inputs) if isinstance(inputs, Tensor) else inputs
+    given = (Inputs.of(inputs) if isinstance(inputs, Tensor) else inputs).ordinary()
     with (
         torch.inference_mode(False),
-        in_eval_mode(model),
+        laid_open(model),
         torch.set_grad_enabled(bool(sloped) or differentiable or rooted),
     ):
         if differentiable:
@@ -164,12 +165,11 @@ def _gradients(
             )
         bend = target in curved
         # In eval mode images do not mix, so the gradient of the sum is every image's own gradient.
-        found = torch.autograd.grad(
+        found = differentiate(
             score.sum(),
             list(outputs.values()),
             retain_graph=keep or bend or rooted or not last,
             create_graph=keep or bend,
-            allow_unused=True,
         )
         for name, slope in zip(outputs, found, strict=True):
             if slope is None:
@@ -184,14 +184,8 @@ def _bend(slope: Tensor, activation: Tensor, *, keep: bool) -> Tensor:
     """H·A: the derivative of Σ G·A in A, with the factor A held fixed; zero where G does not depend on A."""
     if not slope.requires_grad:
         return torch.zeros_like(activation)
-    (product,) = torch.autograd.grad(
-        slope,
-        activation,
-        grad_outputs=activation if keep else activation.detach(),
-        retain_graph=True,
-        create_graph=keep,
-        allow_unused=True,
-    )
+    weights = activation if keep else activation.detach()
+    (product,) = differentiate(slope, [activation], weights, retain_graph=True, create_graph=keep)
     return torch.zeros_like(activation) if product is None else product
 
 

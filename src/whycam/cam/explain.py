@@ -20,7 +20,7 @@ from whycam.cam.run import Run
 from whycam.cam.survey import default_layer, explain_missing_gradient
 from whycam.cam.targets import TargetLike
 from whycam.errors import WhycamError
-from whycam.modules import unwrapped
+from whycam.modules import laid_open, unwrapped
 
 LayoutsLike = Layout | Mapping[str, Layout] | None
 TargetsLike = TargetLike | Mapping[str, TargetLike]
@@ -86,7 +86,11 @@ class Explainer:
         Raises:
             WhycamError: the batch does not fit the model, a target does not exist, or a layer has no map.
         """
-        inputs = Inputs.of(images)
+        # Under the caller's inference_mode nothing can be made that autograd takes.
+        with torch.inference_mode(False), laid_open(self._network):
+            return self._explained(Inputs.of(images).ordinary(), targets)
+
+    def _explained(self, inputs: Inputs, targets: TargetsLike) -> Explanation:
         _check(inputs.images, self._network)
         layers = self._layers
         if layers is None and all(method.scope == "input" for method in self._methods):

@@ -18,6 +18,7 @@ from whycam.cam.inputs import Inputs, InputsLike
 from whycam.cam.layers import LayerLike, resolve_layer
 from whycam.cam.layout import Layout, detect_layout
 from whycam.cam.maps import resize
+from whycam.cam.methods.options import Count, checked
 from whycam.cam.survey import default_layer
 from whycam.errors import WhycamError
 from whycam.modules import unwrapped
@@ -62,7 +63,7 @@ def factorise(
     classifier: Callable[[Tensor], Tensor] | None = None,
     layout: Layout | None = None,
     seed: int = 0,
-    iterations: int = 200,
+    iterations: Count = 200,
 ) -> Factorisation:
     """Find the concepts that a batch's activations at a layer are made of.
 
@@ -90,6 +91,7 @@ def factorise(
         >>> whycam.factorise(model, torch.rand(4, 3, 32, 32), "layer4[-1]", concepts=3).maps.shape
         torch.Size([4, 3, 4, 4])
     """
+    checked("factorise", factorise, {"concepts": concepts, "seed": seed, "iterations": iterations})
     network, inputs = unwrapped(model), Inputs.of(images)
     found = default_layer(network, inputs) if layer is None else resolve_layer(network, layer)
     trace = capture(network, inputs, [found], {}, gradients=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from whycam.errors import WhycamError
+from whycam.modules import ordinary
 
 InputsLike = Tensor | Sequence[Any] | Mapping[str, Any]
 
@@ -84,8 +85,15 @@ class Inputs:
                 return value
             return value.detach().clone()
 
+        return self._each(free)
+
+    def ordinary(self) -> Inputs:
+        """The same with copies of what was made under ``inference_mode`` alone."""
+        return self._each(ordinary)
+
+    def _each(self, change: Callable[[Any], Any]) -> Inputs:
         return Inputs(
-            tuple(map(free, self.args)), {name: free(value) for name, value in self.kwargs.items()}, self.place
+            tuple(map(change, self.args)), {name: change(value) for name, value in self.kwargs.items()}, self.place
         )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from whycam.errors import WhycamError
+from whycam.modules import is_opaque, takes_hooks, wrapped_by
 from whycam.suggest import near_misses
 
 LayerLike = str | nn.Module
@@ -53,11 +54,24 @@ def resolve_layer(model: nn.Module, layer: LayerLike) -> Layer:
     Args:
         model: the network.
         layer: a path with attributes and indices mixed freely (``layer3[-2]``, ``layer3.0``, ``blocks[3].norm``),
-            or a module that is part of ``model``.
+            or a module that is part of ``model``. Wrappers inside it (``torch.compile``, ``DataParallel``) may be left
+            out of the path: ``net[0]`` is the first layer of what was wrapped.
 
     Raises:
-        WhycamError: there is no such layer; near misses are listed.
+        WhycamError: there is no such layer (near misses are listed), or no hook ever sees it.
     """
+    found = _find(model, layer)
+    steps = found.path.split(".")
+    holders = [model.get_submodule(".".join(steps[:count])) for count in range(len(steps))]
+    if any(map(is_opaque, holders)) or not takes_hooks(found.module):
+        raise WhycamError(
+            f"layer {found.name!r} is part of a TorchScript or torch.export program, which cannot be looked into: put "
+            "the nn.Module it was made from in its place, or choose a layer outside of it"
+        )
+    return found
+
+
+def _find(model: nn.Module, layer: LayerLike) -> Layer:
     if isinstance(layer, nn.Module):
         for name, candidate in model.named_modules():
             if candidate is layer:
@@ -69,9 +83,10 @@ def resolve_layer(model: nn.Module, layer: LayerLike) -> Layer:
         child = _child(module, step)
         if child is None:
             paths = [name for name, _ in model.named_modules() if name]
-            children = ", ".join(name for name, _ in module.named_children()) or "no layers inside"
-            inside = f"{'.'.join(path) or type(model).__name__} has {children}"
-            raise WhycamError(f"unknown layer {layer!r}{near_misses(layer, paths) or f' ({inside})'}")
+            inside = wrapped_by(module) or module
+            children = ", ".join(name for name, _ in inside.named_children()) or "no layers inside"
+            holds = f"{'.'.join(path) or type(model).__name__} has {children}"
+            raise WhycamError(f"unknown layer {layer!r}{near_misses(layer, paths) or f' ({holds})'}")
         name, module = child
         path.append(name)
     return Layer(layer, ".".join(path), module)
@@ -96,8 +111,15 @@ def _steps(layer: str) -> list[str | int]:
 
 def _child(module: nn.Module, step: str | int) -> tuple[str, nn.Module] | None:
     children = dict(module.named_children())
+    if isinstance(step, str) and step in children:
+        return step, children[step]
+    inner = wrapped_by(module)
+    if inner is not None:
+        place = next(name for name, child in children.items() if child is inner)
+        found = _child(inner, step)
+        return None if found is None else (f"{place}.{found[0]}", found[1])
     if isinstance(step, str):
-        return (step, children[step]) if step in children else None
+        return None
     names = list(children)
     if not -len(names) <= step < len(names):
         return None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from whycam.cam.asking import leading, mirrored, of_copies, retargeted, score_rows, wants_output
+from whycam.cam.backward import differentiate
 from whycam.cam.capture import Trace, capture
 from whycam.cam.guided import guided_relu
 from whycam.cam.inputs import Inputs
@@ -22,7 +23,7 @@ from whycam.cam.tail import Tail
 from whycam.cam.targets import Target
 from whycam.cam.views import LayerTrace, Scored
 from whycam.errors import WhycamError
-from whycam.modules import in_eval_mode
+from whycam.modules import hookable, laid_open, opaque_part
 from whycam.seeds import generator
 
 See = Callable[[nn.Module, Tensor], None]
@@ -54,7 +55,8 @@ class Run:
         seed: int = 0,
         differentiable: bool = False,
     ) -> None:
-        self._model, self.inputs, self.layers = model, inputs, tuple(layers)
+        # What was made under inference_mode cannot take part in a graph.
+        self._model, self.inputs, self.layers = model, inputs.ordinary(), tuple(layers)
         self.names = tuple(targets)
         self.seed, self.differentiable = seed, differentiable
         self._given_layouts = dict(layouts or {})
@@ -81,7 +83,7 @@ class Run:
         # Told of gradients; a list of its own, because a graph whose hooks knew the run would never be freed.
         self._listeners: list[See] = []
         rooted = not differentiable and any("outputs" in method.needs for method in methods)
-        with self._watching(model.modules() if rooted else ()):
+        with self._watching(hookable(model) if rooted else ()):
             self.trace = self._capture(asked, rooted=rooted)
 
     @property
@@ -93,6 +95,11 @@ class Run:
     def images(self) -> Tensor:
         """(B, C, H, W)."""
         return self.inputs.images
+
+    @property
+    def mixed(self) -> bool:
+        """See `whycam.cam.views.Reruns`."""
+        return self._mixed[0]
 
     @staticmethod
     def target_name(name: str, method: Method) -> str:
@@ -149,11 +156,15 @@ class Run:
     ) -> LayerTrace:
         """See `whycam.cam.views.Reruns`."""
         if key not in self._again:
-            images = make(self.images)
-            copies, rest = divmod(len(images), len(self.images))
-            if rest or not copies:
-                raise WhycamError(f"{key}: {len(images)} images are no whole number of copies of {len(self.images)}")
-            self._again[key] = self._on_copies(images, copies, mirror=mirror)
+            # Images, rows and targets made under the caller's inference_mode could not take part in a graph.
+            with torch.inference_mode(False), torch.no_grad():
+                images = make(self.images)
+                copies, rest = divmod(len(images), len(self.images))
+                if rest or not copies:
+                    raise WhycamError(
+                        f"{key}: {len(images)} images are no whole number of copies of {len(self.images)}"
+                    )
+                self._again[key] = self._on_copies(images, copies, mirror=mirror)
         return self._again[key]._view(layer, target)
 
     def _on_copies(self, images: Tensor, copies: int, *, mirror: bool) -> Run:
@@ -172,13 +183,17 @@ class Run:
 
     def image_gradient(self, images: Tensor, rows: Tensor, target: str, *, guided: bool = False) -> Tensor:
         """See `whycam.cam.views.Reruns`."""
+        if guided and (hidden := opaque_part(self.model)) is not None:
+            raise WhycamError(
+                f"guided backpropagation needs every ReLU of the model, and {hidden!r} is a TorchScript or exported "
+                "program, which cannot be looked into: put the nn.Module it was made from in its place"
+            )
         with self._rerunning(gradients=True), guided_relu(guided):
             x = images.detach().clone().requires_grad_()
             given = self.inputs.with_images(x.clone(), rows)
             parameters = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
             score = self._scored(functional_call(self.model, parameters, given.args, given.kwargs), rows, target).scores
-            (gradient,) = torch.autograd.grad(score.sum(), x)
-        return gradient
+            return _in_images(score, x, target)
 
     def output_gradients(self, modules: Collection[nn.Module], target: str, see: See) -> Tensor:
         """See `whycam.cam.views.Reruns`."""
@@ -190,8 +205,6 @@ class Run:
                                     frozen=True, rooted=True)  # fmt: skip
             score, root = trace.rooted[target], trace.root
             assert root is not None  # it was asked for
-            if not score.requires_grad:
-                raise WhycamError(f"the score of target {target!r} does not depend on the images")
             wanted = frozenset(modules)
 
             def tell(module: nn.Module, gradient: Tensor) -> None:
@@ -200,10 +213,9 @@ class Run:
 
             self._listeners.append(tell)
             try:
-                (gradient,) = torch.autograd.grad(score.sum(), root, retain_graph=trace is self.trace)
+                return _in_images(score, root, target, retain_graph=trace is self.trace)
             finally:
                 self._listeners.clear()
-        return gradient
 
     @contextmanager
     def _watching(self, modules: Iterable[nn.Module]) -> Iterator[None]:
@@ -262,9 +274,16 @@ class Run:
             torch.inference_mode(False),
             torch.set_grad_enabled(gradients),
             torch.autocast(self.images.device.type, dtype=dtype, enabled=mixed),
-            in_eval_mode(self.model),
+            laid_open(self.model),
         ):
             yield
+
+
+def _in_images(score: Tensor, images: Tensor, target: str, *, retain_graph: bool = False) -> Tensor:
+    found = differentiate(score.sum(), [images], retain_graph=retain_graph)[0] if score.requires_grad else None
+    if found is None:
+        raise WhycamError(f"the score of target {target!r} does not depend on the images")
+    return found
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

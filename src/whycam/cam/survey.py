@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from whycam.cam.backward import REENTRANT, differentiate, in_reentrant_checkpoint
 from whycam.cam.inputs import Inputs, InputsLike
 from whycam.cam.layers import Layer
 from whycam.cam.layout import Layout, detect_layout
 from whycam.errors import WhycamError
-from whycam.modules import first_tensor, in_eval_mode
+from whycam.modules import first_tensor, hookable, laid_open
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def survey(model: nn.Module, inputs: Inputs | InputsLike) -> list[Place]:
         grid = tuple(mapped.shape[2:])
         cell = sum(size // 2 * math.prod(grid[axis + 1 :]) for axis, size in enumerate(grid))
         middle = mapped.flatten(2)[0, :, cell].sum()
-        (reach,) = torch.autograd.grad(middle, image, retain_graph=True, allow_unused=True)
+        (reach,) = differentiate(middle, [image], retain_graph=True)
         places.append(
             Place(
                 path=paths[entry.module],
@@ -121,12 +122,12 @@ def explain_missing_gradient(model: nn.Module, inputs: Inputs, error: WhycamErro
         ``error``, or one that names the part under ``no_grad`` and a layer to choose instead.
     """
     paths = {module: path for path, module in model.named_modules()}
-    off: list[str] = []
+    off: dict[str, bool] = {}  # path → whether it is checkpointed
     behind: list[str] = []
 
     def record(module: nn.Module, _inputs: object, output: object) -> None:
         if not torch.is_grad_enabled():
-            off.append(paths[module])
+            off[paths[module]] = in_reentrant_checkpoint()
             behind.clear()
             return
         tensor = first_tensor(output)
@@ -135,9 +136,9 @@ def explain_missing_gradient(model: nn.Module, inputs: Inputs, error: WhycamErro
 
     given = inputs.with_images(inputs.images[:1], torch.zeros(1, dtype=torch.long)).detached()
     # Not what holds the part: it is the part itself that runs without.
-    handles = [module.register_forward_hook(record) for module in model.modules() if module is not model]
+    handles = [module.register_forward_hook(record) for module in hookable(model) if module is not model]
     try:
-        with torch.inference_mode(False), torch.enable_grad(), in_eval_mode(model):
+        with torch.inference_mode(False), torch.enable_grad(), laid_open(model):
             model(*given.args, **given.kwargs)
     finally:
         for handle in handles:
@@ -145,6 +146,8 @@ def explain_missing_gradient(model: nn.Module, inputs: Inputs, error: WhycamErro
     if not off:
         return error
     whole = min(off, key=lambda path: path.count("."))
+    if off[whole]:
+        return WhycamError(f"{error}: {REENTRANT}")
     instead = (
         f"choose a layer behind it, {behind[-1]!r} say"
         if behind
@@ -181,9 +184,9 @@ def _look(model: nn.Module, inputs: Inputs | InputsLike) -> tuple[list[_Seen], T
         if tensor is not None and tensor.requires_grad and _is_map(tensor, module, image):
             seen.append(_Seen(module, tensor, detect_layout(tensor, image.shape[2:], module)))
 
-    handles = [module.register_forward_hook(record) for module in model.modules() if module is not model]
+    handles = [module.register_forward_hook(record) for module in hookable(model) if module is not model]
     try:
-        with torch.inference_mode(False), torch.enable_grad(), in_eval_mode(model):
+        with torch.inference_mode(False), torch.enable_grad(), laid_open(model):
             answer = first_tensor(model(*given.args, **given.kwargs))
     finally:
         for handle in handles:
@@ -192,7 +195,7 @@ def _look(model: nn.Module, inputs: Inputs | InputsLike) -> tuple[list[_Seen], T
     if answer is None or not seen or not answer.requires_grad:
         return seen, image, (None,) * len(seen)
     score = answer.float().flatten(1).amax(dim=1).sum()
-    slopes = torch.autograd.grad(score, [entry.tensor for entry in seen], retain_graph=True, allow_unused=True)
+    slopes = differentiate(score, [entry.tensor for entry in seen], retain_graph=True)
     return seen, image, slopes
 
 

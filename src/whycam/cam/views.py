@@ -26,6 +26,10 @@ class Reruns(Protocol):
     def images(self) -> Tensor:
         """(B, C, H, W) as they were given."""
 
+    @property
+    def mixed(self) -> bool:
+        """Whether the network runs under autocast; methods themselves never do."""
+
     def reads_more(self, target: str) -> bool:
         """Whether the target's score takes more than logits, so that `score_logits` cannot know it."""
 

@@ -9,7 +9,8 @@ import torch
 
 from whycam import console
 from whycam.cam.methods import COMBINATORS, METHODS
-from whycam.cam.methods.registry import load_entry_points, options_of, summary_of, written
+from whycam.cam.methods.options import options_of
+from whycam.cam.methods.registry import load_entry_points, summary_of, written
 from whycam.cam.survey import default_layer, survey
 from whycam.models import ARCHITECTURES, load, summarise
 

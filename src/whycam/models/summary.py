@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from whycam.modules import first_tensor, in_eval_mode
+from whycam.modules import first_tensor, hookable, laid_open
 
 _MEBIBYTE = 1024**2
 _FLOAT_BYTES = 4
@@ -85,13 +85,13 @@ def summarise(model: nn.Module, input_shape: Sequence[int] = (3, 32, 32)) -> Sum
 
     handles = [
         module.register_forward_hook(record)
-        for module in model.modules()
+        for module in hookable(model)
         if module is not model and not isinstance(module, nn.Sequential | nn.ModuleList)
     ]
     parameter = next(model.parameters(), torch.empty(0))
     image: Tensor = torch.zeros((1, *input_shape), device=parameter.device, dtype=parameter.dtype)
     try:
-        with in_eval_mode(model), torch.no_grad():
+        with laid_open(model), torch.no_grad():
             model(image)
     finally:
         for handle in handles:

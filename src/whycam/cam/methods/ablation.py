@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from whycam.cam.head import pooled_linear_head
+from whycam.cam.methods.options import Count
 from whycam.cam.methods.registry import method
 from whycam.cam.methods.reruns import BATCH_SIZE, score_pairs
 from whycam.cam.targets import ClassScore, Predicted, Probability, Target
@@ -22,7 +23,7 @@ _LOGITS = 1 << 22
     needs=("reruns",),
     has_terms=True,
 )
-def ablationcam(trace: LayerTrace, relative: str = "size", batch_size: int = BATCH_SIZE) -> Tensor:
+def ablationcam(trace: LayerTrace, relative: str = "size", batch_size: Count = BATCH_SIZE) -> Tensor:
     """Channels weighed by how far the score drops without them: w_c = (y − y without c) / |y|.
 
     The paper divides by y, which turns every sign around where y < 0, so that a channel that carries the class counts
@@ -44,7 +45,7 @@ def _without_each(trace: LayerTrace, batch_size: int) -> Tensor:
     network, maps = trace.network, trace.activations
     active = (maps != 0).flatten(2).any(dim=2)
     known = not network.reads_more(trace.target)  # by the logits alone
-    head = pooled_linear_head(network.model, maps, trace.logits) if known else None
+    head = pooled_linear_head(network.model, maps, trace.logits, mixed=network.mixed) if known else None
     if head is not None:
         mean = maps.flatten(2).mean(dim=2)
         columns = head.weight.detach().to(mean).T
@@ -85,7 +86,7 @@ class _PredictedProbability:
 
 @method("Recipro-CAM", paper="Byun & Lee, 2022, arXiv:2209.14074", needs=("reruns",), retarget=_probability)
 def reciprocam(
-    trace: LayerTrace, gaussian: bool = False, baseline: str = "min", batch_size: int = BATCH_SIZE
+    trace: LayerTrace, gaussian: bool = False, baseline: str = "min", batch_size: Count = BATCH_SIZE
 ) -> Tensor:
     """The class's probability when the network goes on from a single position of the layer, for each position.
 

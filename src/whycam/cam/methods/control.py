@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from whycam.cam.methods.gradient import weighted
+from whycam.cam.methods.options import Range
 from whycam.cam.methods.registry import method
 from whycam.cam.views import LayerTrace
 
@@ -43,7 +46,7 @@ def _neighbours(values: Tensor, axis: int) -> tuple[Tensor, Tensor]:
 
 
 @method("Center", paper="control: a Gaussian in the image's middle", needs=(), scope="input")
-def center(trace: LayerTrace, sigma: float = 0.25) -> Tensor:
+def center(trace: LayerTrace, sigma: Annotated[float, Range(0, without_low=True)] = 0.25) -> Tensor:
     """A Gaussian in the middle, σ in image sides: photographers centre their subjects, so this does well by itself."""
     images = trace.activations
     result = images.new_ones(1)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from whycam.cam.head import pooled_linear_head
 from whycam.cam.maps import resize, to_unit
+from whycam.cam.methods.options import Count, Deviation
 from whycam.cam.methods.registry import method
 from whycam.cam.targets import ClassScore, Finer, Predicted, ReST, Target
 from whycam.cam.views import LayerTrace
@@ -88,7 +89,8 @@ def cam(trace: LayerTrace) -> Tensor:
 
     There Σ map / positions + bias = logit, and Grad-CAM is this map divided by the number of positions.
     """
-    head = pooled_linear_head(trace.network.model, trace.activations, trace.logits)
+    network = trace.network
+    head = pooled_linear_head(network.model, trace.activations, trace.logits, mixed=network.mixed)
     if head is None:
         raise WhycamError(
             f"CAM needs a layer that is followed by a mean over positions and one linear layer alone; {trace.layer!r} "
@@ -162,7 +164,7 @@ def refinecam(traces: list[LayerTrace]) -> Tensor:
     needs=("gradients", "reruns"),
     has_terms=True,
 )
-def smoothgradcam_plus_plus(trace: LayerTrace, n: int = 4, sigma: float = 0.3) -> Tensor:
+def smoothgradcam_plus_plus(trace: LayerTrace, n: Count = 4, sigma: Deviation = 0.3) -> Tensor:
     """Grad-CAM++ with G, G² and G³ averaged over noisy copies of the image (n copies, σ in input units)."""
     network = trace.network
     shape = (n, 1, *network.images.shape[1:])  # all images meet the same noise

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from whycam.cam.methods.gradient import over_positions
+from whycam.cam.methods.options import Count, Deviation, Share
 from whycam.cam.methods.registry import method
 from whycam.cam.methods.reruns import (
     BATCH_SIZE,
@@ -30,7 +31,7 @@ from whycam.errors import WhycamError
 
 
 @method("Score-CAM", paper="Wang et al., 2020, arXiv:1910.01279", needs=("reruns",), has_terms=True)
-def scorecam(trace: LayerTrace, batch_size: int = BATCH_SIZE, weights: str = "softmax") -> Tensor:
+def scorecam(trace: LayerTrace, batch_size: Count = BATCH_SIZE, weights: str = "softmax") -> Tensor:
     """Channels weighed by the score of the image seen through them: w = softmax over channels of the score's increase.
 
     The paper's definition 3 is the increase s(x · mask_c) − s(baseline), its algorithm 1 takes the softmax of that over
@@ -49,7 +50,9 @@ def scorecam(trace: LayerTrace, batch_size: int = BATCH_SIZE, weights: str = "so
 
 
 @method("SS-CAM", paper="Naidu & Michael, 2020, arXiv:2006.14255", needs=("reruns",), has_terms=True)
-def sscam(trace: LayerTrace, n: int = 35, sigma: float = 2.0, on: str = "mask", batch_size: int = BATCH_SIZE) -> Tensor:
+def sscam(
+    trace: LayerTrace, n: Count = 35, sigma: Deviation = 2.0, on: str = "mask", batch_size: Count = BATCH_SIZE
+) -> Tensor:
     """Score-CAM with each channel's score averaged over n noisy masks, σ in units of the mask's range.
 
     ``on="input"`` adds the noise to the masked image instead, the paper's second form. All channels and images meet
@@ -62,7 +65,7 @@ def sscam(trace: LayerTrace, n: int = 35, sigma: float = 2.0, on: str = "mask", 
     draw = trace.network.generator("sscam", on)
     chosen = live(trace.activations)
     total = torch.zeros_like(chosen, dtype=trace.activations.dtype)
-    for _ in range(_positive("SS-CAM", n)):
+    for _ in range(n):
         noise = (sigma * torch.randn(shape, generator=draw, dtype=torch.float64)).to(trace.activations)
         if on == "mask":
             total += _masked_scores(trace, chosen, batch_size, shift=noise)
@@ -72,7 +75,7 @@ def sscam(trace: LayerTrace, n: int = 35, sigma: float = 2.0, on: str = "mask", 
 
 
 @method("IS-CAM", paper="Naidu et al., 2020, arXiv:2010.03023", needs=("reruns",), has_terms=True)
-def iscam(trace: LayerTrace, n: int = 10, cumulative: bool = False, batch_size: int = BATCH_SIZE) -> Tensor:
+def iscam(trace: LayerTrace, n: Count = 10, cumulative: bool = False, batch_size: Count = BATCH_SIZE) -> Tensor:
     """Score-CAM with each channel's score averaged while its mask is faded in: i/n of it, i = 1 … n.
 
     ``cumulative=True`` adds the fractions up, 1/n + … + i/n, as torch-cam does: the last masks are then brighter than
@@ -80,14 +83,14 @@ def iscam(trace: LayerTrace, n: int = 10, cumulative: bool = False, batch_size: 
     """
     chosen = live(trace.activations)
     total = torch.zeros_like(chosen, dtype=trace.activations.dtype)
-    for i in range(1, _positive("IS-CAM", n) + 1):
+    for i in range(1, n + 1):
         factor = i * (i + 1) / 2 / n if cumulative else i / n
         total += _masked_scores(trace, chosen, batch_size, factor=factor)
     return trace.weighted(softmax_over(total / n, chosen))
 
 
 @method("Group-CAM", paper="Zhang et al., 2021, arXiv:2103.13859", needs=("gradients", "reruns"), has_terms=True)
-def groupcam(trace: LayerTrace, groups: int = 32, quantile: float = 0.7, batch_size: int = BATCH_SIZE) -> Tensor:
+def groupcam(trace: LayerTrace, groups: Count = 32, quantile: Share = 0.7, batch_size: Count = BATCH_SIZE) -> Tensor:
     """Groups of Grad-CAM-weighed channels as masks over a blurred image, weighed by what they bring back of the score.
 
     Neighbouring channels are summed in ``groups``, cut at 0 and at their own 70% quantile, and scaled to [0, 1]; the
@@ -121,7 +124,7 @@ def groupcam(trace: LayerTrace, groups: int = 32, quantile: float = 0.7, batch_s
 
 def _cuts(channels: int, groups: int) -> list[int]:
     """Where to cut the channels into groups of equal size, the last one smaller."""
-    each = -(-channels // _positive("Group-CAM's groups", groups))
+    each = -(-channels // groups)
     return list(range(each, channels, each))
 
 
@@ -149,9 +152,3 @@ def _masked_scores(
         return network.score_images(shown if offset is None else shown + offset, rows, trace.target).scores
 
     return score_pairs(chosen, batch_size, score, maps)
-
-
-def _positive(what: str, count: int) -> int:
-    if count < 1:
-        raise WhycamError(f"{what}: the number must be at least 1, got {count}")
-    return count

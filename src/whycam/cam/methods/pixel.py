@@ -11,6 +11,7 @@ from torch import Tensor
 
 from whycam.cam.maps import resize
 from whycam.cam.methods.gradient import gradcam
+from whycam.cam.methods.options import Count, Deviation
 from whycam.cam.methods.registry import method
 from whycam.cam.views import LayerTrace
 
@@ -46,7 +47,7 @@ def guidedgradcam(trace: LayerTrace) -> Tensor:
 
 
 @method("Integrated gradients", paper="Sundararajan et al., 2017, arXiv:1703.01365", needs=("reruns",), scope="input")
-def integratedgradients(trace: LayerTrace, steps: int = 32, baseline: float = 0.0) -> Tensor:
+def integratedgradients(trace: LayerTrace, steps: Count = 32, baseline: float = 0.0) -> Tensor:
     """Gradients averaged on the way from a baseline to the image, times their difference; sums to the score's change.
 
     ``steps`` midpoints; ``baseline`` in the network's input units, 0 being the data set's mean colour.
@@ -60,7 +61,7 @@ def integratedgradients(trace: LayerTrace, steps: int = 32, baseline: float = 0.
 
 
 @method("SmoothGrad", paper="Smilkov et al., 2017, arXiv:1706.03825", needs=("reruns",), scope="input")
-def smoothgrad(trace: LayerTrace, n: int = 16, sigma: float = 0.15) -> Tensor:
+def smoothgrad(trace: LayerTrace, n: Count = 16, sigma: Deviation = 0.15) -> Tensor:
     """The input gradient averaged over n noisy copies; σ in units of each image's own range."""
     images = trace.activations
     flat = images.flatten(1)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import ast
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, wraps
 from importlib.metadata import entry_points
 from typing import Any, Literal
 
 from torch import Tensor
 
+from whycam.cam.methods.options import checked, options_of
 from whycam.cam.targets import Target
 from whycam.cam.views import LayerTrace
 from whycam.errors import WhycamError
@@ -75,14 +75,9 @@ class Method:
         """This method with options changed; ``METHODS["fem"].using(k=3)`` is also written ``"fem(k=3)"``.
 
         Raises:
-            WhycamError: there is no such option.
+            WhycamError: there is no such option, or it takes no such value.
         """
-        known = list(self.defaults)
-        for name in options:
-            if name not in known:
-                has = f"its options are {', '.join(known)}" if known else "it has no options"
-                raise WhycamError(f"{self.title} has no option {name!r}; {has}")
-        merged = tuple((dict(self.options) | options).items())
+        merged = tuple((dict(self.options) | checked(self.title, self.function, options)).items())
         base = self.name.partition("(")[0]
         return replace(self, name=written(base, dict(merged)), options=merged)
 
@@ -111,7 +106,8 @@ def method(
 ) -> Callable[[Function], Method]:
     """Register a function as a method; its name is the title's, its summary the docstring's first line.
 
-    Its keyword parameters are the method's options.
+    Its keyword parameters are the method's options; what they take is read from their annotations, see
+    `whycam.cam.methods.options`.
 
     Raises:
         WhycamError: the name is taken.
@@ -130,20 +126,27 @@ def method(
 
 
 def combinator(function: Callable[..., Method]) -> Callable[..., Method]:
-    """Register a function of a method (and options) that returns a method, to be written as a string as well."""
-    COMBINATORS[normalised(function.__name__)] = function
-    return function
+    """Register a function of a method (and options) that returns a method, to be written as a string as well.
+
+    Its options are checked as a method's are.
+    """
+    name = normalised(function.__name__)
+
+    @wraps(function)
+    def made(method: MethodLike, *values: Any, **options: Any) -> Method:
+        # By position, as Python calls may have them: under their names.
+        given = dict(zip(options_of(function), values, strict=False))
+        if len(values) > len(given) or given.keys() & options.keys():
+            return function(method, *values, **options)  # Python says what is wrong
+        return function(method, **checked(name, function, given | options))
+
+    COMBINATORS[name] = made
+    return made
 
 
 def summary_of(function: Callable[..., Any]) -> str:
     """The first line of its docstring."""
     return next(iter((function.__doc__ or "").strip().splitlines()), "")
-
-
-def options_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """The keyword options of a method's function or of a combinator, with their defaults."""
-    parameters = list(inspect.signature(function).parameters.values())[1:]
-    return {parameter.name: parameter.default for parameter in parameters}
 
 
 def written(name: str, options: Mapping[str, Any], inner: str = "") -> str:
@@ -216,10 +219,13 @@ def _first_argument(text: str) -> tuple[str, str]:
 def _options(name: str, text: str) -> dict[str, Any]:
     try:
         call = ast.parse(f"f({text}", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args:
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
             raise ValueError
-        return {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg}
-    except (SyntaxError, ValueError) as error:
+        names = [keyword.arg or "" for keyword in call.keywords]
+        if "" in names or len(set(names)) < len(names):  # **these, or one twice
+            raise ValueError
+        return {name: ast.literal_eval(keyword.value) for name, keyword in zip(names, call.keywords, strict=True)}
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError) as error:
         raise WhycamError(f"method {name!r}: its options cannot be read; write them like fem(k=3)") from error
 
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from whycam.cam.maps import resize, to_unit
-from whycam.errors import WhycamError
 
 BATCH_SIZE = 128
 
@@ -24,13 +23,7 @@ def live(maps: Tensor) -> Tensor:
 
 
 def chunks(chosen: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The pairs (image, part) of a (B, P) bool tensor, as index tensors of at most ``batch_size``.
-
-    Raises:
-        WhycamError: ``batch_size`` is not positive.
-    """
-    if batch_size < 1:
-        raise WhycamError(f"batch_size is the number of images that run at once, at least 1; got {batch_size}")
+    """The pairs (image, part) of a (B, P) bool tensor, as index tensors of at most ``batch_size``."""
     # Part by part, so that a chunk holds many images: a target that knows the whole batch only (see
     # whycam.cam.targets.score_rows) is then called once for many of them.
     parts, rows = chosen.T.nonzero(as_tuple=True)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from whycam.cam.methods.activation import principal_map
+from whycam.cam.methods.options import Count, Deviation
 from whycam.cam.methods.registry import Method, MethodLike, combinator, find_method
 from whycam.cam.views import LayerTrace
 from whycam.errors import WhycamError
@@ -54,17 +55,15 @@ def augmented(method: MethodLike) -> Method:
 
 
 @combinator
-def noisy(method: MethodLike, n: int = 8, sigma: float = 0.1) -> Method:
+def noisy(method: MethodLike, n: Count = 8, sigma: Deviation = 0.1) -> Method:
     """The mean map over n noisy copies of the image (Gaussian, σ in the network's input units).
 
     As SmoothGrad does with gradients (Smilkov et al., 2017, arXiv:1706.03825). All images meet the same n noise fields.
 
     Raises:
-        WhycamError: the method looks at the images alone, or n is not positive.
+        WhycamError: the method looks at the images alone, or an option is of the wrong kind.
     """
     inner = _of_network("noisy", method)
-    if n < 1:
-        raise WhycamError(f"noisy averages over at least 1 copy, not {n}")
     return Method(
         name=f"noisy({inner.name}, n={n}, sigma={sigma})",
         title=f"{inner.title}, noisy",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from whycam.cam.backward import differentiate
 from whycam.cam.capture import capture
 from whycam.cam.inputs import Inputs
 from whycam.cam.layers import Layer
@@ -18,7 +19,7 @@ from whycam.cam.layout import Layout, detect_layout
 from whycam.cam.run import Run
 from whycam.compat.pytorch_grad_cam._targets import ImageTarget, ImageTargets, per_image
 from whycam.errors import WhycamError
-from whycam.modules import first_tensor, in_eval_mode, unwrapped, with_first_tensor
+from whycam.modules import first_tensor, laid_open, takes_hooks, unwrapped, with_first_tensor
 
 Transform = Callable[[Any], Tensor]
 _TARGET = "target"
@@ -48,8 +49,22 @@ class Seen:
 
 
 def named(layers: Iterable[nn.Module]) -> list[Layer]:
-    """Layers under names of their own, so that one may be listed twice."""
-    return [Layer(f"{type(module).__name__} [{place}]", "", module) for place, module in enumerate(layers)]
+    """Layers under names of their own, so that one may be listed twice.
+
+    Raises:
+        WhycamError: one is no module, or one that no hook sees.
+    """
+    known = [Layer(f"{type(module).__name__} [{place}]", "", module) for place, module in enumerate(layers)]
+    for layer in known:
+        if not isinstance(layer.module, nn.Module):
+            raise WhycamError(
+                f"target_layers is a list of modules, got {layer.module!r} in it: write [model.layer4[-1]], say"
+            )
+        if not takes_hooks(layer.module):
+            raise WhycamError(
+                f"target layer {layer.name} is part of a TorchScript program, which cannot be looked into"
+            )
+    return known
 
 
 def with_gradients(
@@ -83,7 +98,7 @@ def without_gradients(
     """One forward, no graph. A layer may return anything that ``transform`` turns into (B, C, …)."""
     network, known = unwrapped(model), named(layers)
     kept: dict[str, Any] = {}
-    with torch.no_grad(), in_eval_mode(network), hooks(known, lambda layer, output: kept.update({layer.name: output})):
+    with torch.no_grad(), laid_open(network), hooks(known, lambda layer, output: kept.update({layer.name: output})):
         output = network(images)
         rows = per_image(output)
         fixed = targets.freeze(rows) if isinstance(rows, Tensor) else targets
@@ -117,14 +132,14 @@ def to_the_input(
         # What follows may overwrite its input.
         return with_first_tensor(output, tensor.clone())
 
-    with torch.inference_mode(False), torch.enable_grad(), in_eval_mode(network), hooks(known, keep):
+    with torch.inference_mode(False), torch.enable_grad(), laid_open(network), hooks(known, keep):
         leaf = images.detach().clone().requires_grad_()
         frozen = {name: parameter.detach() for name, parameter in network.named_parameters()}
         output = functional_call(network, frozen, (leaf,))
         rows = per_image(output)
         fixed = targets.freeze(rows) if isinstance(rows, Tensor) else targets
         score = fixed(output).sum()
-        found = torch.autograd.grad(score, [*kept.values(), leaf], allow_unused=True)
+        found = differentiate(score, [*kept.values(), leaf])
     assert fixed.members is not None
     seen = Seen(fixed.members, fixed.output, input_gradient=found[-1])
     gradients = dict(zip(kept, found[:-1], strict=True))
@@ -141,7 +156,7 @@ def to_the_input(
 def score(model: nn.Module, images: Tensor, targets: Sequence[ImageTarget]) -> Tensor:
     """The targets' scores (n,) of other images, one target each."""
     network = unwrapped(model)
-    with torch.no_grad(), in_eval_mode(network):
+    with torch.no_grad(), laid_open(network):
         scores = ImageTargets(targets)(network(images))
     return scores.float() if scores.dtype.itemsize < 4 else scores
 

@@ -44,6 +44,7 @@ class BaseCAM:
     seed = 0
     """Of whatever is drawn at random."""
     _curvature = False
+    _mixed = False
 
     def __init__(
         self,
@@ -156,6 +157,7 @@ class BaseCAM:
         """
         self.device = _device(self.model, input_tensor.device)
         input_tensor = input_tensor.to(self.device)
+        self._mixed = torch.is_autocast_enabled(self.device.type)  # the maps themselves are made without
         wanted = targets if isinstance(targets, ImageTargets) else ImageTargets(targets)
         seen = self._pass(input_tensor, wanted)
         if seen.input_gradient is not None:

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from whycam.cam.backward import differentiate
 from whycam.cam.guided import guided_relu
 from whycam.compat.pytorch_grad_cam import _passes
 from whycam.compat.pytorch_grad_cam._arrays import Array
-from whycam.modules import first_tensor, in_eval_mode, unwrapped
+from whycam.modules import first_tensor, laid_open, unwrapped
 
 
 class GuidedBackpropReLU(torch.autograd.Function):
@@ -92,12 +93,13 @@ class GuidedBackpropReLUModel:
             with guided_relu():
                 return torch.relu(output)
 
-        with torch.inference_mode(False), torch.enable_grad(), in_eval_mode(network), _passes.hooks(relus, guide):
+        with torch.inference_mode(False), torch.enable_grad(), laid_open(network), _passes.hooks(relus, guide):
             leaf = input_img.to(self.device).detach().clone().requires_grad_()
             frozen = {name: parameter.detach() for name, parameter in network.named_parameters()}
             output = first_tensor(functional_call(network, frozen, (leaf,)))
             assert output is not None
             category = int(output.argmax()) if target_category is None else target_category
-            (gradient,) = torch.autograd.grad(output[0, category], leaf)
+            (gradient,) = differentiate(output[0, category], [leaf])
+        assert gradient is not None  # an output that depends on nothing has no class
         result: Array = gradient[0].permute(1, 2, 0).cpu().numpy()
         return result

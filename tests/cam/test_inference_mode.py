@@ -1,0 +1,117 @@
+"""What `torch.inference_mode` makes, autograd does not take: around the call, in the batch, in the model itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from networks import InPlace
+from test_capture import assert_unchanged, snapshot
+from torch import nn
+
+import whycam
+from whycam.cam import METHODS, Margin, Similarity
+from whycam.cam.methods.fullgrad import full_gradients
+from whycam.cam.survey import survey
+
+FEW = {"sscam": "sscam(n=2)", "iscam": "iscam(n=2)", "smoothgrad": "smoothgrad(n=2)",
+       "integratedgradients": "integratedgradients(steps=2)"}  # fmt: skip
+EVERY = [FEW.get(name, name) for name in METHODS]
+EVERY += [f"{combinator}({inner})" for combinator in ("noisy", "augmented") for inner in ("gradcam", "fullgrad")]
+EVERY += ["eigen(gradcam)", "eigen(scorecam)", "noisy(scorecam, n=2)", "augmented(guidedbackprop)",
+          "noisy(augmented(shapleycam), n=2)"]  # fmt: skip
+
+
+def network():
+    torch.manual_seed(0)
+    return InPlace().double().eval()
+
+
+def batch():
+    return torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def explained(model, images, targets):
+    return whycam.explain(model, images, "act2", EVERY, targets).maps
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return explained(network(), batch(), {"list": [0, 2]})
+
+
+def assert_same(maps, expected):
+    assert maps.keys() == expected.keys()
+    for key, raw in expected.items():
+        torch.testing.assert_close(maps[key], raw, rtol=0, atol=1e-12, msg=str(key))
+        assert not maps[key].requires_grad
+
+
+@pytest.mark.parametrize("batch_made_inside", [False, True])
+def test_every_method_may_be_called_under_it(expected, batch_made_inside):
+    model, images = network(), batch()
+    with torch.inference_mode():
+        given = images.clone() if batch_made_inside else images
+        targets = torch.tensor([0, 2]) if batch_made_inside else [0, 2]
+        assert given.is_inference() == batch_made_inside
+        assert_same(explained(model, given, {"list": targets}), expected)
+    assert torch.equal(given, images)
+
+
+def test_every_method_explains_a_model_that_was_made_under_it(expected):
+    with torch.inference_mode():
+        model = network()
+    assert model.norm.running_mean.is_inference()
+    before = snapshot(model)
+    assert_same(explained(model, batch(), {"list": [0, 2]}), expected)
+    assert_unchanged(model, before)
+    assert all(tensor.is_inference() for tensor in model.state_dict().values())
+    with pytest.raises(whycam.WhycamError, match="target class 9"):
+        whycam.explain(model, batch(), "conv", targets=9)
+    assert_unchanged(model, before)
+    # Everything else that runs backward: the layers' survey, the exact decomposition, maps to train with.
+    assert [place.reach for place in survey(model, batch())] == [place.reach for place in survey(network(), batch())]
+    assert whycam.explain(model, batch()).layers == whycam.explain(network(), batch()).layers
+    torch.testing.assert_close(full_gradients(model, batch(), 1).total, full_gradients(network(), batch(), 1).total)
+    images = batch().requires_grad_()
+    whycam.explain(model, images, "conv", differentiable=True).map().sum().backward()
+    assert bool(images.grad.any())
+
+
+def test_weights_that_are_tied_stay_tied():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+            self.two.weight = self.one.weight
+
+        def forward(self, x):
+            return self.two(self.one(x).relu()).mean((2, 3))
+
+    torch.manual_seed(0)
+    ordinary, made = Tied(), None
+    with torch.inference_mode():
+        made = Tied()
+        made.load_state_dict(ordinary.state_dict())
+    images = batch().float()
+    one, other = (whycam.explain(model, images, "one", ["gradcam", "inputgradient"], 1) for model in (ordinary, made))
+    for key, raw in one.maps.items():
+        torch.testing.assert_close(other.maps[key], raw)
+    assert made.two.weight is made.one.weight
+
+
+def test_targets_made_under_it():
+    model, images = network(), batch()
+    a, b = torch.tensor([0, 2]), torch.tensor([1, 1])
+    expected = whycam.explain(model, images, "conv", "noisy(gradcam, n=2)", Margin(a, b)).map()
+    with torch.inference_mode():
+        target = Margin(a.clone(), b.clone())
+    assert target.a.is_inference()
+    torch.testing.assert_close(whycam.explain(model, images, "conv", "noisy(gradcam, n=2)", target).map(), expected)
+    embedding = torch.randn(2, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    expected = whycam.explain(model, images, "conv", "noisy(gradcam, n=2)", Similarity(embedding)).map()
+    with torch.inference_mode():
+        target, both = Similarity(embedding.clone()), [Similarity(row.clone()) for row in embedding]
+    assert target.embedding.is_inference()
+    for given in (target, both):
+        actual = whycam.explain(model, images, "conv", "noisy(gradcam, n=2)", given).map()
+        torch.testing.assert_close(actual, expected)
