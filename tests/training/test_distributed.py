@@ -52,10 +52,9 @@ def test_two_processes_have_the_loss_curve_of_one(two, tmp_path):
             torch.testing.assert_close(both[group][name], value, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_after_a_kill_torchrun_restarts_from_the_checkpoint(two, tmp_path, rank):
-    """Whether it is the process that writes or another one."""
-    done = torchrun(tmp_path / "run", "kill", rank, 3, restarts=1)
+def test_after_a_kill_torchrun_restarts_from_the_checkpoint(two, tmp_path):
+    """The process that writes is the one that is killed; below it is the other one."""
+    done = torchrun(tmp_path / "run", "kill", 0, 3, restarts=1)
     assert done.returncode == 0, done.stderr
     assert "exitcode: -9" in done.stderr
     ours, theirs = load_state(tmp_path / "run" / "state.pt"), load_state(two / "state.pt")
