@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pickle
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
@@ -15,6 +18,7 @@ import whycam
 from whycam.cam import METHODS, LayerTrace, Method, method, resolve_methods
 from whycam.cam.methods import noisy
 from whycam.cam.methods.options import Range, checked
+from whycam.cam.methods.registry import ENTRY_POINTS
 from whycam.errors import WhycamError
 
 PROMISED = {
@@ -214,3 +218,9 @@ def test_methods_that_other_packages_offer(tmp_path):
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.stdout == "Far CAM\n", result.stderr
+
+
+def test_the_documentation_names_the_entry_points():
+    page = (Path(__file__).parents[2] / "docs" / "adding-a-method.md").read_text()
+    (snippet,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    assert list(tomllib.loads(snippet)["project"]["entry-points"]) == [ENTRY_POINTS]

@@ -186,6 +186,8 @@ def resolve_target(target: TargetLike, classes: ClassNames | None = None) -> Tar
         if all(isinstance(member, int) and not isinstance(member, bool) for member in members):
             return ClassScore(torch.tensor(members, dtype=torch.long))
         return _PerImage(tuple(resolve_target(member, classes) for member in members))
+    if isinstance(target, type):
+        raise WhycamError(f"a target is made of {target.__name__}, not {target.__name__} itself: {target.__name__}(…)")
     if callable(target):
         named = getattr(target, "named", None)
         return _ordinary(target if named is None else named(index))

@@ -14,7 +14,7 @@ from whycam.cam.classes import ClassesLike, ClassNames
 from whycam.cam.explanation import Explanation
 from whycam.cam.inputs import Inputs, InputsLike
 from whycam.cam.layers import Layer, LayerLike, resolve_layers
-from whycam.cam.layout import Layout
+from whycam.cam.layout import Layout, check_layout
 from whycam.cam.methods.registry import INPUT, Method, MethodLike, resolve_methods
 from whycam.cam.run import Run
 from whycam.cam.survey import default_layer, explain_missing_gradient
@@ -65,8 +65,9 @@ class Explainer:
         ClassNames.of(self._network, self.classes)  # says now what is wrong with them
         layers = self.layers if self.layers is not None else getattr(self._network, "cam_layers", None)
         if layers is not None:
-            given = [layers] if isinstance(layers, str | nn.Module) else layers
-            self._layers = resolve_layers(self._network, given)
+            self._layers = resolve_layers(self._network, layers)
+        for layout in self.layout.values() if isinstance(self.layout, Mapping) else [self.layout]:
+            check_layout(layout)
         if self.differentiable:
             for method in self._methods:
                 if method.scope == "input" or "reruns" in method.needs:
@@ -100,6 +101,9 @@ class Explainer:
         classes = ClassNames.of(self._network, self.classes)
         named = resolve_targets(self.targets if targets is None else targets, classes)
         layouts = {"": self.layout} if isinstance(self.layout, Layout) else self.layout
+        for name in layouts or ():
+            if name and layers and name not in (names := [layer.name for layer in layers]):
+                raise WhycamError(f"a layout is given for {name!r}, which is none of the layers: {', '.join(names)}")
         try:
             run = Run(self._network, inputs, layers, named, self._methods, layouts=layouts, seed=self.seed,
                       differentiable=self.differentiable)  # fmt: skip

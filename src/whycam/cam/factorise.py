@@ -16,7 +16,7 @@ from whycam.cam.capture import capture
 from whycam.cam.head import pooled_linear_head
 from whycam.cam.inputs import Inputs, InputsLike
 from whycam.cam.layers import LayerLike, resolve_layer
-from whycam.cam.layout import Layout, detect_layout
+from whycam.cam.layout import Layout, check_layout, detect_layout
 from whycam.cam.maps import resize
 from whycam.cam.methods.options import Count, checked
 from whycam.cam.survey import default_layer
@@ -92,6 +92,7 @@ def factorise(
         torch.Size([4, 3, 4, 4])
     """
     checked("factorise", factorise, {"concepts": concepts, "seed": seed, "iterations": iterations})
+    check_layout(layout)
     network, inputs = unwrapped(model), Inputs.of(images)
     found = default_layer(network, inputs) if layer is None else resolve_layer(network, layer)
     trace = capture(network, inputs, [found], {}, gradients=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -31,13 +31,17 @@ class Layer:
     module: nn.Module
 
 
-def resolve_layers(model: nn.Module, layers: Sequence[LayerLike]) -> tuple[Layer, ...]:
-    """Resolve each of ``layers``; see `resolve_layer`.
+def resolve_layers(model: nn.Module, layers: Sequence[LayerLike] | LayerLike) -> tuple[Layer, ...]:
+    """Resolve one or more layers; see `resolve_layer`.
 
     Raises:
         WhycamError: none is given, one is unknown, or one is named twice.
     """
-    if not layers:
+    if isinstance(layers, str | nn.Module):
+        layers = [layers]
+    if not isinstance(layers, Iterable):
+        raise WhycamError(f"layers are names or modules, or a list of them; got {layers!r}")
+    if not (layers := list(layers)):
         raise WhycamError("no layer is given; leave layers out for the last spatial one")
     resolved = tuple(resolve_layer(model, layer) for layer in layers)
     seen: dict[str, str] = {}
@@ -77,6 +81,8 @@ def _find(model: nn.Module, layer: LayerLike) -> Layer:
             if candidate is layer:
                 return Layer(name or type(model).__name__, name, layer)
         raise WhycamError(f"the given {type(layer).__name__} module is not part of this model")
+    if not isinstance(layer, str):
+        raise WhycamError(f"a layer is a name like layer3[-2] or a module of the model; got {layer!r}")
     module = model
     path: list[str] = []
     for step in _steps(layer):

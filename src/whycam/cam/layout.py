@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
@@ -32,11 +32,39 @@ class Layout:
     grid: tuple[int, ...] = ()
     prefix: int = 0
 
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise WhycamError(f"a layout is {', '.join(map(repr, get_args(Kind)))}, not {self.kind!r}")
+        whole = [*self.grid, self.prefix] if isinstance(self.grid, tuple | list) else [None]
+        if not all(isinstance(number, int) and not isinstance(number, bool) for number in whole):
+            raise WhycamError(
+                f"a layout's grid holds whole numbers of tokens, (rows, columns), and its prefix is one; got grid="
+                f"{self.grid!r}, prefix={self.prefix!r}"
+            )
+        object.__setattr__(self, "grid", tuple(self.grid))
+        if self.prefix < 0 or any(length < 1 for length in self.grid):
+            raise WhycamError(f"a grid of {self.grid} tokens after {self.prefix} others does not exist")
+        if (self.kind == "tokens") != bool(self.grid):
+            raise WhycamError(
+                "a layout of tokens needs its grid: whycam.Layout('tokens', grid=(rows, columns), prefix=tokens before)"
+                if self.kind == "tokens"
+                else f"a grid is for tokens: a {self.kind} output has its positions as axes"
+            )
+
     def to_map(self, output: Tensor) -> Tensor:
-        """A layer's output (or a gradient with respect to it) → (B, C, …positions), as a view where possible."""
+        """A layer's output (or a gradient with respect to it) → (B, C, …positions), as a view where possible.
+
+        Raises:
+            WhycamError: the output holds no such tokens.
+        """
         if self.kind == "channels-last":
             return output.movedim(-1, 1)
         if self.kind == "tokens":
+            if output.ndim != 3 or output.shape[1] < self._grid.stop:
+                raise WhycamError(
+                    f"a layer with the output {tuple(output.shape)} does not have the layout that is given, "
+                    f"{'×'.join(map(str, self.grid))} tokens after {self.prefix} others: give its own, or leave it out"
+                )
             tokens = output[:, self._grid].transpose(1, 2)
             return tokens.reshape(*tokens.shape[:2], *self.grid)
         return output
@@ -59,6 +87,19 @@ class Layout:
     @property
     def _grid(self) -> slice:
         return slice(self.prefix, self.prefix + math.prod(self.grid))
+
+
+def check_layout(given: object) -> None:
+    """Refuse what is no layout and not None.
+
+    Raises:
+        WhycamError: ``given`` is something else.
+    """
+    if given is not None and not isinstance(given, Layout):
+        raise WhycamError(
+            "layout is a whycam.Layout, whycam.Layout('channels-last') say, or a mapping of layers' names to such; "
+            f"got {given!r}"
+        )
 
 
 def detect_layout(output: Tensor, image_size: Sequence[int], module: nn.Module | None = None) -> Layout:

@@ -27,6 +27,8 @@ from whycam.modules import hookable, laid_open, opaque_part
 from whycam.seeds import generator
 
 See = Callable[[nn.Module, Tensor], None]
+# Bytes of runs on altered copies that one call keeps for its other methods, layers and targets.
+_KEPT = 1 << 30
 
 
 class Run:
@@ -62,6 +64,7 @@ class Run:
         self._given_layouts = dict(layouts or {})
         self._layouts: dict[str, Layout] = {}
         self._again: dict[str, Run] = {}
+        self._room = [_KEPT]  # shared with the runs that are made of this one
         self._tails: dict[tuple[str, bool], Tail] = {}
         asked: dict[str, Target] = dict(targets)
         sloped: dict[str, None] = {}
@@ -155,7 +158,8 @@ class Run:
         self, key: str, make: Callable[[Tensor], Tensor], layer: str, target: str, *, mirror: bool = False
     ) -> LayerTrace:
         """See `whycam.cam.views.Reruns`."""
-        if key not in self._again:
+        run = self._again.get(key)
+        if run is None:
             # Images, rows and targets made under the caller's inference_mode could not take part in a graph.
             with torch.inference_mode(False), torch.no_grad():
                 images = make(self.images)
@@ -164,8 +168,18 @@ class Run:
                     raise WhycamError(
                         f"{key}: {len(images)} images are no whole number of copies of {len(self.images)}"
                     )
-                self._again[key] = self._on_copies(images, copies, mirror=mirror)
-        return self._again[key]._view(layer, target)
+                run = self._on_copies(images, copies, mirror=mirror)
+            size = run._bytes()
+            # Beyond that they are made anew each time, so that memory does not grow with the number of copies.
+            if size <= self._room[0]:
+                self._room[0] -= size
+                self._again[key] = run
+        return run._view(layer, target)
+
+    def _bytes(self) -> int:
+        trace = self.trace
+        found = (*trace.activations.values(), *trace.gradients.values(), *trace.curvature.values(), self.images)
+        return sum(tensor.nbytes for tensor in found)
 
     def _on_copies(self, images: Tensor, copies: int, *, mirror: bool) -> Run:
         """A run of its own on altered copies of the batch, asked what this one is asked about the unaltered images."""

@@ -190,6 +190,12 @@ class Similarity:
 
     def __call__(self, output: Tensor) -> Tensor:
         """(B, D) → (B,)."""
+        shape = self.embedding.shape
+        if output.ndim != 2 or shape not in (output.shape[1:], output.shape, (1, *output.shape[1:])):
+            raise WhycamError(
+                f"an embedding is (D,) or (B, D) as the network's output is; it is {tuple(shape)}, the "
+                f"output {tuple(output.shape)}"
+            )
         return torch.nn.functional.cosine_similarity(output, self.embedding.to(output), dim=-1)
 
     def at(self, rows: Tensor) -> Similarity:

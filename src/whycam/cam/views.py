@@ -45,7 +45,9 @@ class Reruns(Protocol):
     def again(
         self, key: str, make: Callable[[Tensor], Tensor], layer: str, target: str, *, mirror: bool = False
     ) -> LayerTrace:
-        """Capture all layers and targets anew on ``make(images)``, once per ``key``; the batch may be k·B long.
+        """Capture all layers and targets anew on ``make(images)``; the batch may be k·B long.
+
+        Once per ``key`` as long as what is kept is not too much, so ``make`` must give the same each time.
 
         Rows k·B … are copies of the batch, so that per-image targets keep their images; with ``mirror`` mirrored ones,
         and targets that look at places are mirrored with them. The trace that comes back has a network of its own:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from whycam.cam.head import pooled_linear_head
 from whycam.cam.maps import resize, to_unit
+from whycam.cam.methods.copies import Noise, together
 from whycam.cam.methods.options import Count, Deviation
 from whycam.cam.methods.registry import method
 from whycam.cam.targets import ClassScore, Finer, Predicted, ReST, Target
@@ -167,16 +168,20 @@ def refinecam(traces: list[LayerTrace]) -> Tensor:
 def smoothgradcam_plus_plus(trace: LayerTrace, n: Count = 4, sigma: Deviation = 0.3) -> Tensor:
     """Grad-CAM++ with G, G² and G³ averaged over noisy copies of the image (n copies, σ in input units)."""
     network = trace.network
-    shape = (n, 1, *network.images.shape[1:])  # all images meet the same noise
     key = f"noise n={n} sigma={sigma}"
+    noise = Noise.as_one(network.generator(key), n, network.images.shape[1:])  # all images meet the same
+    totals = [torch.zeros_like(trace.gradients) for _ in range(3)]
+    for members in together(n, len(network.images)):
 
-    def noisy(images: Tensor) -> Tensor:
-        noise = torch.randn(shape, generator=network.generator(key), dtype=torch.float32)
-        return (images + sigma * noise.to(images)).flatten(0, 1)
+        def noisy(images: Tensor, members: range = members) -> Tensor:
+            return torch.cat([images + sigma * noise[index].to(images) for index in members])
 
-    gradients = network.again(key, noisy, trace.layer, trace.target).gradients
-    gradients = gradients.reshape(n, -1, *gradients.shape[1:])
-    first, second, third = (power.mean(dim=0) for power in (gradients, gradients**2, gradients**2 * gradients))
+        place = f"{key} {members.start} to {members.stop}"
+        gradients = network.again(place, noisy, trace.layer, trace.target).gradients
+        gradients = gradients.reshape(len(members), -1, *gradients.shape[1:])
+        for total, power in zip(totals, (gradients, gradients**2, gradients**2 * gradients), strict=True):
+            total += power.sum(dim=0)
+    first, second, third = (total / n for total in totals)
     below = 2 * second + spread(over_positions(trace.activations), third) * third
     alpha = torch.where(below != 0, second / torch.where(below != 0, below, 1), 0)
     return trace.weighted(over_positions(alpha * first.relu()))

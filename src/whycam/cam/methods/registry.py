@@ -235,7 +235,11 @@ def resolve_methods(methods: Sequence[MethodLike] | MethodLike) -> tuple[Method,
     Raises:
         WhycamError: none is given, one is unknown (near misses are listed), or one is given twice.
     """
-    given = [methods] if isinstance(methods, str | Method) else list(methods)
+    given = [methods] if isinstance(methods, str | Method) or not isinstance(methods, Iterable) else list(methods)
+    if not all(isinstance(entry, str | Method) for entry in given):
+        raise WhycamError(
+            f"methods are names or whycam.cam.Method objects, or a list of them, 'gradcam' say; got {methods!r}"
+        )
     resolved: dict[str, Method] = {}
     for entry in given:
         found = entry if isinstance(entry, Method) else find_method(entry)

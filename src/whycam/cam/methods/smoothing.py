@@ -9,13 +9,14 @@ again does so on the altered images, as many times as there are of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from whycam.cam.methods.activation import principal_map
+from whycam.cam.methods.copies import ROWS, Noise, mean, together
 from whycam.cam.methods.options import Count, Deviation
 from whycam.cam.methods.registry import Method, MethodLike, combinator, find_method
 from whycam.cam.views import LayerTrace
@@ -23,7 +24,7 @@ from whycam.errors import WhycamError
 
 Traces = LayerTrace | Sequence[LayerTrace]
 
-_ROWS = 64
+_ROWS = ROWS
 
 # mirrored → factors; the sixth variant is the batch itself, which has been captured already.
 _VARIANTS = {False: (0.9, 1.1), True: (0.9, 1.0, 1.1)}
@@ -119,7 +120,10 @@ class _Augmented:
     inner: Method
 
     def __call__(self, traces: Traces) -> Tensor:
-        found = [self.inner(traces)]
+        return mean(self._maps(traces))
+
+    def _maps(self, traces: Traces) -> Iterator[Tensor]:
+        yield self.inner(traces)
         for mirrored, factors in _VARIANTS.items():
 
             def vary(
@@ -129,8 +133,7 @@ class _Augmented:
 
             key = "mirrored" if mirrored else "scaled"
             maps = _over_copies(self.inner, traces, key, len(factors), vary, mirror=mirrored)
-            found += [raw.flip(-1) if mirrored else raw for raw in maps]
-        return torch.stack(found).mean(dim=0)
+            yield from (raw.flip(-1) if mirrored else raw for raw in maps)
 
 
 @dataclass(frozen=True)
@@ -142,13 +145,12 @@ class _Noisy:
     def __call__(self, traces: Traces) -> Tensor:
         network = _first(traces).network
         key = f"noisy n={self.n} sigma={self.sigma}"
-        draw = network.generator(key)
-        noise = [torch.randn(network.images.shape[1:], generator=draw, dtype=torch.float64) for _ in range(self.n)]
+        noise = Noise(network.generator(key), self.n, network.images.shape[1:], dtype=torch.float64)
 
         def vary(images: Tensor, index: int) -> Tensor:
             return images + (self.sigma * noise[index]).to(images)
 
-        return torch.stack(_over_copies(self.inner, traces, key, self.n, vary)).mean(dim=0)
+        return mean(_over_copies(self.inner, traces, key, self.n, vary))
 
 
 @dataclass(frozen=True)
@@ -206,22 +208,15 @@ def _over_copies(
     vary: Callable[[Tensor, int], Tensor],
     *,
     mirror: bool = False,
-) -> list[Tensor]:
-    """The method's maps of ``count`` altered copies of the batch, (B, …) each.
-
-    Several copies share a pass as long as it stays small; beyond that a larger one gains nothing and takes memory.
-    """
-    each = max(1, _ROWS // len(_first(traces).network.images))
-    found: list[Tensor] = []
-    for start in range(0, count, each):
-        members = range(start, min(start + each, count))
+) -> Iterator[Tensor]:
+    """The method's maps of ``count`` altered copies of the batch, (B, …) each."""
+    for members in together(count, len(_first(traces).network.images), _ROWS):
 
         def make(images: Tensor, members: range = members) -> Tensor:
             return torch.cat([vary(images, index) for index in members])
 
         maps = inner(_again(traces, f"{key} {members.start} to {members.stop}", make, mirror=mirror))
-        found.extend(_copies(maps, len(members)))
-    return found
+        yield from _copies(maps, len(members))
 
 
 def _copies(maps: Tensor, count: int) -> Tensor:

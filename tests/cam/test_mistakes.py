@@ -1,0 +1,141 @@
+"""Mistakes in what a call is given: each is one sentence that names it, never a traceback and never a map."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from networks import InPlace
+from test_tail import Transformer
+from torch import nn
+
+import whycam
+from whycam import Layout, WhycamError
+from whycam.cam.survey import survey
+from whycam.compat.pytorch_grad_cam import GradCAM
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return InPlace().eval(), torch.randn(2, 3, 9, 9)
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    torch.manual_seed(0)
+    return Transformer(depth=1).eval(), torch.randn(2, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"layers": 5}, "layers are names or modules, or a list of them; got 5"),
+        ({"layers": [5]}, r"a layer is a name like layer3\[-2\] or a module of the model; got 5"),
+        ({"layers": ["conv", None]}, "a module of the model; got None"),
+        ({"layers": []}, "no layer is given"),
+        (
+            {"methods": None},
+            "methods are names or whycam.cam.Method objects, or a list of them, 'gradcam' say; got None",
+        ),
+        ({"methods": 5}, "methods are names or .* got 5"),
+        ({"methods": ["gradcam", None]}, r"methods are names or .* got \['gradcam', None\]"),
+        ({"targets": whycam.Predicted}, "a target is made of Predicted, not Predicted itself"),
+        ({"targets": {"a": whycam.Margin}}, "a target is made of Margin, not Margin itself"),
+        ({"targets": [0, whycam.Predicted]}, "a target is made of Predicted, not Predicted itself"),
+        ({"targets": whycam.Similarity(torch.ones(4))}, r"an embedding is .* it is \(4,\), the output \(2, 5\)"),
+        ({"targets": whycam.Similarity(torch.ones(3, 5))}, r"an embedding is .* it is \(3, 5\), the output \(2, 5\)"),
+        ({"layout": "tokens"}, r"layout is a whycam.Layout, .* or a mapping of layers' names to such; got 'tokens'"),
+        ({"layout": {"conv": "tokens"}}, "layout is a whycam.Layout, .*; got 'tokens'"),
+        ({"layout": {"conv3": Layout()}}, "a layout is given for 'conv3', which is none of the layers: conv"),
+        (
+            {"layout": Layout("tokens", (3, 3))},
+            r"a layer with the output \(2, 6, 9, 9\) does not have the layout .* 3×3",
+        ),
+    ],
+)
+def test_what_explain_is_given(network, given, message):
+    with pytest.raises(WhycamError, match=message):
+        whycam.explain(*network, **({"layers": "conv"} | given))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("foo",), "a layout is 'channels-first', 'channels-last', 'tokens', not 'foo'"),
+        (("tokens",), r"a layout of tokens needs its grid: whycam.Layout\('tokens', grid=\(rows, columns\)"),
+        (("channels-last", (3, 3)), "a grid is for tokens: a channels-last output has its positions as axes"),
+        (("tokens", 9), "a layout's grid holds whole numbers of tokens, .*; got grid=9, prefix=0"),
+        (("tokens", (3.0, 3)), r"whole numbers of tokens, .*; got grid=\(3.0, 3\)"),
+        (("tokens", (3, 3), None), r"whole numbers of tokens, .* prefix=None"),
+        (("tokens", (3, 0)), r"a grid of \(3, 0\) tokens after 0 others does not exist"),
+        (("tokens", (3, 3), -1), r"a grid of \(3, 3\) tokens after -1 others does not exist"),
+    ],
+)
+def test_what_a_layout_is_given(arguments, message):
+    with pytest.raises(WhycamError, match=message):
+        Layout(*arguments)
+    assert Layout("tokens", [3, 3]) == Layout("tokens", (3, 3))
+
+
+@pytest.mark.parametrize("grid", [(3, 3), (2, 3), (2, 2)])
+def test_tokens_that_are_too_few(tokens, grid):
+    """Four of them and one before the grid, which is what fits; nothing else does, whichever method asks."""
+    model, images = tokens
+    for method in ("gradcam", "ablationcam"):
+        for prefix in (1, 2):
+            layout = Layout("tokens", grid, prefix)
+            if (grid, prefix) == ((2, 2), 1):
+                raw = whycam.explain(model, images, "blocks[0].norm2", method, 1, layout=layout).map()
+                assert raw.shape[1:] == grid
+                continue
+            with pytest.raises(WhycamError, match=f"{grid[0]}×{grid[1]} tokens after {prefix} others"):
+                whycam.explain(model, images, "blocks[0].norm2", method, 1, layout=layout)
+
+
+def test_what_factorise_is_given(network):
+    with pytest.raises(WhycamError, match=r"layout is a whycam.Layout, .*; got 'tokens'"):
+        whycam.factorise(*network, "conv", layout="tokens")
+    for concepts in (2.5, "3"):
+        with pytest.raises(WhycamError, match="option concepts of factorise is a whole number"):
+            whycam.factorise(*network, "conv", concepts=concepts)
+    assert whycam.factorise(*network, "conv", concepts=np.int64(2)).maps.shape[1] == 2
+
+
+def test_an_embedding_for_all_images_or_one_each(network):
+    model, images = network
+    one = torch.arange(5.0)
+    expected = whycam.explain(model, images, "conv", targets=whycam.Similarity(one)).map()
+    for embedding in (one[None], one.expand(2, 5)):
+        torch.testing.assert_close(
+            whycam.explain(model, images, "conv", targets=whycam.Similarity(embedding)).map(), expected
+        )
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_a_lazy_network_that_has_seen_no_batch():
+    model = nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(3))
+    images = torch.randn(2, 3, 6, 6)
+    calls = [
+        lambda: whycam.explain(model, images),
+        lambda: whycam.explain(model, images, "0", ["scorecam", "gradcam"]),
+        lambda: survey(model, images),
+        lambda: whycam.summarise(model, (3, 6, 6)),
+        lambda: whycam.factorise(model, images, "0", 2),
+        lambda: GradCAM(model, [model[0]])(images),
+    ]
+    for call in calls:
+        with pytest.raises(
+            WhycamError, match=r"LazyConv2d has no weights before it has seen a batch: call model\(images\)"
+        ):
+            call()
+    with torch.no_grad():
+        model(images)
+    assert whycam.explain(model.eval(), images, "0").map().shape == (2, 4, 4)
+
+
+def test_what_the_compatible_classes_are_given(network):
+    model, images = network
+    for given in (["conv"], [model.conv, None], "conv"):
+        with pytest.raises(WhycamError, match=r"target_layers is a list of modules, got .* in it: write"):
+            GradCAM(model, given)(images)
