@@ -125,7 +125,12 @@ def test_explain_writes_a_figure_and_says_what_is_in_it(image, tmp_path):
         assert opened.format == "PNG"
     assert str(figure) in result.stdout
     assert len(re.findall(r"gradcam layer\d\[-\d\] for (?:predicted|cat)", result.stdout)) == 6
-    values = json.loads(command("explain", "cifar10-resnet18", image, "--json", "--out", tmp_path / "b").stdout)
+    methods = ("--methods", "gradcam", "refinecam", "sobel")  # they share no layer
+    again = command("explain", "cifar10-resnet18", image, "--json", "--out", tmp_path / "b", *methods)
+    assert again.returncode == 0, again.stderr
+    values = json.loads(again.stdout)
+    layers = ["layer2[-2]", "layer3[-2]", "layer4[-1]"]
+    assert [fact["layer"] for fact in values["images"][0]["maps"]] == [*layers, "+".join(layers), "input"]
     assert sum(entry["probability"] for entry in values["images"][0]["ranking"]) == pytest.approx(1, abs=1e-5)
 
 

@@ -6,6 +6,8 @@ import base64
 import dataclasses
 import io
 import pickle
+import re
+from html import escape
 from html.parser import HTMLParser
 
 import pytest
@@ -108,6 +110,94 @@ def test_figure_of_cells_that_are_not_finite(explained):
     (mesh,) = figure.axes[5].collections
     assert mesh.get_array().mask.sum() == 1
     assert "non-finite" in figure.axes[5].get_title()
+
+
+@pytest.fixture(scope="module")
+def mixed(model, batch):
+    """One method with a map of each layer, one with a map of both together, one with a map of the image alone."""
+    layers = ["layer3[-2]", "layer4[-1]"]
+    return whycam.explain(model, batch[:2], layers, ["gradcam", "refinecam", "sobel"], {"predicted": None, "cat": 3})
+
+
+def test_figure_of_methods_that_share_no_layer(mixed):
+    """A panel for each map that there is, under the name of what it is of, and none besides."""
+    figure = mixed.plot(1, signed=True)
+    panels = [axes for axes in figure.axes if axes.images]
+    images = [panel for panel in panels if not panel.collections]
+    drawn = [panel for panel in panels if panel.collections]
+    rows = [(method, target) for method in mixed.methods for target in mixed.targets]
+    assert [panel.get_ylabel() for panel in images] == [method for method, _ in rows]
+    keys = [key for row in rows for key in mixed.maps if (key[0], key[2]) == row]
+    assert len(drawn) == len(keys) == len(mixed.maps)
+    assert len(figure.axes) == len(panels) + len(drawn)  # the rest are colour bars
+    for panel, key in zip(drawn, keys, strict=True):
+        assert panel.get_title().replace("\n", "").startswith(key[1])
+        seen = torch.as_tensor(panel.collections[0].get_array().filled(0.0))
+        torch.testing.assert_close(seen, mixed.maps[key][1])
+        others = [
+            panel.collections[0].get_clim() for panel, other in zip(drawn, keys, strict=True) if other[:2] == key[:2]
+        ]
+        assert len(others) == 2
+        assert len(set(others)) == 1
+    assert "refinecam at layer3[-2]+layer4[-1] for cat: 8 by 8 cells" in mixed._repr_html_()
+
+
+def test_titles_of_many_layers_are_broken_between_them(mixed):
+    name = "+".join(f"layer{stage}[-{block}]" for stage in range(1, 5) for block in (2, 1))
+    raw = mixed.map("gradcam", "layer3[-2]", "cat")
+    explained = dataclasses.replace(mixed, maps={("refinecam", name, "cat"): raw})
+    lines = explained.plot().axes[1].get_title().splitlines()
+    assert "".join(lines).startswith(name)
+    assert max(map(len, lines)) <= 36
+    assert len(lines) == 4
+
+
+def test_colour_maps_that_do_not_exist(explained):
+    with pytest.raises(WhycamError, match=r"no colour map 'zzzz'; matplotlib\.colormaps lists them"):
+        explained.plot(colormap="zzzz")
+    with pytest.raises(WhycamError, match="no colour map 'nope'"):
+        explained.plot(colormap="nope")
+    with pytest.raises(WhycamError, match=r"no colour map 'virids' \(did you mean viridis"):
+        explained.plot(colormap="virids", signed=True)
+
+
+@pytest.mark.parametrize("axes", [1, 3])
+def test_series_and_volumes_are_no_pictures(axes):
+    convolution = {1: torch.nn.Conv1d, 3: torch.nn.Conv3d}[axes]
+    network = torch.nn.Sequential(convolution(3, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Flatten(),
+                                  torch.nn.Linear(4 * 6**axes, 2))  # fmt: skip
+    explained = whycam.explain(network.eval(), torch.rand(2, 3, *[6] * axes), "1")
+    shape = (2, 3, *[6] * axes)
+    with pytest.raises(WhycamError, match=re.escape(f"only images are drawn, and the inputs are {shape}")) as said:
+        explained.plot()
+    html = explained._repr_html_()
+    assert escape(repr(explained)) in html
+    assert escape(str(said.value)) in html
+    assert "<img" not in html
+
+
+def test_maps_that_are_no_pictures_are_named(explained):
+    flat = {key: raw.flatten(1) for key, raw in explained.maps.items()}
+    with pytest.raises(WhycamError, match=r"the maps of layer3\[-2\] are \(8, 64\), not \(B, h, w\)"):
+        dataclasses.replace(explained, maps=flat).plot()
+
+
+@pytest.mark.parametrize(("channels", "grey"), [(1, True), (2, True), (3, False), (4, False)])
+def test_images_of_any_number_of_channels(channels, grey, explained):
+    images = torch.rand(8, channels, 32, 32)
+    shown = dataclasses.replace(explained, inputs=images).plot(3).axes[0].images[0].get_array()
+    pixels = torch.as_tensor(shown.filled() if hasattr(shown, "filled") else shown)
+    assert pixels.shape == (32, 32, 3)
+    assert bool((pixels == pixels[..., :1]).all()) == grey
+    kept = images[3, :3] if not grey else images[3].mean(0, keepdim=True)
+    wanted = (kept - kept.min()) / (kept.max() - kept.min())
+    torch.testing.assert_close(pixels, wanted.expand(3, -1, -1).permute(1, 2, 0))
+
+
+def test_what_can_be_trained_with_is_drawn_too(model, batch):
+    explained = whycam.explain(model, batch[:1], "layer4[-1]", differentiable=True)
+    assert explained.map().requires_grad
+    assert "<img" in explained._repr_html_()
 
 
 class Pictures(HTMLParser):

@@ -7,7 +7,7 @@ from base64 import b64encode
 from html import escape
 from typing import TYPE_CHECKING
 
-from whycam.errors import MissingExtraError
+from whycam.errors import WhycamError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,11 +19,14 @@ _DPI = 110
 
 
 def explanation_html(explanation: Explanation) -> str:
-    """The first images' figures as inline PNG files with text alternatives; nothing is fetched from anywhere."""
+    """The first images' figures as inline PNG files with text alternatives; nothing is fetched from anywhere.
+
+    What cannot be drawn (a series, say) is named as `repr` does it, with the reason.
+    """
     images = len(explanation.logits)
     try:
         figures = [_figure(explanation, index) for index in range(min(images, _SHOWN))]
-    except MissingExtraError as error:
+    except WhycamError as error:
         return f"<pre>{escape(repr(explanation))}</pre><p>{escape(str(error))}</p>"
     rest = images - len(figures)
     more = f"<p>{rest} more image{'' if rest == 1 else 's'}: plot(index) draws any of the {images}.</p>" if rest else ""
@@ -48,7 +51,7 @@ def in_words(explanation: Explanation, index: int) -> str:
     sentences = [f"Image {index}, {_verdict(explanation, index)}."]
     for key, maps in explanation.maps.items():
         method, layer, target = key
-        raw = maps[index]
+        raw = maps[index].detach()
         said = "".join(f", {flag}" for flag in flags[key][index])
         sentences.append(
             f"{method} at {layer} for {target}: {raw.shape[0]} by {raw.shape[1]} cells, raw range "

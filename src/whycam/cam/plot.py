@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from whycam.errors import WhycamError, missing_extra
+from whycam.suggest import near_misses
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from whycam.cam.explanation import Explanation
+    from whycam.cam.explanation import Explanation, Key
 
     Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 _PANEL_INCHES = 2.1
+_TITLE_CHARACTERS = 36
 _STRONGEST = 0.8  # of the picture, what the strongest evidence still lets through is a fifth
 _VECTOR_CELLS = 32 * 32  # beyond these a grid is drawn as pixels: a page of rectangles is slow to open
 SIGNED = "RdBu_r"
@@ -25,22 +28,23 @@ SIGNED = "RdBu_r"
 def plot_explanation(
     explanation: Explanation, index: int = 0, *, colormap: str = "viridis", signed: bool = False
 ) -> Figure:
-    """Rows are (method, target), columns the layers, after the image itself.
+    """A row for each method and target: the image, then its map of each layer, or of what stands in a layer's place.
 
     Maps are drawn cell by cell on their native grid, as vector graphics in PDF and SVG; nothing is interpolated. The
     panels of one method and layer share their scale across targets, so that "predicted" and "true" can be compared;
     a colour bar in raw units stands beside each. Opacity grows with the evidence, cells that are not finite are grey.
 
     Args:
-        explanation: of one or more images.
+        explanation: of one or more images; a series or a volume is no picture.
         index: which image of the batch.
-        colormap: a perceptually uniform matplotlib colour map, for positive evidence.
+        colormap: the name of a perceptually uniform matplotlib colour map, for positive evidence.
         signed: show evidence against the target too, in a diverging colour map.
 
     Raises:
-        WhycamError: there is no such image, or matplotlib is not installed.
+        WhycamError: there is no such image or colour map, the inputs are no images, or matplotlib is not installed.
     """
     try:
+        from matplotlib import colormaps
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise missing_extra("matplotlib", "study", "a figure") from error
@@ -48,38 +52,61 @@ def plot_explanation(
     images = len(explanation.logits)
     if not -images <= index < images:
         raise WhycamError(f"image {index} does not exist; this explanation has {images}")
-    rows = [(method, target) for method in explanation.methods for target in explanation.targets]
-    columns = 1 + len(explanation.layers)
+    if colormap not in (known := list(colormaps)):
+        near = near_misses(str(colormap), known)
+        raise WhycamError(f"matplotlib has no colour map {colormap!r}{near}; matplotlib.colormaps lists them")
+    picture = _displayable(explanation, index)
+    rows = _rows(explanation)
+    columns = 1 + max(len(keys) for keys in rows.values())
     size = (_PANEL_INCHES * columns + 0.5 * (columns - 1), (_PANEL_INCHES + 0.45) * len(rows))
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    picture = _displayable(explanation, index)
-    flags = explanation.flags
-    for row, (method, target) in enumerate(rows):
-        axes[row][0].imshow(picture, interpolation="nearest")
-        axes[row][0].set_title(f"{target}: {float(explanation.scores[target][index]):.3g}", fontsize=8)
-        axes[row][0].set_ylabel(method, fontsize=8)
-        for column, layer in enumerate(explanation.layers, start=1):
-            panel = axes[row][column]
-            raw = explanation.map(method, layer, target)[index].float().cpu().numpy()
-            top = _shared_top(explanation, method, layer, index, signed=signed)
-            panel.imshow(picture, interpolation="nearest")
-            _draw_cells(panel, raw, picture.shape[:2], top, SIGNED if signed else colormap, signed=signed)
-            said = ", ".join(flags[method, layer, target][index])
-            grid = f"{raw.shape[0]}×{raw.shape[1]}"
-            panel.set_title(f"{layer} ({grid}, full = {top:.2g})" + (f"\n{said}" if said else ""), fontsize=8)
-    for panel in axes.flat:
+    grid = figure.add_gridspec(len(rows), columns)
+    panels = [
+        [figure.add_subplot(grid[row, column]) for column in range(1 + len(keys))]
+        for row, keys in enumerate(rows.values())
+    ]
+    for panel in itertools.chain(*panels):
+        panel.imshow(picture, interpolation="nearest")
         panel.set_xticks([])
         panel.set_yticks([])
+    flags = explanation.flags
+    for ((method, target), keys), (first, *others) in zip(rows.items(), panels, strict=True):
+        first.set_title(f"{target}: {float(explanation.scores[target][index].detach()):.3g}", fontsize=8)
+        first.set_ylabel(method, fontsize=8)
+        for key, panel in zip(keys, others, strict=True):
+            raw = explanation.maps[key][index].detach().float().cpu().numpy()
+            top = _shared_top(explanation, key, index, signed=signed)
+            _draw_cells(panel, raw, picture.shape[:2], top, SIGNED if signed else colormap, signed=signed)
+            title = _in_lines(key[1], f" ({raw.shape[0]}×{raw.shape[1]}, full = {top:.2g})")
+            said = ", ".join(flags[key][index])
+            panel.set_title(title + (f"\n{said}" if said else ""), fontsize=8)
     return figure
 
 
-def _shared_top(explanation: Explanation, method: str, layer: str, index: int, *, signed: bool) -> float:
+def _rows(explanation: Explanation) -> dict[tuple[str, str], list[Key]]:
+    """(method, target) → the maps there are: methods need not share their layers."""
+    found: dict[tuple[str, str], list[Key]] = {
+        (method, target): [] for method in explanation.methods for target in explanation.targets
+    }
+    for key in explanation.maps:
+        found[key[0], key[2]].append(key)
+    return {row: keys for row, keys in found.items() if keys}
+
+
+def _in_lines(name: str, rest: str) -> str:
+    """A title no wider than its panel: the name of several layers is broken between them."""
+    lines = [""]
+    for part in [*name.replace("+", "+\n").split("\n"), rest]:
+        if lines[-1] and len(lines[-1]) + len(part) > _TITLE_CHARACTERS:
+            lines.append("")
+        lines[-1] += part if lines[-1] else part.lstrip()
+    return "\n".join(lines)
+
+
+def _shared_top(explanation: Explanation, key: Key, index: int, *, signed: bool) -> float:
     """What full colour stands for: the largest value over all targets."""
-    values = [
-        explanation.map(method, layer, target)[index].nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-        for target in explanation.targets
-    ]
+    same = [raw[index].detach() for other, raw in explanation.maps.items() if other[:2] == key[:2]]
+    values = [raw.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for raw in same]
     return max(float((value.abs() if signed else value).max()) for value in values)
 
 
@@ -110,9 +137,20 @@ def _draw_cells(panel: Axes, raw: Array, shape: tuple[int, ...], top: float, col
 
 
 def _displayable(explanation: Explanation, index: int) -> Array:
-    """The normalised input stretched to [0, 1] for display; the normalisation itself is not known here."""
+    """One normalised input (C, H, W) stretched to [0, 1], (H, W, 3); the normalisation itself is not known here.
+
+    The first three channels count as red, green and blue; of fewer the mean is shown, in grey.
+    """
+    for what, shape, axes in [("inputs", explanation.inputs.shape, "(B, C, H, W)")] + [
+        (f"maps of {layer}", raw.shape, "(B, h, w)") for (_, layer, _), raw in explanation.maps.items()
+    ]:
+        if len(shape) != len(axes.split(",")):
+            raise WhycamError(
+                f"only images are drawn, and the {what} are {tuple(shape)}, not {axes}: take the values themselves, "
+                "explanation.map(method, layer, target)"
+            )
     image = explanation.inputs[index].float().cpu()
+    image = image[:3] if len(image) >= 3 else image.mean(dim=0).expand(3, -1, -1)
     low, high = image.amin(), image.amax()
-    image = (image - low) / (high - low).clamp(min=1e-12)
-    array: Array = image.permute(1, 2, 0).expand(-1, -1, 3 if image.shape[0] == 1 else -1)[..., :3].numpy()
+    array: Array = ((image - low) / (high - low).clamp(min=1e-12)).permute(1, 2, 0).numpy()
     return array
