@@ -15,6 +15,7 @@ import torch
 
 import whycam
 from whycam import WhycamError
+from whycam.cam.notebook import in_words
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +140,7 @@ def test_figure_of_methods_that_share_no_layer(mixed):
         ]
         assert len(others) == 2
         assert len(set(others)) == 1
-    assert "refinecam at layer3[-2]+layer4[-1] for cat: 8 by 8 cells" in mixed._repr_html_()
+    assert "refinecam at layer3[-2]+layer4[-1] for cat: 8 by 8 cells" in in_words(mixed, 1)
 
 
 def test_titles_of_many_layers_are_broken_between_them(mixed):
