@@ -115,3 +115,17 @@ def test_targets_made_under_it():
     for given in (target, both):
         actual = whycam.explain(model, images, "conv", "noisy(gradcam, n=2)", given).map()
         torch.testing.assert_close(actual, expected)
+
+
+def test_tensors_that_nobody_finds_are_one_sentence():
+    model, images = network(), batch()
+    with torch.inference_mode():
+        weights = torch.randn(5, dtype=torch.float64)
+
+    def target(logits):
+        return (logits * weights).sum(1)
+
+    for method in ("gradcam", "inputgradient"):
+        with pytest.raises(whycam.WhycamError, match=r"made under torch.inference_mode, of which autograd takes none"):
+            whycam.explain(model, images, "conv", method, target)
+    assert whycam.explain(model, images, "conv", "ablationcam", target).map().isfinite().all()

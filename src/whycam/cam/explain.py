@@ -89,7 +89,15 @@ class Explainer:
         """
         # Under the caller's inference_mode nothing can be made that autograd takes.
         with torch.inference_mode(False), laid_open(self._network):
-            return self._explained(Inputs.of(images).ordinary(), targets)
+            try:
+                return self._explained(Inputs.of(images).ordinary(), targets)
+            except RuntimeError as error:
+                if "Inference tensors" not in str(error):
+                    raise
+                raise WhycamError(
+                    "the model or a target holds a tensor, no parameter, buffer or field, that was made under "
+                    "torch.inference_mode, of which autograd takes none: make it outside, or clone it there"
+                ) from error
 
     def _explained(self, inputs: Inputs, targets: TargetsLike) -> Explanation:
         _check(inputs.images, self._network)
