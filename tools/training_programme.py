@@ -58,7 +58,7 @@ from whycam.training.state import STATE_FILE
 
 STEPS = ("sweep", "record", "study", "long", "ablation")
 GRID: dict[str, tuple[Any, ...]] = {
-    "lr": (0.1, 0.2, 0.3),
+    "lr": (0.1, 0.2, 0.4),
     "weight_decay": (5e-4, 1e-3),
     "label_smoothing": (0.1, 0.2),
     "cutout": (0, 6, 8),

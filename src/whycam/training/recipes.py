@@ -38,7 +38,7 @@ STUDY = Recipe(
 )
 """The recipe of the study that whycam starts from: 92.14% after 20 epochs."""
 
-RECORD = Recipe(name="record", epochs=20, batch_size=256, lr=0.2, weight_decay=5e-4, cutout=6, label_smoothing=0.1)
+RECORD = Recipe(name="record", epochs=20, batch_size=256, lr=0.4, weight_decay=5e-4, cutout=6, label_smoothing=0.1)
 """Twenty epochs: what is known of short trainings of this network, put together."""
 
 LONG = Recipe(name="long", epochs=60, batch_size=256, lr=0.3, weight_decay=5e-4, cutout=12, label_smoothing=0.1)
