@@ -134,7 +134,7 @@ def incumbent(model, images):
         def run():
             cam = kind(model=model, target_layers=[layer], **options)
             cam.batch_size = 128
-            return cam(input_tensor=images, **({"aug_smooth": True} if kind is GradCAM else {}))
+            return cam(input_tensor=images, targets=None, **({"aug_smooth": True} if kind is GradCAM else {}))
 
         return run
 
