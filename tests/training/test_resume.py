@@ -236,11 +236,13 @@ def test_epochs_that_are_not_saved_are_done_again(uninterrupted, tmp_path):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupt_at_any_moment_of_a_write_leaves_a_whole_state(tmp_path):
     """torch's writer would hide it behind an error of its own."""
-    path, draw, weights = tmp_path / "state.pt", random.Random(0), {"model": {"w": torch.zeros(1_000_000)}}
+    path, draw = tmp_path / "state.pt", random.Random(0)
+    weights = {"model": {"w": torch.zeros(1_000_000)}, "optimizer": {}}
+    key = dict.fromkeys(("recipe", "seed", "data", "test_data"))
     ends = {"written": 0, "interrupted": 0}
 
     def save(epoch):
-        save_state(path, State({}, Position(epoch), weights, (0.0, 0, 0), 0, 0.0, []))
+        save_state(path, State(key, Position(epoch), weights, (0.0, 0, 0), 0, 0.0, []))
 
     began = time.monotonic()
     save(0)
