@@ -204,9 +204,18 @@ def is_opaque(module: nn.Module) -> bool:
     return _is_script(module) or _is_exported(module)
 
 
-def opaque_part(model: nn.Module) -> str | None:
-    """Where in ``model`` a program is inside of which nothing can be seen; None where there is none."""
-    return next((path for path, part in model.named_modules() if is_opaque(part)), None)
+def refuse_opaque_parts(model: nn.Module, what: str) -> None:
+    """For what has to see all of a model: ``what`` begins the sentence, "FullGrad needs every bias", say.
+
+    Raises:
+        WhycamError: a part of it is a program inside of which nothing can be seen.
+    """
+    hidden = next((path for path, part in model.named_modules() if is_opaque(part)), None)
+    if hidden is not None:
+        raise WhycamError(
+            f"{what} of the model, and {hidden!r} is a TorchScript or exported program, which cannot be looked into: "
+            "put the nn.Module it was made from in its place"
+        )
 
 
 def _is_exported(module: nn.Module) -> bool:

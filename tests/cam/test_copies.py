@@ -41,9 +41,10 @@ def test_noise_is_what_single_draws_give():
         assert torch.equal(noise[index], expected[index])
 
 
-def test_together():
+def test_together(monkeypatch):
     for count, images, rows in [(1, 1, 64), (7, 3, 64), (7, 3, 7), (200, 1, 64), (5, 100, 64)]:
-        chunks = list(together(count, images, rows))
+        monkeypatch.setattr("whycam.cam.methods.copies.ROWS", rows)
+        chunks = list(together(count, images))
         assert [index for chunk in chunks for index in chunk] == list(range(count))
         assert all(len(chunk) * images <= max(rows, images) for chunk in chunks)
 
@@ -60,8 +61,7 @@ def test_maps_are_the_same_however_much_is_kept(room, monkeypatch):
     module, images = make(InPlace, batch=2, size=6)
     expected = whycam.explain(module, images, ["norm", "act2"], METHODS, {"a": 1, "b": None}).maps
     monkeypatch.setattr("whycam.cam.run._KEPT", room)
-    monkeypatch.setattr("whycam.cam.methods.smoothing._ROWS", 4)
-    monkeypatch.setattr(together, "__defaults__", (4,))
+    monkeypatch.setattr("whycam.cam.methods.copies.ROWS", 4)
     actual = whycam.explain(module, images, ["norm", "act2"], METHODS, {"a": 1, "b": None}).maps
     for key, raw in expected.items():
         torch.testing.assert_close(actual[key], raw, rtol=0, atol=1e-12, msg=str(key))

@@ -7,9 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from tiny import two_classes
 
 import whycam
 from whycam.training import find_recipe, train
@@ -53,13 +52,7 @@ def test_evaluate_gives_the_cards_numbers_again(cifar10):
 @pytest.mark.slow
 def test_weights_and_card_are_made_from_a_run(tmp_path, capsys):
     """A real run on a few images, stored and read back; another seed's is refused, and so are other images."""
-    source = whycam.open_source("bundled")
-    for label in (3, 5):
-        for count, index in enumerate(np.flatnonzero(source.labels == label)[:32]):
-            path = tmp_path / "data" / ("train" if count < 16 else "test") / source.classes[label] / f"{count:02}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(source.read([index])[0].permute(1, 2, 0).numpy()).save(path)
-    data, out = tmp_path / "data", tmp_path / "package"
+    data, out = two_classes(tmp_path / "data", test=16), tmp_path / "package"
     splits = [whycam.open_source(data, split) for split in ("train", "test")]
     for seed in (0, 3):
         train(RECIPE, *splits, tmp_path / f"seed-{seed}", seed=seed, device="cpu")

@@ -10,12 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
-from tiny import RECIPE, run
+from tiny import RECIPE, run, two_classes
 
-import whycam
 from whycam.training import RECIPES, Recipe, read_history
 from whycam.training.history import Progress
 
@@ -135,14 +132,9 @@ def test_the_programme_stops_in_time_and_goes_on(tmp_path):
 
     Runs on other images are not taken for its own, and one that diverges does not keep the next from its turn.
     """
-    source = whycam.open_source("bundled")
-    for label in (3, 5):
-        for count, index in enumerate(np.flatnonzero(source.labels == label)[:24]):
-            path = tmp_path / "data" / ("train" if count < 16 else "test") / source.classes[label] / f"{count:02}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(source.read([index])[0].permute(1, 2, 0).numpy()).save(path)
+    data = two_classes(tmp_path / "data", test=8)
     command = [
-        sys.executable, str(TOOLS / "training_programme.py"), str(tmp_path / "data"), "--out", str(tmp_path / "out"),
+        sys.executable, str(TOOLS / "training_programme.py"), str(data), "--out", str(tmp_path / "out"),
         "--grid", "1", "--seeds", "2", "--ablation-seeds", "1", "--set", "epochs=2", "batch_size=8", "crops=[[0,8]]",
     ]  # fmt: skip
 

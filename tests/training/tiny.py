@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
@@ -89,6 +90,17 @@ def small(start: int, stop: int, split: str = "train") -> ArraySource:
     n = len(source)
     halves = source.images.reshape(n, 3, 16, 2, 16, 2).mean((3, 5)).round().astype(np.uint8)
     return ArraySource(halves, source.labels, source.classes, source.ids, source.name, split)
+
+
+def two_classes(folder: Path, test: int) -> Path:
+    """A folder of real images of two classes as PNG files, 16 of each to train on and ``test`` to test on."""
+    source = whycam.open_source("bundled")
+    for label in (3, 5):
+        for count, index in enumerate(np.flatnonzero(source.labels == label)[: 16 + test]):
+            path = folder / ("train" if count < 16 else "test") / source.classes[label] / f"{count:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(source.read([index])[0].permute(1, 2, 0).numpy()).save(path)
+    return folder
 
 
 PREPROCESS = whycam.Preprocess((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), (16, 16))

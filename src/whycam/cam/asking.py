@@ -205,6 +205,7 @@ def _ordinary(target: Any) -> Target:
     values = {field.name: getattr(target, field.name) for field in fields(target) if field.init}
     changes = {name: changed for name, value in values.items() if (changed := ordinary(value)) is not value}
     if changes:
+        # A dataclass it is, as was asked above; to the type checker it may be a class as well.
         found = replace(target, **changes)  # type: ignore[assignment,type-var]
     return found
 

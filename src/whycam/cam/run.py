@@ -23,7 +23,7 @@ from whycam.cam.tail import Tail
 from whycam.cam.targets import Target
 from whycam.cam.views import LayerTrace, Scored
 from whycam.errors import WhycamError
-from whycam.modules import hookable, laid_open, opaque_part
+from whycam.modules import hookable, laid_open, refuse_opaque_parts
 from whycam.seeds import generator
 
 See = Callable[[nn.Module, Tensor], None]
@@ -197,11 +197,8 @@ class Run:
 
     def image_gradient(self, images: Tensor, rows: Tensor, target: str, *, guided: bool = False) -> Tensor:
         """See `whycam.cam.views.Reruns`."""
-        if guided and (hidden := opaque_part(self.model)) is not None:
-            raise WhycamError(
-                f"guided backpropagation needs every ReLU of the model, and {hidden!r} is a TorchScript or exported "
-                "program, which cannot be looked into: put the nn.Module it was made from in its place"
-            )
+        if guided:
+            refuse_opaque_parts(self.model, "guided backpropagation needs every ReLU")
         with self._rerunning(gradients=True), guided_relu(guided):
             x = images.detach().clone().requires_grad_()
             given = self.inputs.with_images(x.clone(), rows)

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from whycam.cam.methods.registry import INPUT
 from whycam.report.notes import method_note
-from whycam.study.scores import CENTER, NOISE, SEED
+from whycam.study.scores import CENTER, NOISE, SEED, is_control
 
 if TYPE_CHECKING:
     from whycam.study.folder import Study
@@ -83,7 +82,7 @@ def score_table(study: Study) -> ScoreTable:
 
     rows = tuple(
         ScoreRow(
-            method=_title(entry), layer="" if _is_control(entry) else entry["layer"],
+            method=_title(entry), layer="" if is_control(entry) else entry["layer"],
             score=_number(entry["combined"]),
             interval=" to ".join(_number(end) for end in entry["interval"] or []),
             morf=_number(entry["morf"]), lerf=_number(entry["lerf"]), n=entry["n"], against=_AGAINST[entry["verdict"]],
@@ -91,7 +90,7 @@ def score_table(study: Study) -> ScoreTable:
         )
         for entry in entries
     )  # fmt: skip
-    noise = next(entry for entry in entries if _is_control(entry) and entry["method"] == NOISE)
+    noise = next(entry for entry in entries if is_control(entry, NOISE))
     band = tuple(place(end) for end in noise["interval"] or [])
     return ScoreTable(None, _lead(study, noise), tuple(_findings(entries)), rows, place(0.0), band)
 
@@ -111,14 +110,14 @@ def _lead(study: Study, noise: Mapping[str, Any]) -> str:
 
 
 def _findings(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    maps = [entry for entry in entries if not _is_control(entry)]
+    maps = [entry for entry in entries if not is_control(entry)]
     above, below, unclear = (
         [entry for entry in maps if entry["verdict"] == verdict] for verdict in ("above", "below", "unclear")
     )
     out = []
     if above:
         out.append(f"{_names(above, maps)}: better than noise. The interval lies above the noise control’s.")
-        centre = next(entry["interval"] for entry in entries if _is_control(entry) and entry["method"] == CENTER)
+        centre = next(entry["interval"] for entry in entries if is_control(entry, CENTER))
         both = [entry for entry in above if centre is not None and entry["interval"][0] > centre[1]]
         which = f"{_names(both, maps)}: better than the centre control as well" if both else (
             "No interval lies above the centre control’s: not told apart from pointing at the middle of every image"
@@ -149,12 +148,8 @@ def _list(items: Sequence[str]) -> str:
     return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]
 
 
-def _is_control(entry: Mapping[str, Any]) -> bool:
-    return bool(entry["layer"] == INPUT and entry["method"] in _CONTROLS)
-
-
 def _title(entry: Mapping[str, Any]) -> str:
-    return _CONTROLS[entry["method"]] if _is_control(entry) else method_note(entry["method"])["title"]
+    return _CONTROLS[entry["method"]] if is_control(entry) else method_note(entry["method"])["title"]
 
 
 def _number(value: float | None) -> str:

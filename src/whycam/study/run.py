@@ -189,8 +189,7 @@ class _Run:
         if before is not None and before["key"] != key:
             raise WhycamError(
                 f"{self.out}: holds another study (other weights, data, layers, methods, options or version of "
-                "whycam); "
-                "give another folder"
+                "whycam); give another folder"
             )
         with writing(self.out):
             self.out.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,15 +159,16 @@ def summarise_scores(scores: pa.Table) -> list[dict[str, Any]]:
             {"method": method, "layer": layer, "n": len(used), "unranked": len(mine) - len(used), **means,
              "interval": interval, "percentiles": list(PERCENTILES), "verdict": None}
         )  # fmt: skip
-    noise = next((entry["interval"] for entry in entries if _is_control(entry, NOISE)), None)
+    noise = next((entry["interval"] for entry in entries if is_control(entry, NOISE)), None)
     for entry in entries:
-        if not any(_is_control(entry, name) for name in CONTROLS):
+        if not is_control(entry):
             entry["verdict"] = _verdict(entry["interval"], noise)
     return entries
 
 
-def _is_control(entry: dict[str, Any], name: str) -> bool:
-    return (entry["layer"], entry["method"]) == (INPUT, name)
+def is_control(entry: Mapping[str, Any], *names: str) -> bool:
+    """Whether an entry of `summarise_scores` is of one of these controls, of any where none is named."""
+    return entry["layer"] == INPUT and entry["method"] in (names or CONTROLS)
 
 
 def _verdict(interval: list[float] | None, noise: list[float] | None) -> str:

@@ -22,7 +22,7 @@ from whycam.cam.methods.registry import method
 from whycam.cam.targets import TargetLike
 from whycam.cam.views import LayerTrace
 from whycam.errors import WhycamError
-from whycam.modules import opaque_part, unwrapped
+from whycam.modules import refuse_opaque_parts, unwrapped
 
 _CONVOLUTIONS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
@@ -46,11 +46,7 @@ def bias_of(module: nn.Module) -> Tensor | None:
 
 
 def _biases(model: nn.Module) -> dict[nn.Module, Tensor]:
-    if (hidden := opaque_part(model)) is not None:
-        raise WhycamError(
-            f"FullGrad needs every bias of the model, and {hidden!r} is a TorchScript or exported program, which "
-            "cannot be looked into: put the nn.Module it was made from in its place"
-        )
+    refuse_opaque_parts(model, "FullGrad needs every bias")
     found = {module: bias_of(module) for module in model.modules()}
     return {module: bias for module, bias in found.items() if bias is not None}
 

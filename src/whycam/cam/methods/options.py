@@ -98,6 +98,7 @@ class _Kind:
         # A whole number is a number, infinity none; neither is True.
         fits = type(value) is self.type or (self.type is float and type(value) is int)
         fits = fits and not (isinstance(value, float) and not math.isfinite(value))
+        # Only numbers have a range, and this is one by now, which the type checker cannot know.
         return fits and (self.within is None or value in self.within)  # type: ignore[operator]
 
     def __str__(self) -> str:

@@ -16,15 +16,13 @@ import torch
 from torch import Tensor
 
 from whycam.cam.methods.activation import principal_map
-from whycam.cam.methods.copies import ROWS, Noise, mean, together
+from whycam.cam.methods.copies import Noise, mean, together
 from whycam.cam.methods.options import Count, Deviation
 from whycam.cam.methods.registry import Method, MethodLike, combinator, find_method
 from whycam.cam.views import LayerTrace
 from whycam.errors import WhycamError
 
 Traces = LayerTrace | Sequence[LayerTrace]
-
-_ROWS = ROWS
 
 # mirrored → factors; the sixth variant is the batch itself, which has been captured already.
 _VARIANTS = {False: (0.9, 1.1), True: (0.9, 1.0, 1.1)}
@@ -210,7 +208,7 @@ def _over_copies(
     mirror: bool = False,
 ) -> Iterator[Tensor]:
     """The method's maps of ``count`` altered copies of the batch, (B, …) each."""
-    for members in together(count, len(_first(traces).network.images), _ROWS):
+    for members in together(count, len(_first(traces).network.images)):
 
         def make(images: Tensor, members: range = members) -> Tensor:
             return torch.cat([vary(images, index) for index in members])
