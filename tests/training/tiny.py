@@ -139,20 +139,21 @@ def slow_steps(event) -> None:
 def _die_while_saving(where: str, at: int) -> None:
     """Make this process kill itself at the ``at``-th save: with half the file written, whole but not yet in place,
     or just put in place."""
-    save, replace, count = torch.save, Path.replace, [0]
+    save, replace, fsync, count = torch.save, Path.replace, os.fsync, [0]
 
     def kill() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     def saving(content, file) -> None:
         count[0] += 1
-        if count[0] == at and where == "half-written":
-            position = file.tell()
-            save(content, file)
-            file.flush()
-            os.truncate(file.fileno(), (position + os.fstat(file.fileno()).st_size) // 2)
-            kill()
         save(content, file)
+
+    def syncing(descriptor) -> None:
+        written = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if state_module.STATE_FILE in written.name and count[0] == at and where == "half-written":
+            os.truncate(written, written.stat().st_size // 2)
+            kill()
+        fsync(descriptor)
 
     def replacing(self, target):
         state_file = Path(target).name == state_module.STATE_FILE
@@ -164,4 +165,5 @@ def _die_while_saving(where: str, at: int) -> None:
         return result
 
     state_module.torch.save = saving
+    os.fsync = syncing
     Path.replace = replacing

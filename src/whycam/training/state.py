@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import pickle
 import zipfile
@@ -154,14 +155,12 @@ def save_state(path: Path, state: State) -> None:
         "seconds": state.seconds,
         "history": state.history,
     }
+    # Into memory first: to a file, an interrupt or a full disk would meet torch's writer in the middle of a call from
+    # C++, which hides it behind an error of its own or ends the process.
+    content = io.BytesIO()
+    torch.save({"header": json.dumps(header), "tensors": state.tensors}, content)
     with replacing(path) as partial, partial.open("wb") as file:
-        try:
-            torch.save({"header": json.dumps(header), "tensors": state.tensors}, file)
-        except RuntimeError as error:
-            # torch's writer hides what ended it (a full disk, say, or an interrupt) behind an error of its own.
-            if isinstance(error.__context__, OSError | KeyboardInterrupt):
-                raise error.__context__ from error
-            raise
+        file.write(content.getbuffer())
 
 
 def load_state(path: Path) -> State:
