@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from torch.distributed.rendezvous import rendezvous
 
 from whycam.errors import WhycamError
 from whycam.training.recipe import Recipe
+
+# Seconds; it is a matter of microseconds unless the machine is very busy.
+_LETTING_GO = 5.0
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Processes:
         if self.count == 1:
             return float(loss), int(correct), images
         totals = torch.stack([loss, correct.double(), loss.new_tensor(images)])
-        dist.all_reduce(totals)
+        _all_reduce(totals, dist.ReduceOp.SUM)
         return float(totals[0]), int(totals[1]), int(totals[2])
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
@@ -63,7 +67,7 @@ class Processes:
         if self.count == 1:
             return flags
         votes = torch.tensor(flags, dtype=torch.int32, device=self.device)
-        dist.all_reduce(votes, dist.ReduceOp.MAX)
+        _all_reduce(votes, dist.ReduceOp.MAX)
         return tuple(bool(vote) for vote in votes.tolist())
 
     def wait(self) -> None:
@@ -87,6 +91,20 @@ class Processes:
         if recipe.compile:
             network.compile()
         return network
+
+
+def _all_reduce(tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> None:
+    """Reduce in place over all processes, and on the CPU wait until gloo's thread has let go of the tensor.
+
+    That comes some time after the call has returned, and takes Python's lock. If it were still to come when the run has
+    ended and Python shuts down, the process would be aborted, and a finished run would count as failed.
+    """
+    before = sys.getrefcount(tensor)
+    dist.all_reduce(tensor, operation)
+    if tensor.device.type == "cpu":
+        end = time.monotonic() + _LETTING_GO
+        while sys.getrefcount(tensor) > before and time.monotonic() < end:
+            time.sleep(0)
 
 
 def is_first_process() -> bool:
