@@ -1,18 +1,22 @@
 """What a training step costs beside what cannot be avoided, and beside the loop that most people write.
 
-    python benchmarks/training_throughput.py [--recipe record] [--rounds 7] [--set precision=fp32 …] [--json FILE]
+    python benchmarks/training_throughput.py [--recipe record] [--rounds 7] [--set precision=fp32 …]
+                                             [--variant compile=true]… [--json FILE]
 
-Three candidates take turns in every round, so that a machine whose speed drifts slows all of them alike. A turn is a
+The candidates take turns in every round, so that a machine whose speed drifts slows all of them alike. A turn is a
 few steps in a row, after one that is not counted: a training finds its caches and its memory as its own last step left
 them.
 
 - the step of ``whycam train``: augmentation, forward, backward, optimiser, averaging, on the recipe's batch;
 - the bare convolutions of the same network: every convolution's forward and both its gradients, on tensors of the same
   shapes and type, and nothing else: the limit of any loop that uses these convolutions;
-- the plain loop: a DataLoader with per-image transforms, contiguous fp32 tensors, the textbook order of calls.
+- the plain loop: a DataLoader with per-image transforms (on a GPU with four workers), contiguous fp32 tensors, torch's
+  defaults, the textbook order of calls;
+- every ``--variant``: the step of a recipe that is changed so.
 
-Quoted are medians over the rounds with the quartiles. On a GPU the step is also stated as a share of the measured bf16
-matrix rate, at 3.33 GFLOP an image of 32×32.
+On a GPU the bare convolutions are replayed from a CUDA graph, as our step is, so that neither waits for launches.
+Quoted are medians over the rounds with the quartiles. On a GPU the step is also stated as a share of the measured
+bf16 matrix rate, at 3.33 GFLOP an image of 32×32.
 """
 
 from __future__ import annotations
@@ -41,7 +45,7 @@ from whycam.training.device_data import DeviceData
 from whycam.training.distributed import processes
 from whycam.training.loop import Loop
 from whycam.training.state import Position, RunKey
-from whycam.training.train import _precision, initial_model
+from whycam.training.train import _exact_arithmetic, _precision, initial_model
 
 PREPROCESS = whycam.Preprocess((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), (32, 32))
 GFLOP_PER_IMAGE = 3.33
@@ -70,7 +74,8 @@ def our_step(recipe, source: ArraySource, device: torch.device, folder: Path, te
         # The same few steps over and over: as many as it takes to have the average updated once.
         loop.position = Position(1, taken % min(recipe.averaging_every, loop.steps))
         taken += 1
-        loop.step(plan)
+        with _exact_arithmetic():
+            loop.step(plan)
 
     return step
 
@@ -101,7 +106,17 @@ def bare_convolutions(recipe, batch: int, side: int, device: torch.device) -> Ca
         for conv, x, slope in work:
             torch.autograd.grad(conv(x), [conv.weight] + ([x] if x.requires_grad else []), slope)
 
-    return run
+    if device.type != "cuda":
+        return run
+    graph, aside = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    with _exact_arithmetic():
+        with torch.cuda.stream(aside):
+            for _ in range(3):
+                run()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            run()
+    return graph.replay
 
 
 class PerImage(Dataset):
@@ -130,7 +145,7 @@ class PerImage(Dataset):
 def plain_loop(source: ArraySource, batch: int, device: torch.device) -> Callable[[], None]:
     model = resnet18(10).to(device).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-    workers = 2 if device.type == "cuda" else 0
+    workers = 4 if device.type == "cuda" else 0
     batches = iter(())
 
     def step() -> None:
@@ -179,6 +194,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--repeat", type=int, help="steps per turn (default: 5 on a CPU, 20 on a GPU)")
+    parser.add_argument("--variant", nargs="+", action="append", default=[], metavar="FIELD=VALUE")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     reuse_freed_memory()
@@ -194,13 +210,20 @@ def main() -> None:
             "bare convolutions": bare_convolutions(recipe, recipe.batch_size, side, device),
             "plain loop": plain_loop(source, recipe.batch_size, device),
         }
+        for changes in options.variant:
+            changed = recipe.override(dict(change.split("=", 1) for change in changes))
+            candidates[", ".join(changes)] = our_step(changed, source, device, Path(folder), team)
         seconds: dict[str, list[float]] = {name: [] for name in candidates}
         for run in candidates.values():
-            timed(run, device, 1)
+            # The first four steps of a GPU's recording are slower.
+            timed(run, device, 8 if device.type == "cuda" else 1)
         for _ in range(options.rounds):
             for name, run in candidates.items():
                 seconds[name].append(timed(run, device, repeat))
         peak = matrix_rate(device) if device.type == "cuda" else None
+    for name in [", ".join(changes) for changes in options.variant]:
+        ratio = [ours / theirs for ours, theirs in zip(seconds["whycam"], seconds[name], strict=True)]
+        print(f"{name}: {spread(ratio)} times as fast as without")
     share = [bare / ours for bare, ours in zip(seconds["bare convolutions"], seconds["whycam"], strict=True)]
     against_plain = [plain / ours for plain, ours in zip(seconds["plain loop"], seconds["whycam"], strict=True)]
     print(

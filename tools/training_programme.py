@@ -2,11 +2,13 @@ r"""The whole training programme: sweep, seeds, the study's own recipe, ablation
 
     python tools/training_programme.py CIFAR10 --out DIR [--only sweep record study long ablation]
 
-1. sweep: peak rate × decay × smoothing × cutout for ``record``, each on 45,000 training images, judged on the
-   held-out 5,000; the test set takes no part. The best by held-out accuracy goes on. ``--grid N`` draws N of the 36.
+1. sweep: ``record`` trained on 45,000 images and judged on the held-out 5,000; the test set takes no part. Optimiser
+   and rate, batch, momentum, hole, smoothing and averaging are decided one after the other: each is tried in a few
+   other values, and the best by held-out accuracy (the mean of the three views) is what the next is tried on.
+   ``--choose FIELD=VALUE …`` leaves the decision to you and skips the sweep's.
 2. record: ``--seeds`` seeds on all 50,000 images, tested after every epoch, reported after the last.
 3. study: the study's recipe to the letter, one seed, for its trajectory.
-4. long: ``--seeds`` seeds, as record.
+4. long: ``--seeds`` seeds of ``long`` with what the sweep chose, but for its own hole and peak rate.
 5. ablation: the swept ``record`` with one trick taken away at a time, held-out, ``--ablation-seeds`` seeds.
 
 Every run lies in DIR/held-out or DIR/test under its recipe's label and seed, and is resumed or skipped when the
@@ -25,21 +27,19 @@ alone (Parquet: pyarrow). On a GPU with half an hour in commands of at most ten 
 and then the records in one small file (a run takes about 20 s there if an epoch takes a second; the ablations come
 last, one seed of all after the other, so that it is they that are cut short):
 
-    python tools/training_programme.py data --out DIR --grid 12 --seeds 5 --ablation-seeds 2 --minutes 9
+    python tools/training_programme.py data --out DIR --seeds 5 --ablation-seeds 2 --minutes 9
     tar czf records.tar.gz --exclude='*.pt' --exclude='*.safetensors' DIR
 
 For a trial on a CPU (about twenty runs of a few steps):
 
-    python tools/training_programme.py CIFAR10 --out trial --seeds 2 --ablation-seeds 1 --limit 256 --grid 2 \
+    python tools/training_programme.py CIFAR10 --out trial --seeds 2 --ablation-seeds 1 --limit 256 \
         --set epochs=1 batch_size=64 'crops=[[0,8]]'
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-import random
 import re
 import signal
 import sys
@@ -57,14 +57,25 @@ from whycam.training import EpochRecord, Recipe, find_recipe, hold_out, train
 from whycam.training.state import STATE_FILE
 
 STEPS = ("sweep", "record", "study", "long", "ablation")
-GRID: dict[str, tuple[Any, ...]] = {
-    "lr": (0.1, 0.2, 0.4),
-    "weight_decay": (5e-4, 1e-3),
-    "label_smoothing": (0.1, 0.2),
-    "cutout": (0, 6, 8),
-}
+# What the sweep decides, line after line, each among the best so far and these changes to it.
+SEARCH: tuple[tuple[dict[str, Any], ...], ...] = (
+    (
+        {"lr": 0.2},
+        {"weight_decay": 1e-3},
+        *({"optimizer": "muon", "momentum": 0.85, "batch_size": 512, "lr": lr} for lr in (0.03, 0.06, 0.12)),
+    ),
+    ({"batch_size": 256}, {"batch_size": 1024}),
+    ({"momentum": 0.7}, {"momentum": 0.95}),
+    ({"other_rate": 5.0}, {"bias_rate": 16.0}),
+    ({"cutout": 0}, {"cutout": 9}),
+    ({"label_smoothing": 0.2},),
+    ({"averaging": "lookahead"},),
+    ({"zero_gain": True},),
+    ({"warmup": 0.05},),
+)
 # Each takes one trick of ``record`` away.
 ABLATIONS: tuple[dict[str, Any], ...] = (
+    {"optimizer": "sgd", "lr": 0.4, "momentum": 0.9, "batch_size": 256},
     {"averaging": "none"},
     {"flip": "random"},
     {"flip": "none"},
@@ -102,7 +113,7 @@ class Programme:
     ablation_seeds: int
     device: str
     changes: Sequence[str]
-    grid: int | None
+    chosen: dict[str, Any] | None
     keep: bool
     deadline: float
     split: tuple[ImageSource, ImageSource] = field(init=False)
@@ -112,36 +123,65 @@ class Programme:
 
     def recipe(self, name: str, **values: Any) -> Recipe:
         """A recipe with a step's own values, then those of the command line."""
-        return find_recipe(name, [*(f"{field}={value}" for field, value in values.items()), *self.changes])
+        said = {change.partition("=")[0].strip() for change in self.changes}
+        return find_recipe(name, self.changes).override({name: v for name, v in values.items() if name not in said})
 
     def jobs(self, step: str) -> Iterator[Job]:
         """The runs of one step; later steps start from the sweep's best where there is one."""
         if step == "sweep":
-            yield from self.sweep()
-        elif step in ("record", "long"):
+            if self.chosen is None:
+                yield from self.sweep()
+        elif step == "record":
             for seed in range(self.seeds):
-                yield Job(self.recipe(step, **(self.best() if step == "record" else {})), seed, held_out=False)
+                yield self.tested(self.recipe(step, **self.best()), seed)
+        elif step == "long":
+            # Its own hole, for it sees every image more often, and its own rate in proportion.
+            values = {name: value for name, value in self.best().items() if name != "cutout"}
+            if "lr" in values:
+                values["lr"] *= find_recipe("long").lr / find_recipe("record").lr
+            for seed in range(self.seeds):
+                yield self.tested(self.recipe(step, **values), seed)
         elif step == "study":
-            yield Job(self.recipe("study"), 0, held_out=False)
+            yield self.tested(self.recipe("study"), 0)
         else:
             for seed in range(self.ablation_seeds):
                 for values in ({}, *ABLATIONS):
-                    yield Job(self.recipe("record", **(self.best() | values)), seed, held_out=True)
+                    yield self.held_out(self.recipe("record", **(self.best() | values)), seed)
+
+    def tested(self, recipe: Recipe, seed: int) -> Job:
+        """A run on all training images: the first seed's course is kept, of the others the end."""
+        return Job(recipe if seed == 0 else recipe.override({"evaluate_every": recipe.epochs}), seed, held_out=False)
+
+    def held_out(self, recipe: Recipe, seed: int = 0) -> Job:
+        """A run that is judged on held-out images, at its end."""
+        return Job(recipe.override({"evaluate_every": recipe.epochs}), seed, held_out=True)
 
     def sweep(self) -> Iterator[Job]:
-        """The points of the grid, or those that are drawn of it."""
-        points = list(itertools.product(*GRID.values()))
-        # A random part tries more values of each field than a smaller grid does, and the best is still one of the grid.
-        for values in points if self.grid is None else random.Random(0).sample(points, min(self.grid, len(points))):
-            yield Job(self.recipe("record", **dict(zip(GRID, values, strict=True))), 0, held_out=True)
+        """The search's runs; each line waits for the one before to be done."""
+        best: dict[str, Any] = {}
+        for line in SEARCH:
+            for values in ({}, *line):
+                yield self.held_out(self.recipe("record", **(best | values)))
+            best = self.better(best, line)
 
     def best(self) -> dict[str, Any]:
-        """The sweep's best point by held-out accuracy, the first of equals; empty before there is one."""
-        done = [run for job in self.sweep() if (run := self.finished(job)) is not None]
-        if not done:
-            return {}
-        recipe = max(done, key=lambda run: run.accuracy["plain"]).recipe
-        return {name: getattr(recipe, name) for name in GRID}
+        """What was chosen on the command line, else by the sweep as far as it has come."""
+        if self.chosen is not None:
+            return self.chosen
+        best: dict[str, Any] = {}
+        for line in SEARCH:
+            best = self.better(best, line)
+        return best
+
+    def better(self, best: dict[str, Any], line: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The best of ``best`` and one line's changes to it, by held-out accuracy; the first of equals."""
+
+        def accuracy(values: dict[str, Any]) -> float:
+            run = self.finished(self.held_out(self.recipe("record", **values)))
+            # Of the same images, the three views' mean varies less from run to run than any of them.
+            return 0.0 if run is None else sum(run.accuracy.values()) / len(run.accuracy)
+
+        return max((best | values for values in ({}, *line)), key=accuracy)
 
     def folder(self, job: Job) -> Path:
         """Where a job's run lies: its recipe, as far as it is not the preset's, and its seed."""
@@ -233,7 +273,7 @@ def main() -> int:
     parser.add_argument("--ablation-seeds", type=int, default=5, metavar="K", help="of each ablation (default: 5)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="change every recipe")
-    parser.add_argument("--grid", type=int, metavar="N", help="try only N points of the sweep, drawn once and for all")
+    parser.add_argument("--choose", nargs="+", metavar="FIELD=VALUE", help="what the sweep would find; it is left out")
     parser.add_argument("--limit", type=int, metavar="N", help="use the first N images of each split only")
     parser.add_argument("--minutes", type=float, metavar="M", help="save and end after so long (status 3)")
     parser.add_argument("--keep", action="store_true", help="keep every run's weights and resumable state")
@@ -243,10 +283,14 @@ def main() -> int:
         training, test = (open_source(options.cifar10, split) for split in ("train", "test"))
         if options.limit:
             training, test = take(training, options.limit), take(test, options.limit)
+        chosen = None
+        if options.choose:
+            recipe = find_recipe("record", options.choose)
+            chosen = {name: getattr(recipe, name) for name in (change.partition("=")[0] for change in options.choose)}
         options.out.mkdir(parents=True, exist_ok=True)
         programme = Programme(
             options.out, training, test, options.seeds, options.ablation_seeds, options.device, options.set,
-            options.grid, options.keep, deadline,
+            chosen, options.keep, deadline,
         )  # fmt: skip
         for step in (step for step in STEPS if step in options.only):
             for job in programme.jobs(step):

@@ -31,8 +31,8 @@ from whycam.training.state import STATE_FILE, load_state
 CONFIG = "config.json"
 # Left by the programme in the folder of a run that diverged: the sentence that ended it.
 DIVERGED = "diverged.txt"
-# How often a run is evaluated changes nothing about its network.
-NO_MATTER = ("evaluate_every", "name")
+# How often a run is evaluated, and how its steps are launched, changes nothing about its network.
+NO_MATTER = ("evaluate_every", "graph", "name")
 ZOO = "https://github.com/KellerJordan/cifar10-zoo"
 # (who, source, epochs, n, plain, flip, time and hardware) for this network of 11,173,962 parameters, as published.
 PUBLISHED = (

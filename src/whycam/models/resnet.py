@@ -78,4 +78,11 @@ def resnet34(num_classes: int = 10) -> ResNet:
     return ResNet((3, 4, 6, 3), num_classes)
 
 
+def zero_last_gains(model: nn.Module) -> None:
+    """Set the gain of every block's last BatchNorm to zero, in place: the block then is relu(shortcut(x))."""
+    for module in model.modules():
+        if isinstance(module, BasicBlock):
+            nn.init.zeros_(module.bn2.weight)
+
+
 ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {"resnet18": resnet18, "resnet34": resnet34}

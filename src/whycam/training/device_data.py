@@ -27,7 +27,7 @@ class DeviceData:
     ) -> None:
         if not len(source):
             raise WhycamError(f"{source.name} ({source.split}): there are no images to train or test on")
-        images = source.read(range(len(source)))
+        images = source.read(range(len(source))).to(device)
         height, width = images.shape[2:]
         if height != width or (height, width) != preprocess.size:
             raise WhycamError(
@@ -40,7 +40,7 @@ class DeviceData:
             # Chunks bound the float copy that torch's reflection needs.
             kind = "reflect" if mode == "reflect" else "constant"
             images = torch.cat([F.pad(c.float(), (pad,) * 4, mode=kind).byte() for c in torch.split(images, 4096)])
-        self.images = images.permute(0, 2, 3, 1).contiguous().to(device)
+        self.images = images.permute(0, 2, 3, 1).contiguous()
         self.labels = torch.as_tensor(source.labels, dtype=torch.int64).to(device)
         self.side = height
         self.pad = pad

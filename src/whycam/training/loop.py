@@ -6,6 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from whycam.training.evaluate import StoppedError, evaluate
 from whycam.training.feasible import able_to_compile, enough_for_batchnorm
 from whycam.training.history import HISTORY_FILE, EpochRecord, Progress, write_history
 from whycam.training.optim import load_optimizer_tensors, make_optimizer, optimizer_tensors, set_rates
+from whycam.training.recorded import Recorded, Update, can_record, make_rates_tensors
 from whycam.training.schedule import schedule
 from whycam.training.state import STATE_FILE, Meters, Position, RunKey, State, load_state, save_state
 
@@ -62,6 +64,10 @@ class Loop:
         # Reading a value makes a GPU wait, so there it is done now and then only.
         self.patience = 1 if self.device.type == "cpu" else 10
         self.bf16 = self.recipe.precision == "bf16"
+        self.update: Update = self.descend
+        if can_record(self.recipe, self.device, processes):
+            make_rates_tensors(self.optimizer, self.device)
+            self.update = Recorded(self.descend)
         self.steps = self.recipe.steps_per_epoch(len(train))
         self.position = Position()
         self.meters = Meters.zero(self.device)
@@ -91,9 +97,15 @@ class Loop:
 
     def _run(self) -> bool:
         self.started = self.clock = self.saved = time.monotonic()
+        # An epoch's draws take a while on the host, which otherwise only waits for a GPU: they are made an epoch ahead.
+        with ThreadPoolExecutor(1) as ahead:
+            return self._epochs(ahead)
+
+    def _epochs(self, ahead: Executor) -> bool:
+        upcoming = ahead.submit(self.plan, self.position.epoch)
         while self.position.epoch < self.recipe.epochs:
-            epoch = self.position.epoch
-            plan = plan_epoch(self.recipe, len(self.train), self.train.side, self.seed, epoch).to(self.device)
+            plan = upcoming.result().to(self.device)
+            upcoming = ahead.submit(self.plan, self.position.epoch + 1)
             self.network.train()
             while self.position.step < self.steps:
                 self.step(plan)
@@ -112,6 +124,11 @@ class Loop:
                 return False
         return True
 
+    def plan(self, epoch: int) -> Plan:
+        """An epoch's draws; past the last one, none."""
+        images = len(self.train) if epoch < self.recipe.epochs else 0
+        return plan_epoch(self.recipe, images, self.train.side, self.seed, epoch)
+
     def asked_to_stop(self) -> bool:
         """Whether any process was."""
         return self.processes.any(self.stop())[0]
@@ -123,22 +140,14 @@ class Loop:
         size = recipe.crop_size(epoch, self.train.side)
         start, stop = step * recipe.batch_size, min((step + 1) * recipe.batch_size, len(plan))
         x, labels = self.train.augmented(plan.part(*self.processes.share(start, stop)), recipe, size)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            logits: Tensor = self.network(x)
-        logits = logits.float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing, reduction="sum")
-        # The wrapped network averages gradients over processes; their shares of the batch may differ by one image.
-        torch.autograd.backward(loss * (self.processes.count / (stop - start)))
         set_rates(self.optimizer, lr, momentum)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        loss, correct = self.update(x, labels, stop - start)
 
         done = epoch * self.steps + step + 1
         if self.averager is not None:
             self.averager.update(self.model, done, recipe.epochs * self.steps)
-        loss = loss.detach().double()
         self.meters.loss += loss
-        self.meters.correct += (logits.detach().argmax(1) == labels).sum()
+        self.meters.correct += correct
         self.meters.images += len(labels)
         self.images += stop - start
         self.images_here += stop - start
@@ -146,6 +155,21 @@ class Loop:
         self.position = Position(epoch, step + 1)
         if (step + 1) % self.patience == 0 or step + 1 == self.steps:
             self.report(float(loss) / max(1, len(labels)), lr)
+
+    def descend(self, x: Tensor, labels: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        """Forward, backward and the optimiser's step; the summed loss (float64) and the number of right answers.
+
+        Of ``batch`` images over all processes, ``x`` are this one's.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            logits: Tensor = self.network(x)
+        logits = logits.float()
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing, reduction="sum")
+        # The wrapped network averages gradients over processes; their shares of the batch may differ by one image.
+        torch.autograd.backward(loss * (self.processes.count / batch))
+        self.optimizer.step()
+        return loss.detach().double(), (logits.detach().argmax(1) == labels).sum()
 
     def report(self, batch_loss: float, lr: float) -> None:
         """Stop if the loss has diverged; tell the listener where the run is."""

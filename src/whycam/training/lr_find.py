@@ -95,7 +95,7 @@ def lr_range_test(
                 raise WhycamError(f"the range test needs {iterations} batches, but there are only {iteration}")
             lr = start * (end / start) ** (iteration / (iterations - 1))
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group.get("scale", 1.0)
             loss = F.cross_entropy(model(batch[0]).float(), batch[1], label_smoothing=label_smoothing)
             value = float(loss.detach())
             if not math.isfinite(value):

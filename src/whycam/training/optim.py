@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from whycam.training.muon import Muon
 from whycam.training.recipe import Recipe
 
 
@@ -19,6 +20,27 @@ def decay_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Paramete
     return [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
 
 
+def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """The trainable parameters by how they are stepped: decay, multiple of the rate (``scale``), orthogonal or not."""
+    weights, others = decay_groups(model)
+    muon = recipe.optimizer == "muon"
+    filters = [p for p in weights if p.ndim > 2] if muon else []
+    weights = [p for p in weights if p.ndim <= 2] if muon else weights
+    apart = {id(p) for name, p in model.named_parameters() if name.rpartition(".")[2] == "bias"}
+    # One group of all if nothing sets the biases apart: fewer, larger steps.
+    biases = [p for p in others if id(p) in apart] if recipe.bias_rate != 1 else []
+    gains = [p for p in others if id(p) not in apart] if recipe.bias_rate != 1 else others
+    rest = recipe.other_rate if muon else 1.0
+    decay, small_decay = recipe.weight_decay, recipe.weight_decay if recipe.decay_all else 0.0
+    groups: list[dict[str, Any]] = [
+        {"params": filters, "weight_decay": 0.0, "scale": 1.0, "orthogonal": True},
+        {"params": weights, "weight_decay": decay, "scale": rest},
+        {"params": gains, "weight_decay": small_decay, "scale": rest},
+        {"params": biases, "weight_decay": small_decay, "scale": rest * recipe.bias_rate},
+    ]
+    return [group for group in groups if group["params"]]
+
+
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """The optimiser that ``recipe`` asks for, over ``model``'s parameters.
 
@@ -26,16 +48,12 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     enters the momentum. For SGD it shrinks them by lr · weight_decay / (1 − momentum) a step, so that
     ``weight_decay`` means what it means in L2 recipes; for Adam this is AdamW.
     """
-    weights, others = decay_groups(model)
-    decays = (recipe.weight_decay, recipe.weight_decay if recipe.decay_all else 0.0)
-    groups: list[dict[str, Any]] = [
-        {"params": parameters, "weight_decay": decay}
-        for parameters, decay in zip((weights, others), decays, strict=True)
-        if parameters
-    ]
+    groups = parameter_groups(model, recipe)
+    if recipe.optimizer == "muon":
+        return Muon(groups, lr=recipe.lr, momentum=recipe.momentum)
     # On a CPU torch's fused steps pair up the wrong elements where a gradient's or a buffer's memory format is not its
     # parameter's (torch 2.13), and gain nothing with channels_last.
-    fused = all(parameter.device.type != "cpu" for parameter in [*weights, *others])
+    fused = all(parameter.device.type != "cpu" for group in groups for parameter in group["params"])
     quick = {"fused": True} if fused else {"foreach": True}
     if recipe.optimizer == "adam":
         adam = torch.optim.AdamW if recipe.decoupled else torch.optim.Adam
@@ -64,9 +82,16 @@ class DecoupledSGD(torch.optim.SGD):
 
 
 def set_rates(optimizer: torch.optim.Optimizer, lr: float, momentum: float) -> None:
-    """Set the learning rate and the momentum (Adam: β₁) of the next step."""
+    """Set the learning rate and the momentum (Adam: β₁) of the next step, each group's rate by its multiple.
+
+    A rate that is a tensor (of a recorded step) is filled, not replaced.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        rate = lr * group.get("scale", 1.0)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
         if "betas" in group:
             group["betas"] = (momentum, group["betas"][1])
         else:

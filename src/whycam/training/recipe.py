@@ -17,6 +17,8 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("epochs", 1, 100_000),
     ("batch_size", 1, 1_000_000),
     ("lr", 0, 1e3),
+    ("other_rate", 0, 1e3),
+    ("bias_rate", 0, 1e3),
     ("momentum", 0, 1),
     ("warmup", 0, 1),
     ("lr_start", 0, 1),
@@ -44,17 +46,22 @@ class Recipe:
         epochs: passes over the training set.
         batch_size: images per optimiser step, over all processes together.
         drop_last: leave out an epoch's incomplete last batch (another order each epoch, so no image is lost for good).
-        optimizer: "sgd" (Nesterov) or "adam".
-        lr: peak learning rate.
+        optimizer: "sgd" (Nesterov), "adam", or "muon" (convolution filters by orthogonal steps, all else by sgd;
+            Jordan et al., 2024).
+        lr: peak learning rate. Muon's is the share of a filter's weights that a step changes.
+        other_rate: with muon, the rate of everything but convolution filters, as a multiple of ``lr``.
+        bias_rate: the rate of biases and normalisation shifts, as a further multiple of it, whatever the optimiser.
         momentum: SGD's momentum, Adam's β₁.
         momentum_range: (low, high) of a momentum that mirrors the learning rate, as one-cycle training has it;
             None keeps ``momentum`` throughout.
         warmup: fraction of all steps over which the learning rate rises linearly.
         lr_start: first learning rate as a fraction of the peak.
         lr_end: last learning rate as a fraction of the peak; the fall from the peak is linear.
-        weight_decay: in the usual units of the optimiser (5e-4 for SGD, 1e-4 for Adam).
+        weight_decay: in the usual units of the optimiser (5e-4 for SGD, 1e-4 for Adam); Muon's filters have none.
         decoupled: shrink the weights directly, by lr · weight_decay / (1 − momentum) a step for SGD (what L2 amounts
             to once momentum has built up) and by lr · weight_decay for Adam; False adds L2 to the gradient.
+        zero_gain: start the last normalisation of each block of whycam's ResNets with a gain of 0, so that the block
+            begins as its shortcut (Goyal et al., 2017, arXiv:1706.02677).
         decay_all: decay biases and BatchNorm's parameters too, not convolution and linear weights alone.
         label_smoothing: share of the target spread evenly over all classes.
         crops: (from, size) pairs: from that fraction of the epochs on, square crops of that many pixels (0: the
@@ -77,6 +84,8 @@ class Recipe:
         precision: "fp32", "bf16" (autocast; weights stay fp32) or "auto": bf16 where the hardware multiplies it.
         channels_last: memory layout of images and weights.
         compile: hand the network to ``torch.compile``.
+        graph: on a GPU, record a step once and replay it as a CUDA graph, which spares its hundreds of launches; not
+            with several processes or a cycled momentum.
         sync_batchnorm: with several processes, BatchNorm's statistics are those of the whole batch.
         evaluate_every: epochs between evaluations on the test set; the last epoch is always evaluated.
     """
@@ -86,8 +95,10 @@ class Recipe:
     epochs: int = 20
     batch_size: int = 256
     drop_last: bool = True
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: Literal["sgd", "adam", "muon"] = "sgd"
     lr: float = 0.4
+    other_rate: float = 1.0
+    bias_rate: float = 1.0
     momentum: float = 0.9
     momentum_range: tuple[float, float] | None = None
     warmup: float = 0.2
@@ -95,6 +106,7 @@ class Recipe:
     lr_end: float = 0.0
     weight_decay: float = 5e-4
     decoupled: bool = True
+    zero_gain: bool = False
     decay_all: bool = False
     label_smoothing: float = 0.1
     crops: tuple[tuple[float, int], ...] = ((0.0, 0),)
@@ -111,6 +123,7 @@ class Recipe:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     channels_last: bool = True
     compile: bool = False
+    graph: bool = True
     sync_batchnorm: bool = True
     evaluate_every: int = 1
 

@@ -21,7 +21,7 @@ from whycam.device import device_name
 from whycam.errors import NoSpaceError, WhycamError
 from whycam.files import writing
 from whycam.models.checkpoint import CONFIG_FILE, ModelSpec, read_config, save_checkpoint
-from whycam.models.resnet import ARCHITECTURES
+from whycam.models.resnet import ARCHITECTURES, zero_last_gains
 from whycam.seeds import derive_seed
 from whycam.suggest import near_misses
 from whycam.training.device_data import DeviceData
@@ -155,6 +155,8 @@ def initial_model(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, "weights"))
         model = build(classes)
+    if recipe.zero_gain:
+        zero_last_gains(model)
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     return model.to(device=device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
 

@@ -1,0 +1,141 @@
+"""Muon against its definition by singular values, and what it does to whom."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tiny import Tiny, run, small_resnet
+from torch import nn
+
+from whycam.models.resnet import BasicBlock, resnet18
+from whycam.training import Recipe
+from whycam.training.muon import NEWTON_SCHULZ, orthogonalised, scale_to_rows
+from whycam.training.optim import load_optimizer_tensors, make_optimizer, optimizer_tensors, parameter_groups, set_rates
+from whycam.training.train import initial_model
+
+SHAPES = [(8, 3, 3, 3), (8, 3, 3, 3), (16, 8, 1, 1), (6, 20), (1, 5, 3, 3)]
+
+
+def draw(shape, seed=0):
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def slow_orthogonalised(matrix):
+    """Singular values through the polynomial, one by one, in NumPy."""
+    rows, columns = matrix.shape
+    u, s, v = np.linalg.svd(matrix, full_matrices=False)
+    s = s / np.sqrt((s**2).sum())
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(5):
+        s = a * s + b * s**3 + c * s**5
+    return (u * s) @ v * max(1, rows / columns) ** 0.5
+
+
+def test_the_iteration_works_on_singular_values():
+    given = [draw(shape, seed) for seed, shape in enumerate(SHAPES)]
+    for matrix, answer in zip(given, orthogonalised(given), strict=True):
+        assert answer.shape == matrix.shape
+        expected = slow_orthogonalised(matrix.flatten(1).numpy())
+        np.testing.assert_allclose(answer.flatten(1).numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_every_direction_moves_alike():
+    """Singular values from 1 to 1/30 come out within the iteration's known band."""
+    u, _, v = torch.linalg.svd(draw((12, 40)), full_matrices=False)
+    [answer] = orthogonalised([u @ torch.diag(torch.logspace(0, -1.5, 12, dtype=torch.float64)) @ v])
+    values = torch.linalg.svdvals(answer)
+    assert values.min() > 0.6
+    assert values.max() < 1.3
+
+
+def test_memory_formats_do_not_matter():
+    given = draw((8, 6, 3, 3))
+    [one], [two] = orthogonalised([given]), orthogonalised([given.to(memory_format=torch.channels_last)])
+    torch.testing.assert_close(one, two)
+
+
+def test_zero_stays_zero():
+    [answer] = orthogonalised([torch.zeros(4, 3, 3, 3)])
+    filters = [torch.zeros(4, 3, 3, 3), torch.ones(4, 9)]
+    scale_to_rows(filters)
+    assert not answer.any()
+    assert not filters[0].any()
+    assert float(filters[1].norm()) == pytest.approx(2)
+
+
+def test_steps_equal_the_textbook():
+    """Filters: norm, then an orthogonal Nesterov step; the rest as decoupled SGD, each at its own rate."""
+    recipe = Recipe(optimizer="muon", weight_decay=0.05, momentum=0.8, other_rate=0.5, bias_rate=3.0)
+    model = Tiny(10).double()
+    optimizer = make_optimizer(model, recipe)
+    slow = {name: {"p": p.detach().numpy().copy(), "m": 0.0} for name, p in model.named_parameters()}
+    for lr, momentum in [(0.1, 0.8), (0.2, 0.85), (0.05, 0.9)]:
+        set_rates(optimizer, lr, momentum)
+        optimizer.zero_grad()
+        sum(((p - torch.linspace(0, 1, p.numel()).view_as(p)) ** 2).sum() / 2 for p in model.parameters()).backward()
+        optimizer.step()
+        for name, one in slow.items():
+            p = one["p"]
+            g = p - np.linspace(0, 1, p.size, dtype=np.float32).astype(np.float64).reshape(p.shape)
+            one["m"] = momentum * one["m"] + g
+            step = g + momentum * one["m"]
+            if p.ndim == 4:
+                p = p * (len(p) ** 0.5 / np.sqrt((p**2).sum()))
+                one["p"] = p - lr * slow_orthogonalised(step.reshape(len(p), -1)).reshape(p.shape)
+            else:
+                p = p * (1 - 0.5 * lr * (0.05 if p.ndim == 2 else 0.0) / (1 - momentum))
+                one["p"] = p - lr * 0.5 * (3.0 if name.endswith("bias") else 1.0) * step
+    for name, p in model.named_parameters():
+        np.testing.assert_allclose(p.detach().numpy(), slow[name]["p"], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam", "muon"])
+def test_every_parameter_is_in_one_group(kind):
+    model = resnet18()
+    groups = parameter_groups(model, Recipe(optimizer=kind, bias_rate=4.0))
+    held = [id(p) for group in groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in model.parameters())
+    biases = [p for group in groups if group["scale"] == 4 for p in group["params"]]
+    assert len(biases) == sum(isinstance(m, nn.BatchNorm2d) for m in model.modules()) + 1
+    orthogonal = [p for group in groups if group.get("orthogonal") for p in group["params"]]
+    assert len(orthogonal) == (sum(isinstance(m, nn.Conv2d) for m in model.modules()) if kind == "muon" else 0)
+
+
+def test_it_goes_on_from_its_tensors():
+    recipe = Recipe(optimizer="muon")
+    models = [Tiny(10), Tiny(10)]
+
+    def step(model, optimizer):
+        set_rates(optimizer, 0.01, 0.9)
+        optimizer.zero_grad()
+        sum(((p - 1) ** 2).sum() for p in model.parameters()).backward()
+        optimizer.step()
+
+    one = make_optimizer(models[0], recipe)
+    step(models[0], one)
+    models[1].load_state_dict(models[0].state_dict())
+    two = make_optimizer(models[1], recipe)
+    load_optimizer_tensors(two, {name: value.clone() for name, value in optimizer_tensors(one).items()})
+    step(models[0], one)
+    step(models[1], two)
+    assert all(torch.equal(a, b) for a, b in zip(*(model.parameters() for model in models), strict=True))
+
+
+def test_a_network_learns_by_it(tmp_path):
+    recipe = Recipe(
+        optimizer="muon", epochs=30, batch_size=32, lr=0.05, momentum=0.8, label_smoothing=0, flip="none", pad=0,
+        crops=((0.0, 12),), averaging="none", precision="fp32",
+    )  # fmt: skip
+    result = run(tmp_path / "run", recipe=recipe, images=128, network=small_resnet)
+    assert result.finished
+    assert result.history[-1].train_accuracy > 0.9 > 0.5 > result.history[0].train_accuracy
+
+
+def test_blocks_start_as_their_shortcuts():
+    model = initial_model(Recipe(zero_gain=True), 10, 0, torch.device("cpu")).eval()
+    blocks = [module for module in model.modules() if isinstance(module, BasicBlock)]
+    assert len(blocks) == 8
+    x = torch.randn(2, 64, 8, 8)
+    torch.testing.assert_close(blocks[0](x), x.relu())
+    assert all(float(block.bn1.weight.detach().min()) == 1 for block in blocks)

@@ -1,0 +1,117 @@
+"""Training on a GPU: a step that is replayed from a CUDA graph is the step that is launched kernel by kernel."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+from tiny import RECIPE, Tiny, run, small_resnet
+
+from whycam.training.loop import Loop
+from whycam.training.recorded import Recorded
+from whycam.training.state import load_state
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+SGD = RECIPE.override({"epochs": 4, "drop_last": False})
+MUON = SGD.override({"optimizer": "muon", "momentum": 0.8, "other_rate": 2.0, "bias_rate": 3.0})
+
+
+@pytest.fixture
+def loops(monkeypatch):
+    """Every loop that runs, to look into it afterwards."""
+    found: list[Loop] = []
+    plain = Loop.run
+
+    def seen(self):
+        found.append(self)
+        return plain(self)
+
+    monkeypatch.setattr(Loop, "run", seen)
+    return found
+
+
+@contextlib.contextmanager
+def one_algorithm():
+    """The same kernels in every run."""
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
+
+
+def weights(folder):
+    return load_state(folder / "state.pt").tensors["model"]
+
+
+@pytest.mark.parametrize("recipe", [SGD, MUON, MUON.override({"averaging": "lookahead", "precision": "bf16"})])
+def test_a_recorded_step_is_the_plain_one(tmp_path, loops, recipe):
+    """Two crop sizes and an incomplete last batch: four shapes, each recorded; rates that change with every step."""
+    with one_algorithm():
+        run(tmp_path / "graph", recipe=recipe, images=240, device="cuda", network=small_resnet)
+        run(tmp_path / "plain", recipe=recipe.override({"graph": False}), images=240, device="cuda",
+            network=small_resnet)  # fmt: skip
+    update = loops[0].update
+    assert isinstance(update, Recorded)
+    assert not isinstance(loops[1].update, Recorded)
+    assert not update.refused
+    replayed = [recording for recording in update.recordings.values() if recording.graph is not None]
+    assert len(update.recordings) == 4
+    assert len(replayed) >= 2
+    theirs = weights(tmp_path / "plain")
+    tolerance = 1e-4 if recipe.precision == "fp32" and recipe.optimizer == "sgd" else 5e-2
+    for name, mine in weights(tmp_path / "graph").items():
+        if mine.is_floating_point():
+            error = (mine - theirs[name]).norm() / theirs[name].norm().clamp_min(1e-3)
+            assert float(error) < tolerance, name
+    assert loops[0].history[-1].train_loss == pytest.approx(loops[1].history[-1].train_loss, rel=tolerance)
+    assert loops[0].history[-1].train_accuracy > 0.2
+
+
+def test_it_is_the_processors_training(tmp_path):
+    """The first epoch's loss, to the last but three digits that fp32 has."""
+    losses = [
+        run(tmp_path / device, recipe=SGD.override({"epochs": 1}), device=device, network=small_resnet)
+        .history[0].train_loss
+        for device in ("cpu", "cuda")
+    ]  # fmt: skip
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+class Waits(Tiny):
+    """Looks at its own output on the host, which no graph can hold."""
+
+    def forward(self, x):
+        answer = super().forward(x)
+        return answer if float(answer.detach().sum()) > -1e9 else -answer
+
+
+def test_a_network_that_waits_for_the_gpu_is_launched(tmp_path, loops):
+    result = run(tmp_path / "run", recipe=SGD, device="cuda", network=Waits)
+    assert result.finished
+    assert loops[0].update.refused
+    with one_algorithm():
+        plain = run(tmp_path / "plain", recipe=SGD.override({"graph": False}), device="cuda", network=Tiny)
+    assert result.history[-1].train_loss == pytest.approx(plain.history[-1].train_loss, rel=1e-2)
+
+
+def test_a_stopped_run_goes_on(tmp_path):
+    """The state knows nothing of recordings."""
+    asked = []
+
+    def stop(event):
+        if not asked and getattr(event, "step", 0) == 0 and getattr(event, "epoch", 0) == 2:
+            asked.append(event)
+            raise KeyboardInterrupt
+
+    with one_algorithm():
+        whole = run(tmp_path / "whole", recipe=MUON, device="cuda")
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "run", recipe=MUON, device="cuda", on_progress=stop)
+        resumed = run(tmp_path / "run", recipe=MUON, device="cuda", resume=True)
+    assert asked
+    assert len(resumed.history) == 4
+    assert resumed.history[-1].train_loss == pytest.approx(whole.history[-1].train_loss, rel=1e-2)
