@@ -60,14 +60,16 @@ STEPS = ("sweep", "record", "study", "long", "ablation")
 # What the sweep decides, line after line, each among the best so far and these changes to it.
 SEARCH: tuple[tuple[dict[str, Any], ...], ...] = (
     (
-        {"lr": 0.2},
         {"weight_decay": 1e-3},
-        *({"optimizer": "muon", "momentum": 0.85, "batch_size": 512, "lr": lr} for lr in (0.03, 0.06, 0.12)),
+        *(
+            {"optimizer": "muon", "momentum": 0.85, "batch_size": 512, "other_rate": 5.0, "lr": lr}
+            for lr in (0.03, 0.06, 0.12)
+        ),
     ),
     ({"batch_size": 256}, {"batch_size": 1024}),
     ({"momentum": 0.7}, {"momentum": 0.95}),
-    ({"other_rate": 5.0}, {"bias_rate": 16.0}),
-    ({"cutout": 0}, {"cutout": 9}),
+    ({"other_rate": 15.0}, {"bias_rate": 8.0}),
+    ({"cutout": 0}, {"cutout": 9}, {"pad": 2}),
     ({"label_smoothing": 0.2},),
     ({"averaging": "lookahead"},),
     ({"zero_gain": True},),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ TOOLS = Path(__file__).parents[2] / "tools"
 sys.path.insert(0, str(TOOLS))
 
 import training_table  # noqa: E402
+from training_programme import ABLATIONS, SEARCH  # noqa: E402
 
 
 def rows(text):
@@ -128,14 +130,14 @@ def test_mistakes_are_one_sentence(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_programme_stops_in_time_and_goes_on(tmp_path):
-    """On images of two classes; the second call finds the sweep's one point done or resumes it.
+    """On images of two classes; the second call finds the sweep's first run done or resumes it.
 
     Runs on other images are not taken for its own, and one that diverges does not keep the next from its turn.
     """
     data = two_classes(tmp_path / "data", test=8)
     command = [
         sys.executable, str(TOOLS / "training_programme.py"), str(data), "--out", str(tmp_path / "out"),
-        "--grid", "1", "--seeds", "2", "--ablation-seeds", "1", "--set", "epochs=2", "batch_size=8", "crops=[[0,8]]",
+        "--seeds", "2", "--ablation-seeds", "1", "--set", "epochs=1", "batch_size=16", "crops=[[0,8]]",
     ]  # fmt: skip
 
     def call(*more):
@@ -156,10 +158,18 @@ def test_the_programme_stops_in_time_and_goes_on(tmp_path):
             else set()
         )
         assert kept == {"config.json", "history.jsonl"} | weights
-    # The sweep's point is the ablations' base, and one of nine tricks may be its value already.
-    assert len(list((tmp_path / "out" / "held-out").rglob("config.json"))) in (9, 10)
+    # Every line of the search has the best of the one before as its first run; --set gives the batch.
+    searched = 1 + sum(len(line) for line in SEARCH) - len(SEARCH[1])
+    held_out = len(list((tmp_path / "out" / "held-out").rglob("config.json")))
+    assert searched < held_out <= searched + len(ABLATIONS)
     assert len(list((tmp_path / "out" / "test").rglob("config.json"))) == 5
     assert call().stderr == ""
+    chosen = call("--out", str(tmp_path / "chosen"), "--only", "sweep", "record", "--choose", "lr=0.2", "cutout=3")
+    assert chosen.returncode == 0, chosen.stderr
+    configs = list((tmp_path / "chosen").rglob("config.json"))
+    assert sorted(path.parent.name for path in configs) == ["seed-0", "seed-1"]
+    recipes = [json.loads(path.read_text())["training"]["recipe"] for path in configs]
+    assert [(recipe["lr"], recipe["cutout"]) for recipe in recipes] == [(0.2, 3)] * 2
     other = call("--limit", "8")
     assert (other.returncode, "holds a run on other images" in other.stderr) == (2, True)
 
