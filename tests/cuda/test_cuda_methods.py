@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from near import apart, assert_near
+from near import apart, assert_near, tensorfloat32
 from test_architectures import dinov2, swin, vit
 
 import whycam
@@ -102,9 +102,9 @@ def test_a_seed_draws_the_same_whatever_the_device_s_own_generator_says(there, i
 
 
 BUILD = {"vit": (vit, (64, 64)), "dinov2": (dinov2, (56, 56)), "swin": (swin, (64, 64))}
-OF_TOKENS = ["gradcam", "hirescam", "gradcam++", "xgradcam", "layercam", "shapleycam", "finercam", "eigencam", "kpcacam",
-             "fem", "scorecam", "groupcam", "ablationcam", "reciprocam", "fullgrad", "inputgradient", "random",
-             "augmented(gradcam)", "noisy(gradcam, n=2)"]  # fmt: skip
+OF_TOKENS = ["gradcam", "hirescam", "gradcam++", "xgradcam", "layercam", "shapleycam", "finercam", "eigencam",
+             "kpcacam", "fem", "scorecam", "groupcam", "ablationcam", "reciprocam", "fullgrad", "inputgradient",
+             "random", "augmented(gradcam)", "noisy(gradcam, n=2)"]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", BUILD)
@@ -135,20 +135,22 @@ def test_an_image_s_map_does_not_depend_on_what_else_is_in_the_batch(exact_there
         assert_near({key: raw[index : index + 1] for key, raw in together.maps.items()}, alone.maps, bound)
 
 
-def test_the_last_layer_is_recognised_whatever_products_are_computed_in(there, exact, batch, device):
-    """CAM's and Ablation-CAM's closed form compare logits with a sum of their own; TensorFloat-32 is coarser."""
-    torch.backends.cudnn.allow_tf32 = True
-    torch.set_float32_matmul_precision("high")  # conftest.py puts both back
-    methods = ["cam", "ablationcam", "gradcam"]
+def test_the_last_layer_is_recognised_whatever_products_are_computed_in(there, exact, spec, bundled, batch, device):
+    """CAM's and Ablation-CAM's closed form compare logits with a sum of their own; TensorFloat-32 is coarser.
+
+    In 200 images there is one whose logit TensorFloat-32 gets wrong by more than 1e-4 of what it is the sum of.
+    """
+    tensorfloat32(True, "high")  # conftest.py puts both back
+    methods, images = ["cam", "ablationcam", "gradcam"], spec.preprocess(bundled.read(range(200))).to(device)
     here = whycam.explain(exact, batch.double(), "layer4[-1]", methods, 3)
     ran = []
     handle = there.linear.register_forward_hook(lambda _m, inputs, _o: ran.append(len(inputs[0])))
     try:
-        actual = whycam.explain(there, batch.to(device), "layer4[-1]", methods, 3)
+        actual = whycam.explain(there, images, "layer4[-1]", methods, 3)
     finally:
         handle.remove()
-    assert ran == [len(batch)]
-    assert_near(actual.maps, here.maps, 3e-2)
+    assert ran == [len(images)]
+    assert_near({key: raw[: len(batch)] for key, raw in actual.maps.items()}, here.maps, 3e-2)
     # A part of the network is rerun as it ran.
     small = batch[:2, :, 8:24, 8:24]
     one = whycam.explain(exact, small.double(), "layer4[-2]", "ablationcam", 3)
