@@ -22,6 +22,8 @@ import whycam
 for room in ("cam", "compat"):
     sys.path.append(str(Path(__file__).parent.parent / room))
 
+from near import tensorfloat32  # noqa: E402
+
 
 @pytest.fixture(scope="session", autouse=True)
 def device():
@@ -35,12 +37,10 @@ def device():
 @pytest.fixture(autouse=True)
 def _full_precision():
     """No TensorFloat-32, which convolutions use by default and which keeps three digits of a number."""
-    convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
-    torch.backends.cudnn.allow_tf32 = False
-    torch.set_float32_matmul_precision("highest")
+    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    tensorfloat32(False, "highest")
     yield
-    torch.backends.cudnn.allow_tf32 = convolutions
-    torch.set_float32_matmul_precision(products)
+    tensorfloat32(*before)
 
 
 @pytest.fixture(scope="session")

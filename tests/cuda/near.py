@@ -1,8 +1,18 @@
-"""How far maps lie apart."""
+"""How far maps lie apart, and in what precision the device multiplies."""
 
 from __future__ import annotations
 
+import warnings
+
 import torch
+
+
+def tensorfloat32(convolutions, products):
+    """Whether convolutions use it, and how precise matrix products are: "highest", or "high" for TensorFloat-32."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is a newer way to say so, in some versions
+        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.set_float32_matmul_precision(products)
 
 
 def apart(actual, expected):
