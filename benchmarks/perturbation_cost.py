@@ -200,11 +200,11 @@ def main():
         candidates |= {name: (run, None) for name, run in peers(model, images)}
     where = torch.cuda.get_device_name(DEVICE) if DEVICE.type == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"torch {torch.__version__}, {where}, batch {options.batch}, {ROWS} rows, n = {options.rounds}")
-    print(f"{'forwards per image':<52} median   (range)              memory   limit   over it")
-    result = {}
     for _ in range(3):
         bare()
     print(f"a bare forward takes {1000 * statistics.median(seconds(bare) for _ in range(5)):.2f} ms")
+    print(f"{'forwards per image':<52} median   (range)              memory   limit   over it")
+    result = {}
     for name, (run, limit) in candidates.items():
         if options.only not in name:
             continue

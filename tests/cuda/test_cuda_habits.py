@@ -188,11 +188,12 @@ def living_tensors():
     return sum(1 for one in gc.get_objects() if type(one) in (torch.Tensor, nn.Parameter))
 
 
-def test_nothing_is_left_after_many_calls(device):
-    """Neither memory, tensors nor hooks; and what one call takes, none takes more of."""
+@pytest.mark.parametrize(("methods", "calls"), [(METHODS, 50), (EVERY, 4)])
+def test_nothing_is_left_after_many_calls(device, methods, calls):
+    """Neither memory, tensors nor hooks; and no call takes more than the one before."""
     model, images = small(device, size=8)
     before = state_of(model)
-    explainer = whycam.Explainer(model, "act2", EVERY, {"predicted": None, "one": 1})
+    explainer = whycam.Explainer(model, "act2", methods, {"predicted": None, "one": 1})
     cuda = device.type == "cuda"
 
     def held():
@@ -209,7 +210,7 @@ def test_nothing_is_left_after_many_calls(device):
         explainer(images)
         most = torch.cuda.max_memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-    for _ in range(50 if cuda else 5):
+    for _ in range(calls):
         explainer(images)
     if cuda:
         # Were graphs freed by the garbage collector alone, they would pile up between its rounds.
