@@ -1,6 +1,7 @@
 """What methods that run the network again cost, in forwards per image: time in units of the fastest bare forward.
 
     python benchmarks/perturbation_cost.py [--batch 64] [--rounds 5] [--only PART] [--no-peers] [--cpu-time]
+                                           [--device cpu] [--rows 128]
 
 Each candidate is measured beside a bare forward pass of the same batch, right before and after it, so that a machine
 whose speed drifts slows both alike; quoted is the median over the rounds with the range. Beside it stands the limit
@@ -9,7 +10,9 @@ channels that are not 0; for Score-CAM, the channels that are not constant; each
 Peers are measured in the same process where they are installed (pytorch-grad-cam, torch-cam), which takes long. The
 last column is by how much, in MiB, the process's peak memory grew in a candidate's first turn: a lower bound on what it
 takes, since memory that was freed before is used again. On a machine that others use too, run it with one thread and
-``--cpu-time``: the processor's time instead of the wall's.
+``--cpu-time``: the processor's time instead of the wall's. On a GPU a turn ends when the GPU has finished, and the
+memory is the peak of what a turn allocated. ``--rows`` is how many altered images or activations run at once, by
+everybody: a GPU has room for more than the usual 128.
 """
 
 from __future__ import annotations
@@ -30,15 +33,34 @@ from whycam.cam.layers import resolve_layer
 from whycam.cam.tail import Tail
 
 CLOCK = time.perf_counter
+DEVICE = torch.device("cpu")
+ROWS = 128
+
+
+def finish():
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize(DEVICE)
 
 
 def seconds(run):
+    finish()
     start = CLOCK()
     run()
+    finish()
     return CLOCK() - start
 
 
+def resident_mib():
+    """What memory is taken now; from here on `peak_mib` counts."""
+    if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(DEVICE)
+        return torch.cuda.memory_allocated(DEVICE) / 2**20
+    return peak_mib()
+
+
 def peak_mib():
+    if DEVICE.type == "cuda":
+        return torch.cuda.max_memory_allocated(DEVICE) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -76,6 +98,8 @@ def share(model, images, layer, rounds, size=128):
 
 
 def explained(model, images, layer, method):
+    if method in ("ablationcam", "scorecam", "reciprocam", "groupcam"):
+        method = f"{method}(batch_size={ROWS})"
     explainer = whycam.Explainer(model, layer, method)
     return lambda: explainer(images)
 
@@ -116,7 +140,7 @@ def peers(model, images):
     classes = model(images).argmax(1).tolist()
 
     def run():
-        with ScoreCAM(model, [model.layer4[-1]], batch_size=128) as cam:
+        with ScoreCAM(model, [model.layer4[-1]], batch_size=ROWS) as cam:
             return cam(classes, model(images))
 
     yield "torch-cam: Score-CAM, layer4[-1]", run
@@ -133,7 +157,7 @@ def incumbent(model, images):
     def call(kind, layer, **options):
         def run():
             cam = kind(model=model, target_layers=[layer], **options)
-            cam.batch_size = 128
+            cam.batch_size = ROWS
             return cam(input_tensor=images, targets=None, **({"aug_smooth": True} if kind is GradCAM else {}))
 
         return run
@@ -147,19 +171,24 @@ def incumbent(model, images):
 
 
 def main():
+    global CLOCK, DEVICE, ROWS
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", help="candidates whose name contains this")
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--cpu-time", action="store_true", help="processor time; for one thread on a shared machine")
+    parser.add_argument("--device", default="cpu", type=torch.device)
+    parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    global CLOCK
+    DEVICE, ROWS = options.device, options.rows
+    if DEVICE.type == "cuda" and options.cpu_time:
+        parser.error("the processor's time says nothing of a GPU's")
     CLOCK = time.process_time if options.cpu_time else time.perf_counter
 
-    model, spec = whycam.load("cifar10-resnet18")
-    images = spec.preprocess(whycam.open_source("bundled").read(range(options.batch)))
+    model, spec = whycam.load("cifar10-resnet18", device=DEVICE)
+    images = spec.preprocess(whycam.open_source("bundled").read(range(options.batch))).to(DEVICE)
     channels_last = images.contiguous(memory_format=torch.channels_last)
 
     def bare():
@@ -169,14 +198,17 @@ def main():
     candidates = {f"whycam: {name}": (run, limit) for name, run, limit in ours(model, images, options.rounds)}
     if not options.no_peers:
         candidates |= {name: (run, None) for name, run in peers(model, images)}
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {options.batch}, n = {options.rounds}")
+    where = torch.cuda.get_device_name(DEVICE) if DEVICE.type == "cuda" else f"{torch.get_num_threads()} threads"
+    print(f"torch {torch.__version__}, {where}, batch {options.batch}, {ROWS} rows, n = {options.rounds}")
+    for _ in range(3):
+        bare()
+    print(f"a bare forward takes {1000 * statistics.median(seconds(bare) for _ in range(5)):.2f} ms")
     print(f"{'forwards per image':<52} median   (range)              memory   limit   over it")
     result = {}
-    bare()
     for name, (run, limit) in candidates.items():
         if options.only not in name:
             continue
-        resident = peak_mib()
+        resident = resident_mib()
         if limit is not None and limit < 50:
             run()  # minutes of reruns need no warming up
         ratios = []

@@ -140,7 +140,7 @@ class Finer(Named):
         """(B, K) → (B,)."""
         frozen = self.freeze(logits) if self.index is None or self.similar is None else self
         assert frozen.index is not None and frozen.similar is not None  # noqa: PT018 (for the type checker)
-        return _pick(logits, frozen.index) - self.alpha * logits.gather(1, frozen.similar).mean(dim=1)
+        return _pick(logits, frozen.index) - self.alpha * logits.gather(1, frozen.similar.to(logits.device)).mean(dim=1)
 
     def at(self, rows: Tensor) -> Finer:
         """The same for the images at ``rows`` (n,)."""
