@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -60,40 +61,61 @@ def test_nothing_is_written_for_unknown_names(loaded, source, tmp_path):
     assert not (tmp_path / "study").exists()
 
 
+# A process for every line it is given, forked where all is imported, since that takes longer than what is to be killed.
 SCRIPT = """
-import sys, whycam
+import os, sys, whycam
 from whycam.data import take
 from whycam.study import Config, run, run_study
 run.PREDICTIONS_PER_PART, run.EXPLANATIONS_PER_PART, run.SCORES_PER_PART = 16, 4, 1
 def told(stage, done, total):
     print(stage, done, total, flush=True)
-source = take(whycam.open_source("bundled"), 120)
-config = Config(methods=("gradcam", "hirescam"), limit=120, batch_size=8, baseline=0, score_images=3)
-run_study(*whycam.load("cifar10-resnet18"), source, sys.argv[1], config, progress=told)
+def study(out):
+    source = take(whycam.open_source("bundled"), 120)
+    config = Config(methods=("gradcam", "hirescam"), limit=120, batch_size=8, baseline=0, score_images=3)
+    run_study(*whycam.load("cifar10-resnet18"), source, out, config, progress=told)
+for line in sys.stdin:
+    if not (pid := os.fork()):
+        print("process", os.getpid(), flush=True)
+        study(line.strip())
+        os._exit(0)
+    print("ended", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
 
 
-def test_killed_at_any_moment_it_says_so_and_continues(study, tmp_path):
+@pytest.fixture
+def starter():
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", SCRIPT]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment
+    ) as process:
+        yield process
+        process.stdin.close()
+
+
+def test_killed_at_any_moment_it_says_so_and_continues(study, starter, tmp_path):
     """SIGKILL again and again until it gets through: what is left is always either whole or says it is not."""
     out, kills, repeated = tmp_path / "study", 0, []
     rng = random.Random(0)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     while True:
-        process = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(out)], stdout=subprocess.PIPE, text=True, env=environment
-        )
+        print(out, file=starter.stdin)
+        name, number = starter.stdout.readline().split()
+        assert name == "process"
         # Let it tell of some progress first, then strike a little later.
-        lines = rng.randrange(1, 5)
-        for count, line in enumerate(process.stdout, start=1):
+        lines, told = rng.randrange(1, 5), 0
+        while not (line := starter.stdout.readline()).startswith("ended"):
+            assert line, "the starter has ended"
             repeated.append(line)
-            if count == lines and kills < 8:
+            told += 1
+            if told == lines and kills < 8:
                 time.sleep(rng.random() * 0.02)
-                process.send_signal(signal.SIGKILL)
-        process.stdout.close()
-        if process.wait() == 0:
+                with contextlib.suppress(ProcessLookupError):  # got through meanwhile
+                    os.kill(int(number), signal.SIGKILL)
+        status = int(line.split()[1])
+        if status == 0:
             break
         kills += 1
-        assert process.returncode == -signal.SIGKILL
+        assert status == -signal.SIGKILL
         manifest = json.loads((out / "manifest.json").read_text())
         if manifest["status"] != "complete":
             with pytest.raises(
