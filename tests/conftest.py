@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import subprocess
@@ -72,10 +73,15 @@ def cifar10(tmp_path_factory):
     if not CIFAR10_TOOL.exists():
         pytest.skip("the full data set lies outside the repository and is not here")
     key = hashlib.sha256(CIFAR10_TOOL.read_bytes()).hexdigest()[:12]
-    folder = Path(tmp_path_factory.getbasetemp().parent) / f"whycam-cifar10-{key}"
-    if not (folder / "done").exists():
-        subprocess.run([sys.executable, str(CIFAR10_TOOL), str(folder)], check=True, capture_output=True)
-        (folder / "done").touch()
+    here = tmp_path_factory.getbasetemp()
+    # Each of pytest-xdist's processes has a folder of its own, one level down.
+    root = here.parent.parent if "PYTEST_XDIST_WORKER" in os.environ else here.parent
+    folder = root / f"whycam-cifar10-{key}"
+    with (root / f"whycam-cifar10-{key}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            subprocess.run([sys.executable, str(CIFAR10_TOOL), str(folder)], check=True, capture_output=True)
+            (folder / "done").touch()
     return folder
 
 

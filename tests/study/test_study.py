@@ -1,48 +1,21 @@
-"""The study folder on real images: complete, right, continued after a kill, and never mixed up with anything else."""
+"""A study of real images: its tables are complete and right."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import io
-import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from real_study import CONFIG, SCORED, N, same_scores
 
 import whycam
 from whycam import Study, WhycamError
 from whycam.data import ArraySource, take
-from whycam.metrics import road
-from whycam.seeds import derive_seed
 from whycam.study import Config, run_study
-from whycam.study.scores import Scorer, sampled, summarise_scores
-from whycam.study.tables import MAPS
-
-N = 120
-SCORED = 3
-CONFIG = Config(methods=("gradcam", "hirescam"), limit=N, baseline=0, score_images=SCORED)
-
-
-@pytest.fixture(scope="module")
-def source():
-    bundled = whycam.open_source("bundled")
-    return take(bundled, N)
-
-
-@pytest.fixture(scope="module")
-def study(loaded, source, tmp_path_factory):
-    return run_study(*loaded, source, tmp_path_factory.mktemp("out") / "study", CONFIG)
 
 
 def test_folder_holds_what_the_design_says(study):
@@ -210,119 +183,6 @@ def test_metrics_agree_with_the_tables(study):
     assert last["negative_median"] <= 0 <= last["positive_median"]
 
 
-def same_scores(one, other):
-    columns = ["id", "layer", "method", "target", "class_index"]
-    assert one.scores.select(columns).equals(other.scores.select(columns))
-    for name in ("before", "morf", "lerf", "combined"):
-        # Maps kept in half precision may round apart where they were computed in other batches, and pixels change rank.
-        np.testing.assert_allclose(one.scores[name].to_numpy(), other.scores[name].to_numpy(), atol=0.005)
-
-
-def test_scores_are_road_of_the_stored_maps_beside_the_controls(study, loaded, source):
-    model, spec = loaded
-    rows = study.scores.to_pylist()
-    layers = ("layer2[-2]", "layer3[-2]", "layer4[-1]")
-    combinations = [(layer, method) for method in ("gradcam", "hirescam") for layer in layers]
-    combinations += [("input", "noise"), ("input", "center")]
-    images = list(dict.fromkeys(row["index"] for row in rows))
-    assert len(images) == SCORED < len(study.errors)
-    assert set(images) <= set(study.errors["index"].to_pylist())
-    assert images == sorted(images)
-    assert [(row["index"], row["layer"], row["method"]) for row in rows] == [
-        (index, *combination) for index in images for combination in combinations
-    ]
-    maps = {(m["index"], m["layer"], m["method"]): m for m in study.maps.to_pylist() if m["target"] == "predicted"}
-    predictions = study.predictions.to_pylist()
-    for row in rows:
-        index, predicted = row["index"], predictions[row["index"]]
-        assert (row["id"], row["class_index"]) == (source.ids[index], predicted["predicted"])
-        assert (row["target"], row["before"]) == ("predicted", predicted["confidence"])
-        assert row["combined"] == pytest.approx((row["lerf"] - row["morf"]) / 2, abs=1e-6)
-        if row["layer"] == "input" or index != images[-1]:
-            continue
-        raw = torch.from_numpy(study.raw_map(maps[index, *combination_of(row)]))
-        scores = road(
-            model, source.read([index]).float() / 255, raw[None], row["class_index"], preprocess=spec.preprocess,
-            seed=[derive_seed("scores", 0, index)],
-        )  # fmt: skip
-        assert row["morf"] == pytest.approx(float(scores.morf.mean()), abs=1e-4)
-        assert row["lerf"] == pytest.approx(float(scores.lerf.mean()), abs=1e-4)
-    centre = [row["combined"] for row in rows if row["method"] == "center"]
-    noise = [row["combined"] for row in rows if row["method"] == "noise"]
-    assert len(set(centre)) == len(set(noise)) == SCORED
-
-
-def combination_of(row):
-    return row["layer"], row["method"]
-
-
-def test_summaries_of_scores_are_the_tables(study):
-    entries = study.metrics["map_scores"]
-    assert len(entries) == 8
-    rows = study.scores.to_pylist()
-    for entry in entries:
-        mine = [row for row in rows if combination_of(row) == combination_of(entry)]
-        assert (entry["n"], entry["unranked"]) == (SCORED, 0)
-        for name in ("combined", "morf", "lerf", "before"):
-            assert entry[name] == pytest.approx(np.mean([row[name] for row in mine]), abs=1e-6)
-        low, high = entry["interval"]
-        combined = [row["combined"] for row in mine]
-        assert min(combined) <= low <= entry["combined"] <= high <= max(combined)
-    noise = next(entry["interval"] for entry in entries if entry["method"] == "noise")
-    for entry in entries:
-        low, high = entry["interval"]
-        verdict = "above" if low > noise[1] else "below" if high < noise[0] else "unclear"
-        assert entry["verdict"] == (None if entry["layer"] == "input" else verdict)
-
-
-def test_maps_without_an_order_are_counted_and_not_scored(study, loaded, source, tmp_path):
-    model, spec = loaded
-    chosen = study.errors["index"].to_numpy()[:2].astype(np.int64)
-    maps = study.maps.to_pylist()
-    for row in maps:
-        if (row["index"], row["layer"], row["method"]) == (chosen[1], "layer4[-1]", "gradcam"):
-            row["values"][5] = np.nan
-    pq.write_table(pa.Table.from_pylist(maps, schema=MAPS), tmp_path / "maps.parquet")
-    layers = [layer for layer in study.manifest["layers"] if layer["name"] == "layer4[-1]"]
-    scorer = Scorer(
-        model, spec.preprocess, layers, ["gradcam"], study.predictions, tmp_path / "maps.parquet", chosen, 64
-    )
-    table = scorer.rows(chosen, [source.ids[i] for i in chosen], source.read(chosen))
-    assert [row["morf"] is None for row in table.to_pylist()] == [False] * 3 + [True] + [False] * 2
-    entries = summarise_scores(table)
-    assert [(entry["n"], entry["unranked"]) for entry in entries] == [(1, 1), (2, 0), (2, 0)]
-    assert (entries[0]["interval"], entries[0]["verdict"]) == (None, "unclear")
-
-
-def test_studies_without_scores_say_why(study, loaded, source, tmp_path):
-    assert study.why_no_scores is None
-    config = {name: value for name, value in study.manifest["config"].items() if name != "score_images"}
-    files = {name: entry for name, entry in study.manifest["files"].items() if name != "scores.parquet"}
-    before = Study(study.path, dict(study.manifest) | {"config": config, "files": files}, study.metrics)
-    assert before.scores is None
-    assert "made before whycam scored its maps" in before.why_no_scores
-    with pytest.raises(WhycamError, match="maps of 0 or more errors can be scored, got -1"):
-        Config(score_images=-1)
-    none = run_study(*loaded, take(source, 20), tmp_path / "study", Config(baseline=0, score_images=0))
-    assert none.scores is None
-    assert "--score-images 0" in none.why_no_scores
-    assert not (none.path / "scores.parquet").exists()
-    assert "map_scores" not in none.metrics
-    assert none.manifest["seed"] is None
-    assert study.manifest["seed"] == 0
-
-
-def test_the_sample_of_errors_is_drawn_once_and_for_all():
-    errors = np.arange(0, 4000, 7, dtype=np.int64)
-    some, again, more = sampled(errors, 40), sampled(errors, 40), sampled(errors, 1000)
-    assert np.array_equal(some, again)
-    assert len(set(some.tolist())) == 40
-    assert set(some.tolist()) <= set(errors.tolist())
-    assert np.array_equal(some, np.sort(some))
-    assert some.max() > 3000  # not the first ones
-    assert np.array_equal(more, errors)
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile imports what torch itself deprecates
 def test_batch_size_and_wrappers_do_not_matter(study, loaded, source, tmp_path):
     network, spec = loaded
@@ -337,45 +197,6 @@ def test_batch_size_and_wrappers_do_not_matter(study, loaded, source, tmp_path):
     )
     np.testing.assert_allclose(other.maps["raw_max"].to_numpy(), study.maps["raw_max"].to_numpy(), rtol=1e-3, atol=1e-5)
     same_scores(other, study)
-
-
-def test_finished_study_is_returned_as_it_is(study, loaded, source):
-    before = {path.name: path.stat().st_mtime_ns for path in study.path.iterdir()}
-    again = run_study(*loaded, source, study.path, CONFIG)
-    assert {path.name: path.stat().st_mtime_ns for path in study.path.iterdir()} == before
-    assert again.metrics == study.metrics
-
-
-def test_another_study_is_never_mixed_in(study, loaded, source):
-    for config, data in [
-        (dataclasses.replace(CONFIG, methods=("gradcam",)), source),
-        (dataclasses.replace(CONFIG, layers=("layer4[-1]",)), source),
-        (dataclasses.replace(CONFIG, score_images=0), source),
-        (CONFIG, take(source, N - 1)),
-    ]:
-        with pytest.raises(WhycamError, match=r"holds another study .*give another folder"):
-            run_study(*loaded, data, study.path, config)
-
-
-def test_folder_that_holds_something_else(loaded, source, tmp_path):
-    (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(WhycamError, match=r"holds something else \(thesis.tex\); give a new or empty folder"):
-        run_study(*loaded, source, tmp_path, CONFIG)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-    with pytest.raises(WhycamError, match="is a file; give a folder"):
-        run_study(*loaded, source, tmp_path / "thesis.tex", CONFIG)
-    with pytest.raises(WhycamError, match="part of the path is a file, not a folder"):
-        run_study(*loaded, source, tmp_path / "thesis.tex" / "study", CONFIG)
-    (tmp_path / "manifest.json").write_text('{"name": "a web page"}')
-    with pytest.raises(WhycamError, match="not a study manifest"):
-        run_study(*loaded, source, tmp_path, CONFIG)
-
-
-def test_nothing_is_written_for_unknown_names(loaded, source, tmp_path):
-    for config in (Config(layers=("layer9",)), Config(methods=("gradcram",))):
-        with pytest.raises(WhycamError, match="unknown"):
-            run_study(*loaded, source, tmp_path / "study", config)
-    assert not (tmp_path / "study").exists()
 
 
 def test_no_errors_and_one_error(loaded, source, tmp_path, study):
@@ -410,66 +231,6 @@ def test_classes_that_do_not_belong_together(loaded, source, tmp_path):
         run_study(*loaded, with_classes(tuple(reversed(source.classes))), tmp_path / "b", CONFIG)
 
 
-SCRIPT = """
-import sys, whycam
-from whycam.data import take
-from whycam.study import Config, run, run_study
-run.PREDICTIONS_PER_PART, run.EXPLANATIONS_PER_PART, run.SCORES_PER_PART = 16, 4, 1
-def told(stage, done, total):
-    print(stage, done, total, flush=True)
-source = take(whycam.open_source("bundled"), 120)
-config = Config(methods=("gradcam", "hirescam"), limit=120, batch_size=8, baseline=0, score_images=3)
-run_study(*whycam.load("cifar10-resnet18"), source, sys.argv[1], config, progress=told)
-"""
-
-
-def test_killed_at_any_moment_it_says_so_and_continues(study, tmp_path):
-    """SIGKILL again and again until it gets through: what is left is always either whole or says it is not."""
-    out, kills, repeated = tmp_path / "study", 0, []
-    rng = random.Random(0)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    while True:
-        process = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(out)], stdout=subprocess.PIPE, text=True, env=environment
-        )
-        # Let it tell of some progress first, then strike a little later.
-        lines = rng.randrange(1, 5)
-        for count, line in enumerate(process.stdout, start=1):
-            repeated.append(line)
-            if count == lines and kills < 8:
-                time.sleep(rng.random() * 0.02)
-                process.send_signal(signal.SIGKILL)
-        process.stdout.close()
-        if process.wait() == 0:
-            break
-        kills += 1
-        assert process.returncode == -signal.SIGKILL
-        manifest = json.loads((out / "manifest.json").read_text())
-        if manifest["status"] != "complete":
-            with pytest.raises(
-                WhycamError, match=r"this study is incomplete .*run the same whycam study command again"
-            ):
-                Study.load(out)
-        for name in ("predictions", "maps", "images"):
-            if (out / f"{name}.parquet").exists():
-                pq.read_table(out / f"{name}.parquet")  # whole
-    assert kills >= 4
-    done = Study.load(out)
-    columns = ["id", "method", "layer", "target", "class_index"]
-    assert done.maps.select(columns).equals(study.maps.select(columns))
-    assert done.predictions["predicted"].equals(study.predictions["predicted"])
-    columns = ["id", "kind", "rank"]
-    assert done.neighbours.select(columns).equals(study.neighbours.select(columns))
-    similar = [table["similarity"].to_numpy() for table in (done.neighbours, study.neighbours)]
-    np.testing.assert_allclose(*similar, atol=1e-3)
-    same_scores(done, study)
-    assert done.manifest["files"].keys() == study.manifest["files"].keys()
-    assert not [path for path in out.rglob("*") if path.name.endswith(".partial")]
-    assert not (out / "parts").exists()
-    # Finished parts were kept: the work told of is less than that of as many runs from the start.
-    assert sum(line.startswith("predict") for line in repeated) < (kills + 1) * 16
-
-
 def test_right_predictions_stand_beside_the_errors(loaded, source, tmp_path, study):
     """The first two of each class, for their class alone; what is said of the errors stays as it is without them."""
     config = Config(methods=("gradcam", "hirescam"), limit=N, baseline=2, score_images=0)
@@ -500,23 +261,6 @@ def test_methods_that_cannot_stand_side_by_side_are_refused(loaded, source, tmp_
     with pytest.raises(WhycamError, match=message):
         run_study(*loaded, take(source, 5), tmp_path / "study", Config(methods=methods))
     assert not (tmp_path / "study").exists()
-
-
-def test_a_study_is_not_complete_before_it_is_published(loaded, source, tmp_path):
-    """Whatever stops the drawing of what people look at: the study says it is incomplete, and goes on."""
-    out, drawn = tmp_path / "study", []
-
-    def fail(done):
-        drawn.append(len(done.errors))
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run_study(*loaded, take(source, 20), out, Config(), publish=fail)
-    with pytest.raises(WhycamError, match=r"this study is incomplete \(stopped at: publish\)"):
-        Study.load(out)
-    done = run_study(*loaded, take(source, 20), out, Config(), publish=lambda done: drawn.append(len(done.errors)))
-    assert drawn == [len(done.errors)] * 2
-    assert Study.load(out).manifest["status"] == "complete"
 
 
 def test_progress_tells_of_every_stage(loaded, source, tmp_path):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from whycam.modules import in_eval_mode, unwrapped
+from whycam.modules import laid_open, unwrapped
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,11 +34,15 @@ def find_head(model: nn.Module, inputs: Tensor) -> Head | None:
     """The linear layer whose output is, number for number, the network's logits; None where there is no such layer.
 
     It is found by running the network once, so it does not matter how the network is written: ResNets, VGGs and vision
-    transformers have one; a network that ends in a convolution, or that scales its logits, has not.
+    transformers have one; a network that ends in a convolution, or that scales its logits, has not. Wrapped and
+    compiled parts are looked into.
 
     Args:
         model: in whatever mode; afterwards as it was.
         inputs: (1, 3, H, W), normalised as the network expects.
+
+    Raises:
+        WhycamError: a lazy module has not met its first batch.
     """
     seen: list[tuple[str, nn.Linear, Tensor, Tensor]] = []
 
@@ -49,7 +53,7 @@ def find_head(model: nn.Module, inputs: Tensor) -> Head | None:
         return hook
 
     with ExitStack() as stack:
-        stack.enter_context(in_eval_mode(model))
+        stack.enter_context(laid_open(model))
         for path, module in unwrapped(model).named_modules():
             if isinstance(module, nn.Linear):
                 stack.callback(module.register_forward_hook(record(path), with_kwargs=True).remove)
@@ -64,8 +68,11 @@ def find_head(model: nn.Module, inputs: Tensor) -> Head | None:
 
 
 @contextmanager
-def features_of(head: Head | None) -> Iterator[list[Tensor]]:
-    """A list into which every forward inside the block puts the head's input, (B, D); with no head it stays empty."""
+def features_of(model: nn.Module, head: Head | None) -> Iterator[list[Tensor]]:
+    """A list into which every forward inside the block puts the head's input, (B, D); with no head it stays empty.
+
+    With a head, the model's compiled parts run uncompiled inside the block: compiled, they would not tell.
+    """
     seen: list[Tensor] = []
     if head is None:
         yield seen
@@ -74,11 +81,12 @@ def features_of(head: Head | None) -> Iterator[list[Tensor]]:
     def record(_module: nn.Module, given: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
         seen.append(_input(given, named).detach())
 
-    handle = head.module.register_forward_pre_hook(record, with_kwargs=True)
-    try:
-        yield seen
-    finally:
-        handle.remove()
+    with laid_open(model):
+        handle = head.module.register_forward_pre_hook(record, with_kwargs=True)
+        try:
+            yield seen
+        finally:
+            handle.remove()
 
 
 def _input(given: tuple[Tensor, ...], named: dict[str, Tensor]) -> Tensor:

@@ -203,7 +203,7 @@ class _Run:
     def _predict(self) -> None:
         def rows(positions: range) -> Iterator[pa.Table]:
             preprocess, size = self.spec.preprocess, self.config.batch_size
-            with features_of(self._head) as features:
+            with features_of(self.model, self._head) as features:
                 for batch, logits in logits_of(self.model, preprocess, self.source, positions, size):
                     indices = np.asarray(batch, dtype=np.int64)
                     table = prediction_rows(indices, self._ids(indices), self.source.labels[indices], logits)

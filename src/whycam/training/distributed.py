@@ -96,7 +96,10 @@ def _all_reduce(tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> None:
     """Reduce in place over all processes, and on the CPU wait until gloo's thread has let go of the tensor.
 
     That comes some time after the call has returned, and takes Python's lock. If it were still to come when the run has
-    ended and Python shuts down, the process would be aborted, and a finished run would count as failed.
+    ended and Python shuts down, the process would be aborted, and a finished run would count as failed. The threads
+    themselves are never joined, since ``DistributedDataParallel`` keeps the process group alive. Its own collectives
+    hand gloo flat copies that Python does not know, so that their release takes no lock (but for a buffer that is the
+    only one of its type; at the end of a run the last of those is an evaluation ago).
     """
     before = sys.getrefcount(tensor)
     dist.all_reduce(tensor, operation)
@@ -200,13 +203,13 @@ class _AllReduceSum(torch.autograd.Function):
     @staticmethod
     def forward(_context: Any, x: Tensor) -> Tensor:
         total = x.clone()
-        dist.all_reduce(total)
+        _all_reduce(total, dist.ReduceOp.SUM)
         return total
 
     @staticmethod
     def backward(_context: Any, *gradients: Tensor) -> Tensor:
         total = gradients[0].contiguous().clone()
-        dist.all_reduce(total)
+        _all_reduce(total, dist.ReduceOp.SUM)
         return total
 
 
