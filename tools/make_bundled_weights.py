@@ -1,11 +1,11 @@
 """Put a training run's weights into the package: fp16, with a config and a model card that state what was measured.
 
-    python tools/make_bundled_weights.py RUN CIFAR10 [--seeds SEEDS.json]
+    python tools/make_bundled_weights.py RUN CIFAR10 [--seeds SEEDS]
 
 RUN is a finished run of ``whycam train`` (the seed-0 run, not the best of several: another is refused), CIFAR10
 anything that whycam opens as CIFAR-10; its test images have to be those that the run was tested on. The run's record
 says what its fp32 weights came to; their fp16 form is evaluated here, in the views that are asked for; the card quotes
-both. SEEDS.json is what ``whycam train --seeds`` writes: with it the card states mean and spread over seeds.
+both. SEEDS is the folder of all its recipe's runs, this one's record among them: the card states their mean and spread.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from training_table import changes, find_runs
 
 import whycam
 from whycam.data import ImageSource
 from whycam.errors import WhycamError
 from whycam.models.checkpoint import save_checkpoint
+from whycam.training import Recipe, Spread
 from whycam.training.device_data import DeviceData
 from whycam.training.evaluate import VIEWS, Evaluation, evaluate
 
@@ -65,6 +67,7 @@ def make(argv: Sequence[str] | None) -> None:
         )
     if training["test_data_sha256"] != test.digest:
         raise WhycamError(f"{options.cifar10}: its test images are not those that {options.run} was tested on")
+    seeds = of_all_seeds(options.seeds, training) if options.seeds else None
     single = {view: Evaluation.from_dict(values) for view, values in training["evaluations"].items()}
     half = half_precision(model)
     stored = {view: evaluate(half, data, view=view) for view in options.views}
@@ -72,10 +75,30 @@ def make(argv: Sequence[str] | None) -> None:
     training["evaluations"] = {view: result.to_dict() for view, result in stored.items()}
     spec = dataclasses.replace(spec, training=training)
     save_checkpoint(options.out, half, spec, dtype=torch.float16)
-    seeds = json.loads(options.seeds.read_text()) if options.seeds else None
     (options.out / "README.md").write_text(card(spec.training, spec.classes, test, single, stored, seeds))
     for view, result in stored.items():
         sys.stdout.write(f"{view:<5} fp32 {_right(single.get(view))}, fp16 {_right(result)}\n")
+
+
+def of_all_seeds(folder: Path, training: dict[str, Any]) -> Spread:
+    """The plain accuracy of the finished runs in a folder, which have to be one recipe's on the same test images.
+
+    Raises:
+        WhycamError: they are not.
+    """
+    runs = [run for run in find_runs([folder]) if run.accuracy and run.recipe is not None]
+    mine = Recipe.from_dict(training["recipe"])
+    odd = [run for run in runs if changes(run.recipe or mine, mine) or run.judged != training["test_data"]]
+    if odd:
+        raise WhycamError(f"{odd[0].folder}: is a run of another recipe, or on other images; give a folder without it")
+    if not any(run.seed == 0 and run.accuracy["plain"] == accuracy_of(training) for run in runs):
+        raise WhycamError(f"{folder}: the run whose weights are to be shipped is not among these")
+    return Spread.of([run.accuracy["plain"] for run in runs])
+
+
+def accuracy_of(training: dict[str, Any]) -> float:
+    """A record's plain accuracy in fp32."""
+    return float(training.get("evaluations_fp32", training["evaluations"])["plain"]["accuracy"])
 
 
 def _right(result: Evaluation | None) -> str:
@@ -102,11 +125,12 @@ def card(
     test: ImageSource,
     single: dict[Any, Evaluation],
     stored: dict[Any, Evaluation],
-    seeds: dict[str, Any] | None,
+    seeds: Spread | None,
 ) -> str:
     """The model card, in Markdown; every number in it is computed here or read from the run's record."""
     recipe, plain = training["recipe"], stored["plain"]
-    hours = training["seconds"] / 3600
+    seconds = training["seconds"]
+    spent = f"{seconds:.0f} seconds" if seconds < 600 else f"{seconds / 3600:.2f} hours"
     views = {"plain": "plain", "flip": "with the mirror image", "six": "six views"}
     accuracy = "\n".join(
         f"| {name} | {_right(single.get(view))} | {_right(stored.get(view))} | {_quality(stored.get(view))} |"
@@ -118,12 +142,11 @@ def card(
     weights = "weights" if training["weights"] == "last" else f"{training['weights'].upper()} weights"
     smoothed = " Label smoothing makes it less confident than it is right." if recipe["label_smoothing"] else ""
     changed = {name: value for name, value in recipe.items() if name not in ("name", "architecture")}
-    values = seeds["accuracy"]["plain"] if seeds is not None else {"n": 1}
-    if values["n"] == 1:
+    if seeds is None or seeds.sd is None:
         spread = "One run, seed 0, n = 1: no spread over seeds was measured for these weights."
     else:
         spread = (
-            f"Over {values['n']} seeds the plain accuracy is {values['mean']:.2%} ± {values['sd']:.2%} (sample "
+            f"Over {seeds.n} seeds the plain accuracy is {seeds.mean:.2%} ± {seeds.sd:.2%} (fp32 weights, sample "
             "standard deviation); these are the weights of seed 0, not of the best seed."
         )
     return f"""\
@@ -155,7 +178,7 @@ cifar10-resnet18 CIFAR10` gives the plain numbers again.
 ## Training
 
 - Recipe: `{json.dumps(changed)}`
-- Seed {training["seed"]}; {training["images"]:,} images in {hours:.2f} hours by the clock on a
+- Seed {training["seed"]}; {training["images"]:,} images in {spent} by the clock on a
   {training["device"]} device, processes: {training["processes"]}, arithmetic {recipe["precision"]},
   torch {training["torch"]}.
 - Training images SHA-256 `{training["train_data_sha256"]}`, test images `{training["test_data_sha256"]}`

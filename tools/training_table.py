@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -92,8 +93,15 @@ def changes(recipe: Recipe, base: Recipe | None = None) -> dict[str, str]:
     return {
         name: value if isinstance(value, str) else json.dumps(value)
         for name, value in mine.items()
-        if value != theirs[name] and name not in NO_MATTER and not (automatic and name == "precision")
+        if not same(value, theirs[name]) and name not in NO_MATTER and not (automatic and name == "precision")
     }
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two fields' values are, but for the last digits of a number."""
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other)
+    return bool(one == other)
 
 
 def find_runs(roots: Iterable[Path], *, required: bool = True) -> list[Run]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -52,28 +53,36 @@ def test_evaluate_gives_the_cards_numbers_again(cifar10):
 @pytest.mark.slow
 def test_weights_and_card_are_made_from_a_run(tmp_path, capsys):
     """A real run on a few images, stored and read back; another seed's is refused, and so are other images."""
-    data, out = two_classes(tmp_path / "data", test=16), tmp_path / "package"
+    data, out, runs = two_classes(tmp_path / "data", test=16), tmp_path / "package", tmp_path / "runs"
     splits = [whycam.open_source(data, split) for split in ("train", "test")]
     for seed in (0, 3):
-        train(RECIPE, *splits, tmp_path / f"seed-{seed}", seed=seed, device="cpu")
-    seeds = tmp_path / "seeds.json"
-    seeds.write_text(json.dumps({"accuracy": {"plain": {"n": 1, "mean": 0.5, "sd": None, "values": [0.5]}}}))
-    for more in ([], ["--seeds", str(seeds)]):
-        assert make_bundled_weights.main([str(tmp_path / "seed-0"), str(data), "--out", str(out), *more]) == 0
+        train(RECIPE, *splits, runs / f"seed-{seed}", seed=seed, device="cpu")
+    records = [json.loads((runs / f"seed-{seed}" / "config.json").read_text())["training"] for seed in (0, 3)]
+    plain = [record["evaluations"]["plain"]["accuracy"] for record in records]
+    several = f"Over 2 seeds the plain accuracy is {statistics.mean(plain):.2%} ± {statistics.stdev(plain):.2%}"
+    for more, spread in (
+        ([], "One run, seed 0, n = 1"),
+        (["--seeds", str(runs / "seed-0")], "One run, seed 0, n = 1"),
+        (["--seeds", str(runs)], several),
+    ):
+        assert make_bundled_weights.main([str(runs / "seed-0"), str(data), "--out", str(out), *more]) == 0
         card = (out / "README.md").read_text()
-        assert "One run, seed 0, n = 1" in card
+        assert spread in card
         assert "On the 32 official test images" in card
     model, spec = whycam.load(out)
     assert spec.training["evaluations"]["plain"]["images"] == 32
     assert set(spec.training["evaluations_fp32"]) == {"flip", "plain", "six"}
-    half = make_bundled_weights.half_precision(whycam.load(tmp_path / "seed-0")[0])
+    half = make_bundled_weights.half_precision(whycam.load(runs / "seed-0")[0])
     for (name, stored), value in zip(model.state_dict().items(), half.state_dict().values(), strict=True):
         assert (stored == value).all(), name
-    for folder, images, sentence in (
-        ("seed-3", str(data), "its seed is 3; the package ships seed 0"),
-        ("seed-0", "bundled", "are not those that"),
+    other = ["--seeds", str(runs / "seed-3")]
+    for folder, images, more, sentence in (
+        ("seed-3", str(data), [], "its seed is 3; the package ships seed 0"),
+        ("seed-0", "bundled", [], "are not those that"),
+        ("seed-0", str(data), other, "the run whose weights are to be shipped is not among these"),
+        ("seed-0", str(data), ["--seeds", str(tmp_path / "nowhere")], "there is no training run"),
     ):
         capsys.readouterr()
-        assert make_bundled_weights.main([str(tmp_path / folder), images, "--out", str(tmp_path / "other")]) == 2
+        assert make_bundled_weights.main([str(runs / folder), images, "--out", str(tmp_path / "other"), *more]) == 2
         assert sentence in capsys.readouterr().err
         assert not (tmp_path / "other").exists()

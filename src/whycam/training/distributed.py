@@ -89,7 +89,7 @@ class Processes:
             ids = [self.device] if self.device.type == "cuda" else None
             network = nn.parallel.DistributedDataParallel(model, device_ids=ids)
         # Not in place: evaluations, in another mode and with other batches, would have to be compiled anew.
-        return torch.compile(network) if recipe.compile else network  # type: ignore[return-value]
+        return torch.compile(network, dynamic=False) if recipe.compile else network  # type: ignore[return-value]
 
 
 def _all_reduce(tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> None:
