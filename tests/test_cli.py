@@ -1,4 +1,4 @@
-"""The command line as a stranger meets it: real processes, real files, every mistake one sentence."""
+"""The command line as a stranger meets it: real files, mostly real processes, every mistake one sentence."""
 
 from __future__ import annotations
 
@@ -55,12 +55,23 @@ def refused_by_process(*arguments, **options):
 
 
 @pytest.fixture
-def refused(capfd):
-    """The same without starting a process, which takes longer than most mistakes do."""
+def here(capfd):
+    """`command` without starting a process, which takes longer than most of what is asked for."""
 
     def run(*arguments):
         capfd.readouterr()
-        return the_sentence(main([*map(str, arguments)]), *capfd.readouterr())
+        return subprocess.CompletedProcess(arguments, main([*map(str, arguments)]), *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def refused(here):
+    """`refused_by_process` without one."""
+
+    def run(*arguments):
+        result = here(*arguments)
+        return the_sentence(result.returncode, result.stdout, result.stderr)
 
     return run
 
@@ -144,15 +155,15 @@ def test_explain_writes_a_figure_and_says_what_is_in_it(image, tmp_path):
     assert sum(entry["probability"] for entry in values["images"][0]["ranking"]) == pytest.approx(1, abs=1e-5)
 
 
-def test_summary_and_methods():
-    assert "Estimated Total Size (MB): 53.89" in command("summary").stdout
-    assert "Total params: 21,282,122" in command("summary", "resnet34").stdout
-    names = [entry["name"] for entry in json.loads(command("methods", "--json").stdout)["methods"]]
+def test_summary_and_methods(here):
+    assert "Estimated Total Size (MB): 53.89" in here("summary").stdout
+    assert "Total params: 21,282,122" in here("summary", "resnet34").stdout
+    names = [entry["name"] for entry in json.loads(here("methods", "--json").stdout)["methods"]]
     assert {"gradcam", "hirescam"} <= set(names)
     text = command("methods").stdout
     assert "arXiv:1610.02391" in text
     _, options, combinators = re.split(r"^(?:options|combinators), written .*:$", text, flags=re.MULTILINE)
-    made = json.loads(command("methods", "--json").stdout)["combinators"]
+    made = json.loads(here("methods", "--json").stdout)["combinators"]
     assert [entry["name"] for entry in made] == ["augmented", "eigen", "noisy"]
     assert {entry["name"]: entry["options"] for entry in made}["noisy"] == {"n": 8, "sigma": 0.1}
     assert re.search(r"^  noisy\(METHOD, n=8, sigma=0.1\)  The mean map over n noisy copies", combinators, re.MULTILINE)
@@ -166,16 +177,16 @@ def test_summary_and_methods():
         assert find_method(line).name.partition("(")[0] == line.partition("(")[0]
 
 
-def test_layers():
+def test_layers(here):
     text = command("layers").stdout
     assert re.search(r"^layer2.1 +BasicBlock +128 +16×16  \d+×\d+ pixels$", text, re.MULTILINE)
     assert re.search(r"^layer4.1 +BasicBlock +512 +4×4  the whole image  ← default$", text, re.MULTILINE)
-    values = json.loads(command("layers", "resnet34", "--json").stdout)
+    values = json.loads(here("layers", "resnet34", "--json").stdout)
     assert values["default"] == "layer4.2"
     assert {"path", "grid", "channels", "reach"} <= values["layers"][0].keys()
 
 
-def test_exif_rotation_and_odd_modes_are_read_as_they_are_meant(tmp_path):
+def test_exif_rotation_and_odd_modes_are_read_as_they_are_meant(here, tmp_path):
     pixels = np.arange(32 * 24 * 3, dtype=np.uint8).reshape(32, 24, 3)
     upright = Image.fromarray(pixels)
     exif = Image.Exif()
@@ -184,14 +195,14 @@ def test_exif_rotation_and_odd_modes_are_read_as_they_are_meant(tmp_path):
     upright.save(tmp_path / "upright.png")
     upright.convert("RGBA").save(tmp_path / "rgba.png")
     rankings = {
-        name: json.loads(command("explain", "cifar10-resnet18", tmp_path / name, "--json", "--out", tmp_path).stdout)
+        name: json.loads(here("explain", "cifar10-resnet18", tmp_path / name, "--json", "--out", tmp_path).stdout)
         for name in ("rotated.png", "upright.png", "rgba.png")
     }
     tops = [values["images"][0]["ranking"] for values in rankings.values()]
     assert tops[0] == tops[1] == tops[2]
     upright.convert("L").save(tmp_path / "grey.png")
     Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save(tmp_path / "grey16.png")
-    result = command("explain", "cifar10-resnet18", tmp_path / "grey.png", tmp_path / "grey16.png", "--out", tmp_path)
+    result = here("explain", "cifar10-resnet18", tmp_path / "grey.png", tmp_path / "grey16.png", "--out", tmp_path)
     assert result.returncode == 0, result.stderr
 
 
