@@ -23,13 +23,16 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket that listens; port 0 takes any free one.
 
     Raises:
-        WhycamError: the address is taken or none of this machine's.
+        WhycamError: the address is taken or none of this machine's, or there is no such port.
     """
     try:
+        # Of such a port create_server says so as well, and leaves its socket open.
+        if not 0 <= port <= 65535:
+            raise OSError("a port is 0 to 65535")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=DEFAULTS.connections)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+    except OSError as error:
+        reason = error.strerror or str(error)
         raise WhycamError(f"cannot listen on {host}, port {port} ({reason}); choose another --host or --port") from None
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from whycam.errors import WhycamError
-from whycam.files import write_bytes
+from whycam.files import write_bytes, writing
 from whycam.study.parts import read_table
 from whycam.study.suspects import label_suspects
 
@@ -168,6 +168,37 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     if manifest.get("format") != FORMAT or not {"status", "stage", "key"} <= manifest.keys():
         raise WhycamError(f"{path}: not a study manifest that this whycam reads; choose another folder")
     return manifest
+
+
+def claim(folder: Path, key: str) -> dict[str, Any] | None:
+    """Make the folder that of the study with this key: the manifest of its begun run, or None for a fresh start.
+
+    Raises:
+        WhycamError: it holds something else, another study, or cannot be written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise WhycamError(f"{folder}: is a file; give a folder")
+    before = read_manifest(folder)
+    if before is None and folder.is_dir() and (found := _visible(folder)):
+        raise WhycamError(f"{folder}: holds something else ({found}); give a new or empty folder")
+    if before is not None and before["key"] != key:
+        raise WhycamError(
+            f"{folder}: holds another study (other weights, data, layers, methods, options or version of "
+            "whycam); give another folder"
+        )
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        # A finished study has no use for parts, and its folder may by now be read-only.
+        if before is None or before["status"] != "complete":
+            (folder / PARTS).mkdir(exist_ok=True)
+            for leftover in folder.rglob(".*.partial"):
+                leftover.unlink()
+    return before
+
+
+def _visible(folder: Path) -> str | None:
+    """The name of something in the folder that is not our own leftover of a killed start."""
+    return next((p.name for p in sorted(folder.iterdir()) if p.name != PARTS and not p.name.endswith(".partial")), None)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -23,7 +23,6 @@ from whycam.cam.methods import resolve_methods
 from whycam.cam.survey import default_layer
 from whycam.data.source import ImageSource, IndexArray
 from whycam.errors import WhycamError
-from whycam.files import writing
 from whycam.models.checkpoint import ModelSpec
 from whycam.modules import unwrapped
 from whycam.study import manifest as manifests
@@ -36,7 +35,7 @@ from whycam.study.folder import (
     PARTS,
     TABLES,
     Study,
-    read_manifest,
+    claim,
     write_json,
 )
 from whycam.study.layers import check_grids, study_layers
@@ -104,7 +103,7 @@ class _Run:
         if not len(self.source):
             raise WhycamError(f"{self.source.name}: there is no image to study")
         description = self.description  # refuses unknown layers and methods before anything is written
-        before = self._claim(description["key"])
+        before = claim(self.out, description["key"])
         if before is not None and before["status"] == "complete":
             return Study.load(self.out)
         timings: dict[str, float] = dict(before["timings"]) if before else {}
@@ -178,27 +177,6 @@ class _Run:
             "seed": SEED if self.config.score_images else None,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-
-    def _claim(self, key: str) -> dict[str, Any] | None:
-        """Make the folder ours: the manifest of the same study begun before, or None for a fresh start."""
-        if self.out.exists() and not self.out.is_dir():
-            raise WhycamError(f"{self.out}: is a file; give a folder")
-        before = read_manifest(self.out)
-        if before is None and self.out.is_dir() and (found := _visible(self.out)):
-            raise WhycamError(f"{self.out}: holds something else ({found}); give a new or empty folder")
-        if before is not None and before["key"] != key:
-            raise WhycamError(
-                f"{self.out}: holds another study (other weights, data, layers, methods, options or version of "
-                "whycam); give another folder"
-            )
-        with writing(self.out):
-            self.out.mkdir(parents=True, exist_ok=True)
-            # A finished study has no use for parts, and its folder may by now be read-only.
-            if before is None or before["status"] != "complete":
-                self._parts.mkdir(exist_ok=True)
-                for leftover in self.out.rglob(".*.partial"):
-                    leftover.unlink()
-        return before
 
     def _predict(self) -> None:
         def rows(positions: range) -> Iterator[pa.Table]:
@@ -313,8 +291,3 @@ def _first_of_each(predictions: pa.Table, count: int) -> IndexArray:
     label, correct = predictions["label"].to_numpy(), predictions["correct"].to_numpy()
     chosen = [np.flatnonzero(correct & (label == value))[:count] for value in np.unique(label)]
     return np.sort(np.concatenate(chosen)).astype(np.int64)
-
-
-def _visible(folder: Path) -> str | None:
-    """The name of something in the folder that is not our own leftover of a killed start."""
-    return next((p.name for p in sorted(folder.iterdir()) if p.name != PARTS and not p.name.endswith(".partial")), None)
