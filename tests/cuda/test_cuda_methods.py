@@ -109,15 +109,26 @@ OF_TOKENS = ["gradcam", "hirescam", "gradcam++", "xgradcam", "layercam", "shaple
 
 @pytest.mark.parametrize("kind", BUILD)
 def test_token_models(kind, device):
-    build, size = BUILD[kind]
-    torch.manual_seed(0)
-    network, pixels = build().double().eval(), torch.randn(2, 3, *size, dtype=torch.float64)
+    network, pixels = of_tokens(kind)
     here = whycam.explain(network, pixels, methods=OF_TOKENS, targets=[1, 4])
     actual = whycam.explain(copy.deepcopy(network).to(device), pixels.to(device), methods=OF_TOKENS, targets=[1, 4])
     assert actual.layers == here.layers
     assert_near(actual.maps, here.maps, 1e-8)
-    single = whycam.explain(network.float().to(device), pixels.float().to(device), targets=[1, 4])
-    assert_near(single.maps, {key: here.maps[key] for key in single.maps}, 1e-4)
+
+
+@pytest.mark.parametrize("kind", BUILD)
+def test_token_models_in_single_precision(kind, device):
+    network, pixels = of_tokens(kind)
+    here = whycam.explain(network, pixels, targets=[1, 4])
+    actual = whycam.explain(network.float().to(device), pixels.float().to(device), targets=[1, 4])
+    assert_near(actual.maps, here.maps, 1e-4)
+
+
+def of_tokens(kind):
+    """A network of tokens with random weights and two images for it, in float64."""
+    build, size = BUILD[kind]
+    torch.manual_seed(0)
+    return build().double().eval(), torch.randn(2, 3, *size, dtype=torch.float64)
 
 
 TOGETHER = ["gradcam", "hirescam", "gradcam++", "xgradcam", "layercam", "eigencam", "eigengradcam", "kpcacam", "fem",
