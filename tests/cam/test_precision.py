@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 import whycam
 from whycam.cam import METHODS
+from whycam.cam.methods.activation import principal_map
 
 # The mean error of a map in units of its mean size and of the type's machine epsilon (float32 1.2e-7, float16 9.8e-4,
 # bfloat16 7.8e-3). Most maps lose one to three of it; these are differences of scores, which lose more.
@@ -134,3 +135,19 @@ def test_the_check_notices_a_wrong_slope():
             test_a_differentiable_map_has_the_slope_that_it_has("half")
     finally:
         del METHODS["half"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_main_axis_has_its_sign_from_more_than_rounding(dtype):
+    """Behind a LayerNorm channels add up to zero but for rounding, which another batch or device does otherwise."""
+    features = nn.functional.layer_norm(torch.randn(8, 16, 48, generator=torch.Generator().manual_seed(0)), (48,))
+    features = features.to(dtype).transpose(1, 2).reshape(8, 48, 4, 4)
+    expected = principal_map(features)
+    for seed in range(5):
+        noise = torch.randn(features.shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+        actual = principal_map(features * (1 + 2 * torch.finfo(dtype).eps * noise))
+        torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
+    # A gain of its own for each channel gives it a sum, and that decides as before.
+    gained = features * torch.linspace(0.5, 1.5, 48, dtype=dtype).view(48, 1, 1)
+    mine, total = principal_map(gained).flatten(1), gained.sum(1).flatten(1)
+    assert ((mine - mine.mean(1, keepdim=True)) * total).sum(1).min() > 0

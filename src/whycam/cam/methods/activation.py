@@ -1,8 +1,8 @@
 """Methods that read activations alone or project them on their main axis. A: (B, C, …positions).
 
 A principal axis has no sign of its own. Here it is the one for which the map correlates with a reference: the sum over
-channels of what was projected, so that more of it is brighter; where that correlation is 0, the value that is largest
-in size is positive.
+channels of what was projected, so that more of it is brighter; where that correlation is 0, or the sum but rounding (as
+behind a LayerNorm without a gain of its own), the value that is largest in size is positive.
 """
 
 from __future__ import annotations
@@ -96,7 +96,12 @@ def _if_finite(decompose: Callable[[Tensor], Tensor], features: Tensor) -> Tenso
 
 def principal_map(features: Tensor) -> Tensor:
     """The first principal component, its sign fixed by the sum over channels: (B, C, …) → (B, …)."""
-    return signed(_if_finite(main_axis, features), features.sum(dim=1))
+    reference = features.sum(dim=1)
+    # Where channels add up to zero, what is left is rounding, which another batch or device does otherwise.
+    rounding = 64 * torch.finfo(features.dtype).eps * features.shape[1] ** 0.5
+    size = torch.linalg.vector_norm(features.flatten(1), dim=1) * rounding
+    known = torch.linalg.vector_norm(reference.flatten(1), dim=1) > size
+    return signed(_if_finite(main_axis, features), reference * known.view(-1, *[1] * (reference.ndim - 1)))
 
 
 @method("Eigen-CAM", paper="Muhammad & Yeasin, 2020, arXiv:2008.00299", needs=())
