@@ -57,11 +57,12 @@ def test_memory_formats_do_not_matter():
 
 def test_zero_stays_zero():
     [answer] = orthogonalised([torch.zeros(4, 3, 3, 3)])
-    filters = [torch.zeros(4, 3, 3, 3), torch.ones(4, 9)]
+    filters = [torch.zeros(4, 3, 3, 3), torch.zeros(512, 9), torch.ones(4, 9)]
     scale_to_rows(filters)
     assert not answer.any()
     assert not filters[0].any()
-    assert float(filters[1].norm()) == pytest.approx(2)
+    assert not filters[1].any()
+    assert float(filters[2].norm()) == pytest.approx(2)
 
 
 def test_steps_equal_the_textbook():
@@ -100,6 +101,31 @@ def test_every_parameter_is_in_one_group(kind):
     assert len(biases) == sum(isinstance(m, nn.BatchNorm2d) for m in model.modules()) + 1
     orthogonal = [p for group in groups if group.get("orthogonal") for p in group["params"]]
     assert len(orthogonal) == (sum(isinstance(m, nn.Conv2d) for m in model.modules()) if kind == "muon" else 0)
+
+
+class Tokens(nn.Module):
+    """Parameters of three and four axes, of which one alone is a convolution's filters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, stride=4)
+        self.raised = nn.ConvTranspose2d(8, 8, 2)
+        self.places = nn.Parameter(torch.zeros(1, 16, 8))
+        self.scale = nn.Parameter(torch.full((8, 1, 1), 1e-5))
+
+
+def test_filters_are_convolutions_alone():
+    """Other parameters of many axes are not brought to a norm of its choice."""
+    model = Tokens()
+    optimizer = make_optimizer(model, Recipe(optimizer="muon"))
+    orthogonal = [p for group in optimizer.param_groups if group.get("orthogonal") for p in group["params"]]
+    assert [id(p) for p in orthogonal] == [id(model.patches.weight)]
+    sum(p.sum() for p in model.parameters()).backward()
+    set_rates(optimizer, 1e-9, 0.9)
+    optimizer.step()
+    assert float(model.scale.detach().abs().max()) == pytest.approx(1e-5, rel=1e-3)
+    assert float(model.places.detach().abs().max()) < 1e-6
+    assert float(model.patches.weight.detach().norm()) == pytest.approx(8**0.5)
 
 
 def test_it_goes_on_from_its_tensors():

@@ -90,4 +90,5 @@ def orthogonalised(matrices: Sequence[Tensor], repetitions: int = 5) -> list[Ten
 def scale_to_rows(matrices: list[Tensor]) -> None:
     """Give each (rows, …) tensor the norm √rows, in place; one that is zero stays so."""
     for matrix, norm in zip(matrices, torch._foreach_norm(matrices), strict=True):
-        matrix.mul_(len(matrix) ** 0.5 / norm.clamp_min(torch.finfo(norm.dtype).tiny))
+        # By no number so small that √rows divided by it overflows: zero times that would not be zero.
+        matrix.mul_(len(matrix) ** 0.5 / norm.clamp_min(torch.finfo(norm.dtype).eps))

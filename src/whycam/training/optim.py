@@ -24,8 +24,11 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     """The trainable parameters by how they are stepped: decay, multiple of the rate (``scale``), orthogonal or not."""
     weights, others = decay_groups(model)
     muon = recipe.optimizer == "muon"
-    filters = [p for p in weights if p.ndim > 2] if muon else []
-    weights = [p for p in weights if p.ndim <= 2] if muon else weights
+    # By their modules: other parameters of many axes (positions of tokens, scales of layers) have a size of their own.
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d) if muon else ()
+    convolved = {id(module.weight) for module in model.modules() if isinstance(module, kinds)}
+    filters = [p for p in weights if id(p) in convolved]
+    weights = [p for p in weights if id(p) not in convolved]
     apart = {id(p) for name, p in model.named_parameters() if name.rpartition(".")[2] == "bias"}
     # One group of all if nothing sets the biases apart: fewer, larger steps.
     biases = [p for p in others if id(p) in apart] if recipe.bias_rate != 1 else []

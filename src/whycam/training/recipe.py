@@ -47,10 +47,12 @@ class Recipe:
         batch_size: images per optimiser step, over all processes together.
         drop_last: leave out an epoch's incomplete last batch (another order each epoch, so no image is lost for good).
         optimizer: "sgd" (Nesterov), "adam", or "muon" (convolution filters by orthogonal steps, all else by sgd;
-            Jordan et al., 2024).
+            Jordan et al., 2024). Muon keeps the filters at a constant norm, for convolutions that a normalisation
+            follows.
         lr: peak learning rate. Muon's is the share of a filter's weights that a step changes.
         other_rate: with muon, the rate of everything but convolution filters, as a multiple of ``lr``.
-        bias_rate: the rate of biases and normalisation shifts, as a further multiple of it, whatever the optimiser.
+        bias_rate: the rate of biases and normalisation shifts, as a multiple of what it would be otherwise (with muon
+            other_rate · lr, else lr).
         momentum: SGD's momentum, Adam's β₁.
         momentum_range: (low, high) of a momentum that mirrors the learning rate, as one-cycle training has it;
             None keeps ``momentum`` throughout.
@@ -59,7 +61,8 @@ class Recipe:
         lr_end: last learning rate as a fraction of the peak; the fall from the peak is linear.
         weight_decay: in the usual units of the optimiser (5e-4 for SGD, 1e-4 for Adam); Muon's filters have none.
         decoupled: shrink the weights directly, by lr · weight_decay / (1 − momentum) a step for SGD (what L2 amounts
-            to once momentum has built up) and by lr · weight_decay for Adam; False adds L2 to the gradient.
+            to once momentum has built up) and by lr · weight_decay for Adam; False adds L2 to the gradient, which
+            muon does not do.
         zero_gain: start the last normalisation of each block of whycam's ResNets with a gain of 0, so that the block
             begins as its shortcut (Goyal et al., 2017, arXiv:1706.02677).
         decay_all: decay biases and BatchNorm's parameters too, not convolution and linear weights alone.
@@ -85,7 +88,8 @@ class Recipe:
         channels_last: memory layout of images and weights.
         compile: hand the network to ``torch.compile``.
         graph: on a GPU, record a step once and replay it as a CUDA graph, which spares its hundreds of launches; not
-            with several processes or a cycled momentum.
+            with several processes, adam or a cycled momentum. False for a network of one's own that decides something
+            anew in every forward pass in Python, such as which layers to drop: it would do what was recorded.
         sync_batchnorm: with several processes, BatchNorm's statistics are those of the whole batch.
         evaluate_every: epochs between evaluations on the test set; the last epoch is always evaluated.
     """
@@ -136,6 +140,8 @@ class Recipe:
                 raise WhycamError(f"recipe: {name} is {getattr(self, name)}; it must lie from {low:g} to {high:g}")
         if self.momentum >= 1:
             raise WhycamError(f"recipe: momentum is {self.momentum}; it must be below 1")
+        if self.optimizer == "muon" and not self.decoupled:
+            raise WhycamError("recipe: decoupled is false, but muon shrinks weights directly; set decoupled=true")
         starts = [start for start, _ in self.crops]
         if not starts or starts[0] != 0 or starts != sorted(set(starts)) or starts[-1] >= 1:
             raise WhycamError(
