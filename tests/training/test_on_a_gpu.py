@@ -7,9 +7,9 @@ import contextlib
 import pytest
 import torch
 from tiny import RECIPE, Tiny, run, small_resnet
+from torch.nn import functional as F
 
 from whycam.training.loop import Loop
-from whycam.training.recorded import Recorded
 from whycam.training.state import load_state
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -54,12 +54,11 @@ def test_a_recorded_step_is_the_plain_one(tmp_path, loops, recipe):
         run(tmp_path / "graph", recipe=recipe, images=240, device="cuda", network=small_resnet)
         run(tmp_path / "plain", recipe=recipe.override({"graph": False}), images=240, device="cuda",
             network=small_resnet)  # fmt: skip
-    update = loops[0].update
-    assert isinstance(update, Recorded)
-    assert not isinstance(loops[1].update, Recorded)
-    assert not update.refused
-    replayed = [recording for recording in update.recordings.values() if recording.graph is not None]
-    assert len(update.recordings) == 4
+    recorded = loops[0].recorded
+    assert loops[1].recorded is None
+    assert not recorded.refused
+    replayed = [recording for recording in recorded.recordings.values() if recording.graph is not None]
+    assert len(recorded.recordings) == 4
     assert len(replayed) >= 2
     theirs = weights(tmp_path / "plain")
     tolerance = 1e-4 if recipe.precision == "fp32" and recipe.optimizer == "sgd" else 5e-2
@@ -92,10 +91,27 @@ class Waits(Tiny):
 def test_a_network_that_waits_for_the_gpu_is_launched(tmp_path, loops):
     result = run(tmp_path / "run", recipe=SGD, device="cuda", network=Waits)
     assert result.finished
-    assert loops[0].update.refused
+    assert loops[0].recorded.refused
     with one_algorithm():
         plain = run(tmp_path / "plain", recipe=SGD.override({"graph": False}), device="cuda", network=Tiny)
     assert result.history[-1].train_loss == pytest.approx(plain.history[-1].train_loss, rel=1e-2)
+
+
+class WaitsAndDraws(Waits):
+    """Draws on the GPU too, after the part that cannot be recorded."""
+
+    def forward(self, x):
+        return F.dropout(super().forward(x), 0.1, self.training)
+
+
+def test_a_recording_that_fails_leaves_nothing_behind(tmp_path, loops):
+    """Neither its stream nor a generator that waits for its end."""
+    before = torch.cuda.current_stream()
+    result = run(tmp_path / "run", recipe=SGD, device="cuda", network=WaitsAndDraws)
+    assert result.finished
+    assert loops[0].recorded.refused
+    assert torch.cuda.current_stream() == before
+    assert 0 < float(torch.rand(1000, device="cuda").mean()) < 1
 
 
 def test_a_stopped_run_goes_on(tmp_path):

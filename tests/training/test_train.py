@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from whycam.training import RECIPES, Recipe, evaluate, read_history, train, trai
 from whycam.training.device_data import DeviceData
 from whycam.training.evaluate import VIEWS, Evaluation
 from whycam.training.history import EpochRecord, Progress
+from whycam.training.loop import Loop
 from whycam.training.state import load_state
 from whycam.training.train import initial_model
 
@@ -250,6 +253,27 @@ def test_several_seeds(tmp_path):
     assert summary["seeds"] == [0, 5, 2]
     with pytest.raises(WhycamError, match=r"seeds are \[1, 1\]; name at least one, and each once"):
         one([1, 1])
+
+
+def test_a_run_lets_go_of_its_data_and_network(tmp_path, monkeypatch):
+    """When it returns, not when Python next looks for cycles: the next seed's run needs the memory."""
+    found = []
+    plain = Loop.run
+
+    def seen(self):
+        found.append(weakref.ref(self))
+        return plain(self)
+
+    monkeypatch.setattr(Loop, "run", seen)
+    gc.collect()
+    gc.disable()
+    try:
+        for name in ("a", "b"):
+            run(tmp_path / name, recipe=RECIPE.override({"epochs": 1}))
+        # The first one's frames are kept by torch, which imports its compiler in the midst of it.
+        assert found[1]() is None
+    finally:
+        gc.enable()
 
 
 def test_importing_the_library_does_not_import_training():

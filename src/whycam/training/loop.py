@@ -23,7 +23,7 @@ from whycam.training.evaluate import StoppedError, evaluate
 from whycam.training.feasible import able_to_compile, enough_for_batchnorm
 from whycam.training.history import HISTORY_FILE, EpochRecord, Progress, write_history
 from whycam.training.optim import load_optimizer_tensors, make_optimizer, optimizer_tensors, set_rates
-from whycam.training.recorded import Recorded, Update, can_record, make_rates_tensors
+from whycam.training.recorded import Recorded, can_record, make_rates_tensors
 from whycam.training.schedule import schedule
 from whycam.training.state import STATE_FILE, Meters, Position, RunKey, State, load_state, save_state
 
@@ -64,10 +64,10 @@ class Loop:
         # Reading a value makes a GPU wait, so there it is done now and then only.
         self.patience = 1 if self.device.type == "cpu" else 10
         self.bf16 = self.recipe.precision == "bf16"
-        self.update: Update = self.descend
+        self.recorded: Recorded | None = None
         if can_record(self.recipe, self.device, processes):
             make_rates_tensors(self.optimizer, self.device)
-            self.update = Recorded(self.descend)
+            self.recorded = Recorded()
         self.steps = self.recipe.steps_per_epoch(len(train))
         self.position = Position()
         self.meters = Meters.zero(self.device)
@@ -141,7 +141,11 @@ class Loop:
         start, stop = step * recipe.batch_size, min((step + 1) * recipe.batch_size, len(plan))
         x, labels = self.train.augmented(plan.part(*self.processes.share(start, stop)), recipe, size)
         set_rates(self.optimizer, lr, momentum)
-        loss, correct = self.update(x, labels, stop - start)
+        batch = stop - start
+        if self.recorded is None:
+            loss, correct = self.descend(x, labels, batch)
+        else:
+            loss, correct = self.recorded(self.descend, x, labels, batch)
 
         done = epoch * self.steps + step + 1
         if self.averager is not None:
@@ -149,9 +153,9 @@ class Loop:
         self.meters.loss += loss
         self.meters.correct += correct
         self.meters.images += len(labels)
-        self.images += stop - start
-        self.images_here += stop - start
-        self.pixels_here += (stop - start) * size**2
+        self.images += batch
+        self.images_here += batch
+        self.pixels_here += batch * size**2
         self.position = Position(epoch, step + 1)
         if (step + 1) % self.patience == 0 or step + 1 == self.steps:
             self.report(float(loss) / max(1, len(labels)), lr)

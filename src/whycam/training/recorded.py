@@ -40,6 +40,8 @@ class _Recording:
 class Recorded:
     """Calls an update plainly the first few times for each shape of its inputs, then replays what it did on the GPU.
 
+    It is given with every call, and has to be the same one: were it kept here, it and its owner would keep each other.
+
     Launching a small network's hundreds of kernels one by one takes the host longer than the GPU needs to run them. An
     update that waits for the GPU, as a network of one's own may, cannot be recorded, and is called plainly for good.
 
@@ -47,23 +49,22 @@ class Recorded:
         refused: whether that was found out.
     """
 
-    def __init__(self, update: Update) -> None:
-        self.update = update
+    def __init__(self) -> None:
         self.refused = False
         self.recordings: dict[tuple[object, ...], _Recording] = {}
         self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self.pool = torch.cuda.graph_pool_handle()
 
-    def __call__(self, x: Tensor, labels: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    def __call__(self, update: Update, x: Tensor, labels: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         """As the update; what is returned is overwritten by the next call."""
         recording = self.recordings.setdefault((x.shape, labels.shape, batch), _Recording())
         if recording.graph is None and recording.calls >= WARM_UPS and not self.refused:
-            self._record(recording, x, labels, batch)
+            self._record(update, recording, x, labels, batch)
         recording.calls += 1
         if recording.graph is None:
             self.stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.stream):
-                loss, correct = self.update(x, labels, batch)
+                loss, correct = update(x, labels, batch)
             torch.cuda.current_stream().wait_stream(self.stream)
             return loss, correct
         for mine, given in zip(recording.inputs, (x, labels), strict=True):
@@ -71,14 +72,19 @@ class Recorded:
         recording.graph.replay()
         return recording.outputs[0], recording.outputs[1]
 
-    def _record(self, recording: _Recording, x: Tensor, labels: Tensor, batch: int) -> None:
+    def _record(self, update: Update, recording: _Recording, x: Tensor, labels: Tensor, batch: int) -> None:
         """Record one call, which does nothing yet."""
-        graph, inputs = torch.cuda.CUDAGraph(), (x.clone(), labels.clone())
+        graph, inputs, stream = torch.cuda.CUDAGraph(), (x.clone(), labels.clone()), torch.cuda.current_stream()
         try:
             with torch.cuda.graph(graph, pool=self.pool):
-                outputs = self.update(*inputs, batch)
+                outputs = update(*inputs, batch)
         except RuntimeError:
             self.refused = True
+            # torch leaves its recording's stream current if that fails, and (below 2.12 or so) the device's random
+            # numbers waiting for the recording's end, so that the next dropout would be an error.
+            torch.cuda.set_stream(stream)
             torch.cuda.synchronize()
+            random = torch.cuda.default_generators[x.device.index]
+            random.graphsafe_set_state(random.clone_state())
         else:
             recording.graph, recording.inputs, recording.outputs = graph, inputs, outputs
