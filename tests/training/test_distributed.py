@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import RECIPE, Tiny, run
+from tiny import MUON, RECIPE, Tiny, run
 from torch import nn
 
 from whycam.training import read_history
@@ -39,14 +41,25 @@ def two(tmp_path_factory):
 
 def test_two_processes_have_the_loss_curve_of_one(two, tmp_path):
     run(tmp_path / "one")
-    ours, theirs = read_history(tmp_path / "one"), read_history(two)
+    same_curve(tmp_path / "one", two)
+
+
+def test_also_with_muon(tmp_path):
+    done = torchrun(tmp_path / "two", "recipe", "muon")
+    assert done.returncode == 0, done.stderr
+    run(tmp_path / "one", recipe=MUON)
+    same_curve(tmp_path / "one", tmp_path / "two")
+
+
+def same_curve(one_folder, two_folder):
+    ours, theirs = read_history(one_folder), read_history(two_folder)
     assert len(ours) == len(theirs) == RECIPE.epochs
     for one, both in zip(ours, theirs, strict=True):
         assert both.train_loss == pytest.approx(one.train_loss, rel=1e-4)
         assert both.test_loss == pytest.approx(one.test_loss, rel=1e-3)
         assert both.images == one.images
         assert abs(both.train_accuracy - one.train_accuracy) <= 1 / 256
-    one, both = (load_state(folder / "state.pt").tensors for folder in (tmp_path / "one", two))
+    one, both = (load_state(folder / "state.pt").tensors for folder in (one_folder, two_folder))
     for group in ("model", "average"):
         for name, value in one[group].items():
             torch.testing.assert_close(both[group][name], value, rtol=1e-3, atol=1e-4)
@@ -124,6 +137,22 @@ def test_synced_batchnorm_is_batchnorm(alone, affine, momentum, generator):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
         for name, value in theirs.state_dict().items():
             torch.testing.assert_close(ours.state_dict()[name], value, rtol=1e-9, atol=1e-9)
+
+
+def test_the_compiler_keeps_out_of_what_processes_say_to_each_other(alone, generator):
+    """Tracing what waits for the others took minutes, and was given up after so many layers."""
+    model = synchronise_batchnorm(Tiny(10))
+    plain = copy.deepcopy(model)
+    x = torch.randn(4, 3, 16, 16, generator=generator)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        Processes(0, 1, CPU).wrap(model, RECIPE.override({"compile": True}))
+        answer = torch.compile(model, backend="eager", dynamic=False)(x)
+    assert not [one for one in said if "Dynamo does not know how to trace" in str(one.message)]
+    torch.testing.assert_close(answer, plain(x))
+    answer.sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert [name for name, _ in model.named_parameters()] == [name for name, _ in plain.named_parameters()]
 
 
 def test_other_layers_are_left_alone():

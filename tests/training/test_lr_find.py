@@ -45,7 +45,7 @@ def prepared(used, **fields):
 
 
 @pytest.mark.parametrize("used", [False, True])
-@pytest.mark.parametrize("kind", ["sgd", "adam"])
+@pytest.mark.parametrize("kind", ["sgd", "adam", "muon"])
 def test_model_and_optimiser_are_as_before(kind, used):
     model, optimizer = prepared(used, optimizer=kind)
     twin, twin_optimizer = copy.deepcopy((model, optimizer))
@@ -101,6 +101,18 @@ def test_the_suggestion_is_where_a_known_loss_falls_most_steeply():
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     result = lr_range_test(model, optimizer, ((x, labels) for _ in range(200)), smoothing=0.0)
     assert result.suggestion == pytest.approx(steep, rel=0.6)
+
+
+def test_every_group_has_its_multiple_of_the_rate():
+    """As a training at that rate would have it: filters, the rest, and biases."""
+    model, optimizer = prepared(False, optimizer="muon", other_rate=10, bias_rate=3)
+    seen = []
+    lr_range_test(
+        model, optimizer, batches(), start=0.001, end=0.1, iterations=10,
+        on_step=lambda _: seen.append([group["lr"] for group in optimizer.param_groups]),
+    )  # fmt: skip
+    assert seen[0] == pytest.approx([0.001, 0.01, 0.01, 0.03])
+    assert seen[-1] == pytest.approx([0.1, 1, 1, 3])
 
 
 def test_the_test_of_a_recipe_ends_when_the_loss_explodes(tmp_path):

@@ -14,7 +14,7 @@ import time
 
 import pytest
 import torch
-from tiny import PREPROCESS, RECIPE, Tiny, run, slow_steps, small, without_norm
+from tiny import MUON, PREPROCESS, RECIPE, Tiny, run, slow_steps, small, without_norm
 
 from whycam.errors import WhycamError
 from whycam.training.history import EpochRecord, Progress, read_history
@@ -100,6 +100,17 @@ def test_random_kills_change_nothing(uninterrupted, tmp_path, capsys):
             f"\n{len(hits)} of {len(hits)} kills in {chains} runs resumed bit-identically; they hit: {'; '.join(hits)}"
         )
     assert len(hits) >= KILLS
+
+
+def test_a_killed_run_with_muon_goes_on_bit_for_bit(tmp_path):
+    """In the middle of an epoch, with filters, weights and biases stepped each in their way."""
+    lifetime(tmp_path / "whole", recipe=MUON)
+    lifetime(tmp_path / "killed", die=("just in place", 14), checkpoint_seconds=0.0, recipe=MUON)
+    assert lifetime.exitcode == -signal.SIGKILL
+    assert load_state(tmp_path / "killed" / "state.pt").position.step > 0
+    lifetime(tmp_path / "killed", recipe=MUON)
+    assert lifetime.exitcode == 0
+    same_end(tmp_path / "killed", tmp_path / "whole")
 
 
 @pytest.mark.parametrize("where", ["half-written", "not yet in place", "just in place"])

@@ -34,6 +34,9 @@ RECIPE = Recipe(
 )
 
 
+MUON = RECIPE.override({"optimizer": "muon", "momentum": 0.85, "other_rate": 5.0, "bias_rate": 2.0})
+
+
 class Tiny(nn.Module):
     """Two convolutions with BatchNorm (or without) and a linear layer."""
 

@@ -88,8 +88,14 @@ class Processes:
         if self.count > 1:
             ids = [self.device] if self.device.type == "cuda" else None
             network = nn.parallel.DistributedDataParallel(model, device_ids=ids)
+        if not recipe.compile:
+            return network
+        for module in model.modules():
+            if isinstance(module, SyncedBatchNorm2d):
+                # The compiler would look for minutes into how it waits for the other processes.
+                module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign, no-untyped-call]
         # Not in place: evaluations, in another mode and with other batches, would have to be compiled anew.
-        return torch.compile(network, dynamic=False) if recipe.compile else network  # type: ignore[return-value]
+        return torch.compile(network, dynamic=False)  # type: ignore[return-value]
 
 
 def _all_reduce(tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> None:
