@@ -290,6 +290,7 @@ def refused(*arguments):
         (["--recipe", "recrod"], "there is no recipe 'recrod' (did you mean record?)"),
         (["--recipe", "none.yaml"], "none.yaml: cannot be read (No such file or directory)"),
         (["--set", "epoch=1"], "there is no field 'epoch' (did you mean epochs"),
+        (["--set", "epoch=1", "--set", "lr=0.1"], "there is no field 'epoch' (did you mean epochs"),
         (["--set", "lr=fast"], "lr is 'fast'; it must be a number"),
         (["--set", "lr"], "'lr' is not field=value"),
         (["--set", "architecture=resnet81"], "there is no architecture 'resnet81' (did you mean resnet18"),

@@ -294,6 +294,7 @@ def _recipe(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--set",
         nargs="+",
+        action="extend",
         default=[],
         metavar="FIELD=VALUE",
         help="change fields of the recipe: --set lr=0.3 epochs=10",
