@@ -12,7 +12,7 @@ them.
   shapes and type, and nothing else: the limit of any loop that uses these convolutions;
 - the plain loop: a DataLoader with per-image transforms (on a GPU with four workers), contiguous fp32 tensors, torch's
   defaults, the textbook order of calls;
-- every ``--variant``: the step of a recipe that is changed so.
+- every ``--variant``: the step of a recipe that is changed so (compared by images/s: its batch may be another).
 
 On a GPU the bare convolutions are replayed from a CUDA graph, as our step is, so that neither waits for launches.
 Quoted are medians over the rounds with the quartiles. On a GPU the step is also stated as a share of the measured
@@ -196,7 +196,7 @@ def spread(values: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="record")
-    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--repeat", type=int, help="steps per turn (default: 5 on a CPU, 20 on a GPU)")
     parser.add_argument("--variant", nargs="+", action="append", default=[], metavar="FIELD=VALUE")
@@ -210,6 +210,7 @@ def main() -> None:
         recipe = recipe.override({"precision": _precision(recipe, device)})
         side = recipe.crop_size(0, 32)
         source = images(max(2048, 4 * recipe.batch_size))
+        batches: dict[str, int] = {}
         candidates = {
             "whycam": our_step(recipe, source, device, Path(folder), team),
             "bare convolutions": bare_convolutions(recipe, recipe.batch_size, side, device),
@@ -218,6 +219,7 @@ def main() -> None:
         for changes in options.variant:
             changed = recipe.override(dict(change.split("=", 1) for change in changes))
             candidates[", ".join(changes)] = our_step(changed, source, device, Path(folder), team)
+            batches[", ".join(changes)] = changed.batch_size
         seconds: dict[str, list[float]] = {name: [] for name in candidates}
         for run in candidates.values():
             # The first four steps of a GPU's recording are slower.
@@ -226,8 +228,9 @@ def main() -> None:
             for name, run in candidates.items():
                 seconds[name].append(timed(run, device, repeat))
         peak = matrix_rate(device) if device.type == "cuda" else None
-    for name in [", ".join(changes) for changes in options.variant]:
-        ratio = [ours / theirs for ours, theirs in zip(seconds["whycam"], seconds[name], strict=True)]
+    for name, batch in batches.items():
+        times = batch / recipe.batch_size
+        ratio = [times * ours / theirs for ours, theirs in zip(seconds["whycam"], seconds[name], strict=True)]
         print(f"{name}: {spread(ratio)} times as fast as without")
     share = [bare / ours for bare, ours in zip(seconds["bare convolutions"], seconds["whycam"], strict=True)]
     against_plain = [plain / ours for plain, ours in zip(seconds["plain loop"], seconds["whycam"], strict=True)]
@@ -235,7 +238,7 @@ def main() -> None:
         f"{recipe.name}, {recipe.precision}, batch {recipe.batch_size}, {side}×{side}, {device}, n = {options.rounds}"
     )
     for name, values in seconds.items():
-        print(f"{name:<18} {spread([recipe.batch_size / value for value in values])} images/s")
+        print(f"{name:<18} {spread([batches.get(name, recipe.batch_size) / value for value in values])} images/s")
     print(f"share of the bare convolutions' speed: {spread(share)}")
     print(f"times as fast as the plain loop:       {spread(against_plain)}")
     result = {"recipe": recipe.to_dict(), "device": str(device), "rounds": options.rounds, "seconds": seconds}

@@ -2,9 +2,10 @@ r"""The whole training programme: sweep, seeds, the study's own recipe, ablation
 
     python tools/training_programme.py CIFAR10 --out DIR [--only sweep record study long ablation]
 
-1. sweep: ``record`` trained on 45,000 images and judged on the held-out 5,000; the test set takes no part. Optimiser
-   and rate, batch, momentum, hole, smoothing and averaging are decided one after the other: each is tried in a few
-   other values, and the best by held-out accuracy (the mean of the three views) is what the next is tried on.
+1. sweep: ``record`` trained on 45,000 images and judged on the held-out 5,000; the test set takes no part. Muon's rate,
+   the batch, the rate of everything else, hole and padding, smoothing and averaging are decided one after the other:
+   each is tried in a few other values, and the best by held-out accuracy (the mean of the three views) is what the next
+   is tried on.
    ``--choose FIELD=VALUE …`` leaves the decision to you and skips the sweep's.
 2. record: ``--seeds`` seeds on all 50,000 images, tested after every epoch, reported after the last.
 3. study: the study's recipe to the letter, one seed, for its trajectory.
@@ -15,9 +16,9 @@ Every run lies in DIR/held-out or DIR/test under its recipe's label and seed, an
 programme is started again: the same command goes on where the last one was stopped, by a signal, a kill or
 ``--minutes``, after which it saves and ends with status 3 (0: all is done). A run that diverges is noted as such, in
 its folder and in the table, and the others go on; a run that is there already but of other images or of another recipe
-of that name is refused. ``DIR/table.md`` is rewritten after every
-run. Of a finished run only the records are kept (``config.json`` and ``history.jsonl``, some ten kilobytes), and the
-weights of seed 0 on the test set; ``--keep`` keeps all. The tables can be made again from them at any time:
+of that name is refused. ``DIR/table.md`` is rewritten after every run. Of a finished run only the records are kept
+(``config.json`` and ``history.jsonl``, some ten kilobytes), and the weights of seed 0 on the test set; ``--keep`` keeps
+all. The tables can be made again from them at any time:
 
     python tools/training_table.py DIR
     python tools/training_table.py DIR --trajectory
@@ -80,7 +81,6 @@ ABLATIONS: tuple[dict[str, Any], ...] = (
     {"label_smoothing": 0.0},
     {"pad_mode": "zero"},
     {"decay_all": True},
-    {"decoupled": False},
     {"warmup": 0.0},
 )
 NOT_DONE = 3
@@ -269,7 +269,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=5, metavar="K", help="of record and long (default: 5)")
     parser.add_argument("--ablation-seeds", type=int, default=5, metavar="K", help="of each ablation (default: 5)")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="change every recipe")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="for every recipe")
     parser.add_argument("--choose", nargs="+", metavar="FIELD=VALUE", help="what the sweep would find; it is left out")
     parser.add_argument("--limit", type=int, metavar="N", help="use the first N images of each split only")
     parser.add_argument("--minutes", type=float, metavar="M", help="save and end after so long (status 3)")
@@ -283,7 +283,8 @@ def main() -> int:
         chosen = None
         if options.choose:
             recipe = find_recipe("record", options.choose)
-            chosen = {name: getattr(recipe, name) for name in (change.partition("=")[0] for change in options.choose)}
+            names = [change.partition("=")[0].strip() for change in options.choose]
+            chosen = {name: getattr(recipe, name) for name in names}
         options.out.mkdir(parents=True, exist_ok=True)
         programme = Programme(
             options.out, training, test, options.seeds, options.ablation_seeds, options.device, options.set,
