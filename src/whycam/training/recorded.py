@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -85,6 +86,7 @@ class Recorded:
             torch.cuda.set_stream(stream)
             torch.cuda.synchronize()
             random = torch.cuda.default_generators[x.device.index]
-            random.graphsafe_set_state(random.clone_state())
+            with contextlib.suppress(RuntimeError):  # a network without dropout does not need it
+                random.graphsafe_set_state(random.clone_state())
         else:
             recording.graph, recording.inputs, recording.outputs = graph, inputs, outputs
