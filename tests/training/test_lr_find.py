@@ -85,22 +85,29 @@ def test_rates_and_smoothing_equal_their_definitions():
     assert result.suggestion in result.lrs
 
 
-def test_the_suggestion_is_where_a_known_loss_falls_most_steeply():
-    """A model whose loss is a function of the learning rate alone: it reads it from the optimiser."""
-    steep = 1e-2
+@pytest.mark.parametrize(("smoothing", "unlucky"), [(0.0, 0), (0.9, 0), (0.9, 3)])
+def test_the_suggestion_is_where_a_known_loss_falls_most_steeply(smoothing, unlucky):
+    """A model whose loss is a function of the learning rate alone: it reads it from the optimiser.
+
+    A few bad batches at the start, before the average has seen enough, are no fall.
+    """
+    steep, seen = 1e-2, []
 
     class Sigmoid(Tiny):
         def forward(self, x):
             # The loss falls like a logistic function of log lr with its steepest point at 1e-2.
             lr = torch.tensor(float(optimizer.param_groups[0]["lr"]))
             p = 0.1 + 0.8 * torch.sigmoid(3 * (lr.log() - torch.tensor(steep).log()))
+            seen.append(lr)
+            p = p * 0.6 if len(seen) <= unlucky else p
             return (p.log() - ((1 - p) / 9).log()) * F.one_hot(labels, 10) + 0 * super().forward(x)
 
     x, labels = next(batches())
     model = Sigmoid(10)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    result = lr_range_test(model, optimizer, ((x, labels) for _ in range(200)), smoothing=0.0)
-    assert result.suggestion == pytest.approx(steep, rel=0.6)
+    result = lr_range_test(model, optimizer, ((x, labels) for _ in range(200)), smoothing=smoothing)
+    # The average lags behind by up to ten of the 200 steps over six decades.
+    assert steep / 2.5 < result.suggestion < steep * (1.6 if smoothing == 0 else 2.5)
 
 
 def test_every_group_has_its_multiple_of_the_rate():

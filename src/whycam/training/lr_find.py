@@ -115,7 +115,10 @@ def lr_range_test(
                 on_step(iteration + 1)
     if len(lrs) < 3:
         raise WhycamError(f"the range test's loss is not finite at a learning rate of {start:g}; start lower")
-    steepest = int(np.argmin(np.gradient(np.array(smoothed), np.log(lrs))))
+    # An average of few losses is as noisy as they are, and its slope is no trend: the first of them do not suggest.
+    settled = min(round(1 / (1 - smoothing)), len(lrs) // 4)
+    slopes = np.gradient(np.array(smoothed), np.log(lrs))
+    steepest = settled + int(np.argmin(slopes[settled:]))
     return LrFindResult(tuple(lrs), tuple(losses), tuple(smoothed), lrs[steepest], exploded)
 
 
