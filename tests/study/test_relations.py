@@ -166,25 +166,30 @@ def relations_of(logits, labels, features):
 
 
 def test_labels_that_were_flipped_are_the_first_suspects(loaded):
-    """Of real images some get a wrong label on purpose: those come before the network's own errors."""
+    """Of real images some get a wrong label on purpose: those come before the network's own errors.
+
+    Not before all: a good network's own errors are images that look like another class, and some labels are wrong.
+    """
     model, spec = loaded
     source = whycam.open_source("bundled")
     with features_of(model, find_head(model, spec.preprocess(source.read([0])))) as seen, torch.inference_mode():
-        logits = torch.cat([model.eval()(spec.preprocess(source.read(range(s, s + 50)))) for s in range(0, 300, 50)])
-    labels = np.asarray(source.labels[:300]).copy()
+        logits = torch.cat([model.eval()(spec.preprocess(source.read(range(s, s + 50)))) for s in range(0, 1000, 50)])
+    labels = np.asarray(source.labels).copy()
     right = np.flatnonzero(logits.argmax(1).numpy() == labels)
-    flipped = right[:: len(right) // 12][:12]
-    own = 300 - len(right)
-    assert own >= 12
-    labels[flipped] = (labels[flipped] + 1 + np.arange(12) % 9) % 10
+    flipped = right[:: len(right) // 40][:40]
+    own = 1000 - len(right)
+    assert own >= 40
+    labels[flipped] = (labels[flipped] + 1 + np.arange(40) % 9) % 10
     rows = label_suspects(*relations_of(logits, labels, torch.cat(seen))).to_pylist()
-    assert len(rows) == own + 12
+    assert len(rows) == own + 40
     ranks = [rank for rank, row in enumerate(rows) if row["index"] in flipped]
     rest = [rank for rank, row in enumerate(rows) if row["index"] not in flipped]
-    # The probability that a flipped label ranks before an error of the network.
+    # The probability that a flipped label ranks before an error of the network; by chance 0.5, give or take 0.06.
     auc = np.mean([a < b for a in ranks for b in rest])
-    assert auc > 0.9
-    assert sum(row["suspect"] for row in rows if row["index"] in flipped) >= 8
+    assert auc > 0.8
+    found = [row["index"] in flipped for row in rows if row["suspect"]]
+    assert sum(found) >= 32
+    assert np.mean(found) > 0.5
 
 
 def test_suspicion_equals_its_definition():
