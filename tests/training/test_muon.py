@@ -11,7 +11,7 @@ from torch import nn
 from whycam.models.resnet import BasicBlock, resnet18
 from whycam.training import Recipe
 from whycam.training.muon import NEWTON_SCHULZ, orthogonalised, scale_to_rows
-from whycam.training.optim import load_optimizer_tensors, make_optimizer, optimizer_tensors, parameter_groups, set_rates
+from whycam.training.optim import make_optimizer, parameter_groups, set_rates
 from whycam.training.train import initial_model
 
 SHAPES = [(8, 3, 3, 3), (8, 3, 3, 3), (16, 8, 1, 1), (6, 20), (1, 5, 3, 3)]
@@ -126,26 +126,6 @@ def test_filters_are_convolutions_alone():
     assert float(model.scale.detach().abs().max()) == pytest.approx(1e-5, rel=1e-3)
     assert float(model.places.detach().abs().max()) < 1e-6
     assert float(model.patches.weight.detach().norm()) == pytest.approx(8**0.5)
-
-
-def test_it_goes_on_from_its_tensors():
-    recipe = Recipe(optimizer="muon")
-    models = [Tiny(10), Tiny(10)]
-
-    def step(model, optimizer):
-        set_rates(optimizer, 0.01, 0.9)
-        optimizer.zero_grad()
-        sum(((p - 1) ** 2).sum() for p in model.parameters()).backward()
-        optimizer.step()
-
-    one = make_optimizer(models[0], recipe)
-    step(models[0], one)
-    models[1].load_state_dict(models[0].state_dict())
-    two = make_optimizer(models[1], recipe)
-    load_optimizer_tensors(two, {name: value.clone() for name, value in optimizer_tensors(one).items()})
-    step(models[0], one)
-    step(models[1], two)
-    assert all(torch.equal(a, b) for a, b in zip(*(model.parameters() for model in models), strict=True))
 
 
 def test_a_network_learns_by_it(tmp_path):

@@ -127,7 +127,7 @@ def test_a_step_does_not_depend_on_memory_formats(kind):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("kind", ["sgd", "adam"])
+@pytest.mark.parametrize("kind", ["sgd", "adam", "muon"])
 def test_an_optimiser_goes_on_from_its_tensors(kind):
     recipe = Recipe(optimizer=kind)
     first = Tiny(10)

@@ -92,7 +92,8 @@ class Processes:
             return network
         for module in model.modules():
             if isinstance(module, SyncedBatchNorm2d):
-                # The compiler would look for minutes into how it waits for the other processes.
+                # The compiler would look for minutes into how it waits for the other processes. Not said once of the
+                # class: that would import the compiler, which takes a second, with every training.
                 module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign, no-untyped-call]
         # Not in place: evaluations, in another mode and with other batches, would have to be compiled anew.
         return torch.compile(network, dynamic=False)  # type: ignore[return-value]

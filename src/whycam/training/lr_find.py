@@ -20,7 +20,7 @@ from whycam.errors import WhycamError
 from whycam.training.augment import plan_epoch
 from whycam.training.device_data import DeviceData
 from whycam.training.feasible import check_crops, enough_for_batchnorm
-from whycam.training.optim import make_optimizer
+from whycam.training.optim import make_optimizer, set_rates
 from whycam.training.recipe import Recipe
 from whycam.training.train import Network, initial_model
 
@@ -94,8 +94,7 @@ def lr_range_test(
             if batch is None:
                 raise WhycamError(f"the range test needs {iterations} batches, but there are only {iteration}")
             lr = start * (end / start) ** (iteration / (iterations - 1))
-            for group in optimizer.param_groups:
-                group["lr"] = lr * group.get("scale", 1.0)
+            set_rates(optimizer, lr)
             loss = F.cross_entropy(model(batch[0]).float(), batch[1], label_smoothing=label_smoothing)
             value = float(loss.detach())
             if not math.isfinite(value):

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from whycam.training.sgd import decay_factor
+
 # Of the odd polynomial a·x + b·x³ + c·x⁵ whose repetition brings singular values near 1 the quickest (Jordan, 2024).
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
@@ -49,7 +51,7 @@ class Muon(torch.optim.Optimizer):
             scale_to_rows(parameters)
             steps = orthogonalised(steps)
         elif group["weight_decay"]:
-            torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"] / (1 - momentum))
+            torch._foreach_mul_(parameters, decay_factor(group))
         torch._foreach_mul_(steps, -lr)
         torch._foreach_add_(parameters, steps)
 

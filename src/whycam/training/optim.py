@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from whycam.training.muon import Muon
 from whycam.training.recipe import Recipe
+from whycam.training.sgd import DecoupledSGD
 
 
 def decay_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -65,27 +66,8 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return kind(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, **quick)
 
 
-class DecoupledSGD(torch.optim.SGD):
-    """SGD whose weight decay never enters the gradient or the momentum."""
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        """Shrink the weights that decay, then take SGD's step."""
-        decays = [group["weight_decay"] for group in self.param_groups]
-        for group in self.param_groups:
-            if group["weight_decay"]:
-                factor = 1 - group["lr"] * group["weight_decay"] / (1 - group["momentum"])
-                torch._foreach_mul_(group["params"], factor)
-            group["weight_decay"] = 0.0
-        try:
-            return super().step(closure)
-        finally:
-            for group, decay in zip(self.param_groups, decays, strict=True):
-                group["weight_decay"] = decay
-
-
-def set_rates(optimizer: torch.optim.Optimizer, lr: float, momentum: float) -> None:
-    """Set the learning rate and the momentum (Adam: β₁) of the next step, each group's rate by its multiple.
+def set_rates(optimizer: torch.optim.Optimizer, lr: float, momentum: float | None = None) -> None:
+    """Set the learning rate of the next step, each group's by its multiple, and the momentum (Adam: β₁) if it is given.
 
     A rate that is a tensor (of a recorded step) is filled, not replaced.
     """
@@ -95,6 +77,8 @@ def set_rates(optimizer: torch.optim.Optimizer, lr: float, momentum: float) -> N
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
+        if momentum is None:
+            continue
         if "betas" in group:
             group["betas"] = (momentum, group["betas"][1])
         else:

@@ -1,0 +1,35 @@
+"""SGD with decoupled weight decay (Loshchilov and Hutter, 2019, arXiv:1711.05101)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def decay_factor(group: dict[str, Any]) -> float | Tensor:
+    """What a step multiplies the weights of a parameter group by: 1 − lr · weight_decay / (1 − momentum).
+
+    It is what L2 of that size comes to once momentum has built up; a tensor if the rate is one.
+    """
+    factor: float | Tensor = 1 - group["lr"] * group["weight_decay"] / (1 - group["momentum"])
+    return factor
+
+
+class DecoupledSGD(torch.optim.SGD):
+    """SGD whose weight decay never enters the gradient or the momentum."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Shrink the weights that decay, then take SGD's step."""
+        decays = [group["weight_decay"] for group in self.param_groups]
+        for group in self.param_groups:
+            if group["weight_decay"]:
+                torch._foreach_mul_(group["params"], decay_factor(group))
+            group["weight_decay"] = 0.0
+        try:
+            return super().step(closure)
+        finally:
+            for group, decay in zip(self.param_groups, decays, strict=True):
+                group["weight_decay"] = decay
