@@ -5,6 +5,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from whycam.compat.pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+ALL = [
+    "AblationCAM", "EigenCAM", "EigenGradCAM", "FEM", "FinerCAM", "FullGrad", "GradCAM", "GradCAMElementWise",
+    "GradCAMPlusPlus", "HiResCAM", "KPCA_CAM", "LayerCAM", "RandomCAM", "RefineCAM", "SESS", "ScoreCAM", "SegEigenCAM",
+    "ShapleyCAM", "XGradCAM",
+]  # fmt: skip
+
 
 class Small(nn.Module):
     """Batch normalisation, an in-place ReLU behind the layer that is looked at, mean pool and one linear layer."""
@@ -52,3 +60,7 @@ def everything(model):
         ],
         "buffers": [(name, id(b), b.tolist()) for name, b in model.named_buffers()],
     }
+
+
+def classes(*indices):
+    return [ClassifierOutputTarget(index) for index in indices]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from compat_networks import everything, images, small
+from compat_networks import ALL, classes, everything, images, small
 from torch import nn
 
 import whycam
@@ -15,22 +15,12 @@ from whycam.compat.pytorch_grad_cam.utils.image import scale_cam_image
 from whycam.compat.pytorch_grad_cam.utils.model_targets import (
     BinaryClassifierOutputTarget,
     ClassifierOutputSoftmaxTarget,
-    ClassifierOutputTarget,
     RawScoresOutputTarget,
 )
 
-ALL = [
-    "AblationCAM", "EigenCAM", "EigenGradCAM", "FEM", "FinerCAM", "FullGrad", "GradCAM", "GradCAMElementWise",
-    "GradCAMPlusPlus", "HiResCAM", "KPCA_CAM", "LayerCAM", "RandomCAM", "RefineCAM", "SESS", "ScoreCAM", "SegEigenCAM",
-    "ShapleyCAM", "XGradCAM",
-]  # fmt: skip
 METHODS = {
     "GradCAM": "gradcam", "HiResCAM": "hirescam", "GradCAMElementWise": "gradcamelementwise", "LayerCAM": "layercam",
 }  # fmt: skip
-
-
-def classes(*indices):
-    return [ClassifierOutputTarget(index) for index in indices]
 
 
 @pytest.mark.parametrize("name", ALL)

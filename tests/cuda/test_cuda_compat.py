@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from compat_networks import everything, images, small
+from compat_networks import ALL, classes, everything, images, small
 
 from whycam.compat import pytorch_grad_cam as compat
 from whycam.compat.pytorch_grad_cam.metrics.cam_mult_image import CamMultImageConfidenceChange
@@ -15,19 +15,8 @@ from whycam.compat.pytorch_grad_cam.metrics.road import ROADCombined, ROADMostRe
 from whycam.compat.pytorch_grad_cam.utils.image import show_cam_on_image
 from whycam.compat.pytorch_grad_cam.utils.model_targets import (
     ClassifierOutputSoftmaxTarget,
-    ClassifierOutputTarget,
     SemanticSegmentationTarget,
 )
-
-ALL = [
-    "AblationCAM", "EigenCAM", "EigenGradCAM", "FEM", "FinerCAM", "FullGrad", "GradCAM", "GradCAMElementWise",
-    "GradCAMPlusPlus", "HiResCAM", "KPCA_CAM", "LayerCAM", "RandomCAM", "RefineCAM", "SESS", "ScoreCAM", "SegEigenCAM",
-    "ShapleyCAM", "XGradCAM",
-]  # fmt: skip
-
-
-def classes(*indices):
-    return [ClassifierOutputTarget(index) for index in indices]
 
 
 @pytest.fixture
