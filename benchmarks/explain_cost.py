@@ -274,8 +274,8 @@ def main():
     print(f"the unit is {1000 * statistics.median(units):.2f} ms")
     print(f"{'':<66} median   (quartiles)        memory")
     result = {}
-    for name, seconds in times.items():
-        ratios = [second / unit for second, unit in zip(seconds, units, strict=True)]
+    for name, taken in times.items():
+        ratios = [second / unit for second, unit in zip(taken, units, strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)
         result[name] = {"median": middle, "quartiles": [low, high], "memory_mib": added[name]}
         print(f"{name:<66} {middle:6.2f}   ({low:.2f} to {high:.2f})   {added[name]:6.0f}")

@@ -5,7 +5,7 @@
 RUN is a finished run of ``whycam train`` (the seed-0 run, not the best of several: another is refused), CIFAR10
 anything that whycam opens as CIFAR-10; its test images have to be those that the run was tested on. The run's record
 says what its fp32 weights came to; their fp16 form is evaluated here, in the views that are asked for; the card quotes
-both. SEEDS is the folder of all its recipe's runs, this one's record among them: the card states their mean and spread.
+both. SEEDS is a folder with the runs of all its recipe's seeds, this one among them: the card states mean and spread.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from training_table import changes, find_runs
+from training_table import changes, find_runs, groups
 
 import whycam
 from whycam.data import ImageSource
@@ -81,24 +81,18 @@ def make(argv: Sequence[str] | None) -> None:
 
 
 def of_all_seeds(folder: Path, training: dict[str, Any]) -> Spread:
-    """The plain accuracy of the finished runs in a folder, which have to be one recipe's on the same test images.
+    """The plain accuracy of a run's recipe on its test images, over the seeds that a folder has of it.
 
     Raises:
-        WhycamError: they are not.
+        WhycamError: the run is not among them.
     """
-    runs = [run for run in find_runs([folder]) if run.accuracy and run.recipe is not None]
-    mine = Recipe.from_dict(training["recipe"])
-    odd = [run for run in runs if changes(run.recipe or mine, mine) or run.judged != training["test_data"]]
-    if odd:
-        raise WhycamError(f"{odd[0].folder}: is a run of another recipe, or on other images; give a folder without it")
-    if not any(run.seed == 0 and run.accuracy["plain"] == accuracy_of(training) for run in runs):
-        raise WhycamError(f"{folder}: the run whose weights are to be shipped is not among these")
-    return Spread.of([run.accuracy["plain"] for run in runs])
-
-
-def accuracy_of(training: dict[str, Any]) -> float:
-    """A record's plain accuracy in fp32."""
-    return float(training.get("evaluations_fp32", training["evaluations"])["plain"]["accuracy"])
+    mine = (training["seed"], training["evaluations"]["plain"]["accuracy"])
+    recipe = Recipe.from_dict(training["recipe"])
+    for group in groups(find_runs([folder])):
+        same_recipe = group[0].recipe is not None and not changes(group[0].recipe, recipe)
+        if same_recipe and mine in [(run.seed, run.accuracy["plain"]) for run in group]:
+            return Spread.of([run.accuracy["plain"] for run in group])
+    raise WhycamError(f"{folder}: the run whose weights are to be shipped is not among these")
 
 
 def _right(result: Evaluation | None) -> str:

@@ -1,6 +1,6 @@
 r"""The whole training programme: sweep, seeds, the study's own recipe, ablations, and the table of all.
 
-    python tools/training_programme.py CIFAR10 --out DIR [--only sweep record study long ablation]
+    python tools/training_programme.py CIFAR10 --out DIR [--only sweep record long study ablation]
 
 1. sweep: ``record`` trained on 45,000 images and judged on the held-out 5,000; the test set takes no part. Muon's rate,
    the batch, the rate of everything else, hole and padding, smoothing and averaging are decided one after the other:
@@ -8,8 +8,8 @@ r"""The whole training programme: sweep, seeds, the study's own recipe, ablation
    is tried on.
    ``--choose FIELD=VALUE …`` leaves the decision to you and skips the sweep's.
 2. record: ``--seeds`` seeds on all 50,000 images, tested after every epoch, reported after the last.
-3. study: the study's recipe to the letter, one seed, for its trajectory.
-4. long: ``--seeds`` seeds of ``long`` with what the sweep chose, but for its own hole and peak rate.
+3. long: ``--seeds`` seeds of ``long`` with what the sweep chose, but for its own hole and peak rate.
+4. study: the study's recipe to the letter, one seed, for its trajectory.
 5. ablation: the swept ``record`` with one trick taken away at a time, held-out, ``--ablation-seeds`` seeds.
 
 Every run lies in DIR/held-out or DIR/test under its recipe's label and seed, and is resumed or skipped when the
@@ -31,7 +31,7 @@ last, one seed of all after the other, so that it is they that are cut short):
     python tools/training_programme.py data --out DIR --seeds 5 --ablation-seeds 2 --minutes 9
     tar czf records.tar.gz --exclude='*.pt' --exclude='*.safetensors' DIR
 
-For a trial on a CPU (about twenty runs of a few steps):
+For a trial on a CPU (some thirty runs of a few steps):
 
     python tools/training_programme.py CIFAR10 --out trial --seeds 2 --ablation-seeds 1 --limit 256 \
         --set epochs=1 batch_size=64 'crops=[[0,8]]'
@@ -40,6 +40,7 @@ For a trial on a CPU (about twenty runs of a few steps):
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import re
 import signal
@@ -154,21 +155,19 @@ class Programme:
         return Job(recipe.override({"evaluate_every": recipe.epochs}), seed, held_out=True)
 
     def sweep(self) -> Iterator[Job]:
-        """The search's runs; each line waits for the one before to be done."""
-        best: dict[str, Any] = {}
-        for line in SEARCH:
+        """The search's runs; each line waits for those before it to be done."""
+        for place, line in enumerate(SEARCH):
+            best = self.searched(SEARCH[:place])
             for values in ({}, *line):
                 yield self.held_out(self.recipe("record", **(best | values)))
-            best = self.better(best, line)
 
     def best(self) -> dict[str, Any]:
         """What was chosen on the command line, else by the sweep as far as it has come."""
-        if self.chosen is not None:
-            return self.chosen
-        best: dict[str, Any] = {}
-        for line in SEARCH:
-            best = self.better(best, line)
-        return best
+        return self.searched(SEARCH) if self.chosen is None else self.chosen
+
+    def searched(self, lines: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
+        """What some lines of the search have decided; nothing where a line is not done."""
+        return functools.reduce(self.better, lines, {})
 
     def better(self, best: dict[str, Any], line: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """The best of ``best`` and one line's changes to it, by held-out accuracy; the first of equals."""

@@ -33,7 +33,7 @@ CONFIG = "config.json"
 # Left by the programme in the folder of a run that diverged: the sentence that ended it.
 DIVERGED = "diverged.txt"
 # How often a run is evaluated, and how its steps are launched, changes nothing about its network.
-NO_MATTER = ("evaluate_every", "graph", "name")
+NO_MATTER = ("evaluate_every", "graph")
 ZOO = "https://github.com/KellerJordan/cifar10-zoo"
 # (who, source, epochs, n, plain, flip, time and hardware) for this network of 11,173,962 parameters, as published.
 PUBLISHED = (
@@ -89,11 +89,11 @@ def changes(recipe: Recipe, base: Recipe | None = None) -> dict[str, str]:
     """The fields in which ``recipe`` differs from ``base`` (by default the preset of its name) as JSON."""
     mine, theirs = recipe.to_dict(), (base or RECIPES.get(recipe.name, Recipe())).to_dict()
     # "auto" is resolved in a run's record; on which hardware stands in the table anyway.
-    automatic = theirs["precision"] == "auto"
+    silent = {"name", *NO_MATTER} | ({"precision"} if theirs["precision"] == "auto" else set())
     return {
         name: value if isinstance(value, str) else json.dumps(value)
         for name, value in mine.items()
-        if not same(value, theirs[name]) and name not in NO_MATTER and not (automatic and name == "precision")
+        if name not in silent and not same(value, theirs[name])
     }
 
 
@@ -163,7 +163,7 @@ def groups(runs: Iterable[Run]) -> list[list[Run]]:
     found: dict[str, dict[int | None, Run]] = {}
     for run in runs:
         if run.accuracy and run.recipe is not None:
-            recipe = {name: value for name, value in run.recipe.to_dict().items() if name != "evaluate_every"}
+            recipe = {name: value for name, value in run.recipe.to_dict().items() if name not in NO_MATTER}
             found.setdefault(json.dumps([recipe, run.judged]), {}).setdefault(run.seed, run)
     presets = list(RECIPES)
 
