@@ -2,10 +2,9 @@ r"""The whole training programme: sweep, seeds, the study's own recipe, ablation
 
     python tools/training_programme.py CIFAR10 --out DIR [--only sweep record long study ablation]
 
-1. sweep: ``record`` trained on 45,000 images and judged on the held-out 5,000; the test set takes no part. Muon's rate,
-   the batch, the rate of everything else, hole and padding, smoothing and averaging are decided one after the other:
-   each is tried in a few other values, and the best by held-out accuracy (the mean of the three views) is what the next
-   is tried on.
+1. sweep: ``record`` trained on 45,000 images and judged on the held-out 5,000; the test set takes no part. Sharpness,
+   rates, hole and averaging are decided one after the other: each is tried in a few other values, and the best by
+   held-out accuracy (the mean of the three views, and of ``--search-seeds`` seeds) is what the next is tried on.
    ``--choose FIELD=VALUE …`` leaves the decision to you and skips the sweep's.
 2. record: ``--seeds`` seeds on all 50,000 images, tested after every epoch, reported after the last.
 3. long: ``--seeds`` seeds of ``long`` with what the sweep chose, but for its own hole and peak rate.
@@ -61,21 +60,17 @@ from whycam.training.state import STATE_FILE
 STEPS = ("sweep", "record", "long", "study", "ablation")
 # What the sweep decides, line after line, each among the best so far and these changes to it.
 SEARCH: tuple[tuple[dict[str, Any], ...], ...] = (
-    tuple(
-        {"optimizer": "muon", "momentum": 0.85, "batch_size": 512, "other_rate": 5.0, "lr": lr}
-        for lr in (0.03, 0.06, 0.12)
-    ),
-    ({"batch_size": 1024},),
-    ({"other_rate": 15.0},),
-    ({"cutout": 0}, {"pad": 2}),
-    ({"label_smoothing": 0.2},),
-    ({"averaging": "lookahead"},),
-    ({"other_rate": 40.0}, {"averaging": "none"}),
+    ({"sam_radius": 0.006}, {"sam_radius": 0.02}),
+    ({"lr": 0.04, "other_rate": 22.0}, {"lr": 0.08, "other_rate": 11.0}),
+    ({"cutout": 3}, {"cutout": 10}),
+    ({"averaging_decay": 0.975},),
+    ({"other_rate": 30.0},),
 )
 # Each takes one trick of ``record`` away.
 ABLATIONS: tuple[dict[str, Any], ...] = (
     {"optimizer": "sgd", "lr": 0.4, "momentum": 0.9, "batch_size": 256},
     {"averaging": "none"},
+    {"sam_radius": 0.0},
     {"flip": "random"},
     {"flip": "none"},
     {"cutout": 0},
@@ -110,6 +105,7 @@ class Programme:
     seeds: int
     ablation_seeds: int
     device: str
+    search_seeds: int
     changes: Sequence[str]
     chosen: dict[str, Any] | None
     keep: bool
@@ -150,7 +146,7 @@ class Programme:
         """A run on all training images: the first seed's course is kept, of the others the end."""
         return Job(recipe if seed == 0 else recipe.override({"evaluate_every": recipe.epochs}), seed, held_out=False)
 
-    def held_out(self, recipe: Recipe, seed: int = 0) -> Job:
+    def held_out(self, recipe: Recipe, seed: int) -> Job:
         """A run that is judged on held-out images, at its end."""
         return Job(recipe.override({"evaluate_every": recipe.epochs}), seed, held_out=True)
 
@@ -158,8 +154,9 @@ class Programme:
         """The search's runs; each line waits for those before it to be done."""
         for place, line in enumerate(SEARCH):
             best = self.searched(SEARCH[:place])
-            for values in ({}, *line):
-                yield self.held_out(self.recipe("record", **(best | values)))
+            for seed in range(self.search_seeds):
+                for values in ({}, *line):
+                    yield self.held_out(self.recipe("record", **(best | values)), seed)
 
     def best(self) -> dict[str, Any]:
         """What was chosen on the command line, else by the sweep as far as it has come."""
@@ -173,9 +170,11 @@ class Programme:
         """The best of ``best`` and one line's changes to it, by held-out accuracy; the first of equals."""
 
         def accuracy(values: dict[str, Any]) -> float:
-            run = self.finished(self.held_out(self.recipe("record", **values)))
+            recipe = self.recipe("record", **values)
+            runs = [self.finished(self.held_out(recipe, seed)) for seed in range(self.search_seeds)]
             # Of the same images, the three views' mean varies less from run to run than any of them.
-            return 0.0 if run is None else sum(run.accuracy.values()) / len(run.accuracy)
+            means = [0.0 if run is None else sum(run.accuracy.values()) / len(run.accuracy) for run in runs]
+            return sum(means) / len(means)
 
         return max((best | values for values in ({}, *line)), key=accuracy)
 
@@ -267,6 +266,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=STEPS, default=STEPS, metavar="STEP", help="these steps only")
     parser.add_argument("--seeds", type=int, default=5, metavar="K", help="of record and long (default: 5)")
     parser.add_argument("--ablation-seeds", type=int, default=5, metavar="K", help="of each ablation (default: 5)")
+    parser.add_argument("--search-seeds", type=int, default=2, metavar="K", help="of each of the sweep's (default: 2)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="for every recipe")
     parser.add_argument("--choose", nargs="+", metavar="FIELD=VALUE", help="what the sweep would find; it is left out")
@@ -286,8 +286,8 @@ def main() -> int:
             chosen = {name: getattr(recipe, name) for name in names}
         options.out.mkdir(parents=True, exist_ok=True)
         programme = Programme(
-            options.out, training, test, options.seeds, options.ablation_seeds, options.device, options.set,
-            chosen, options.keep, deadline,
+            options.out, training, test, options.seeds, options.ablation_seeds, options.device, options.search_seeds,
+            options.set, chosen, options.keep, deadline,
         )  # fmt: skip
         for step in (step for step in STEPS if step in options.only):
             for job in programme.jobs(step):

@@ -14,7 +14,7 @@ from whycam.training.muon import NEWTON_SCHULZ, orthogonalised, scale_to_rows
 from whycam.training.optim import make_optimizer, parameter_groups, set_rates
 from whycam.training.train import initial_model
 
-SHAPES = [(8, 3, 3, 3), (8, 3, 3, 3), (16, 8, 1, 1), (6, 20), (1, 5, 3, 3)]
+SHAPES = [(8, 3, 3, 3), (8, 3, 3, 3), (16, 8, 1, 1), (6, 20), (1, 5, 3, 3), (8, 5), (5, 8)]
 
 
 def draw(shape, seed=0):
@@ -32,9 +32,10 @@ def slow_orthogonalised(matrix):
     return (u * s) @ v * max(1, rows / columns) ** 0.5
 
 
-def test_the_iteration_works_on_singular_values():
+@pytest.mark.parametrize("fill", [False, True])
+def test_the_iteration_works_on_singular_values(fill):
     given = [draw(shape, seed) for seed, shape in enumerate(SHAPES)]
-    for matrix, answer in zip(given, orthogonalised(given), strict=True):
+    for matrix, answer in zip(given, orthogonalised(given, fill=fill), strict=True):
         assert answer.shape == matrix.shape
         expected = slow_orthogonalised(matrix.flatten(1).numpy())
         np.testing.assert_allclose(answer.flatten(1).numpy(), expected, rtol=1e-4, atol=1e-5)

@@ -10,12 +10,14 @@ from tiny import RECIPE, Tiny, run, small_resnet
 from torch.nn import functional as F
 
 from whycam.training.loop import Loop
+from whycam.training.muon import orthogonalised
 from whycam.training.state import load_state
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 SGD = RECIPE.override({"epochs": 4, "drop_last": False})
 MUON = SGD.override({"optimizer": "muon", "momentum": 0.8, "other_rate": 2.0, "bias_rate": 3.0})
+SHARP = MUON.override({"sam_radius": 0.05, "sam_from": 0.25})
 
 
 @pytest.fixture
@@ -47,9 +49,12 @@ def weights(folder):
     return load_state(folder / "state.pt").tensors["model"]
 
 
-@pytest.mark.parametrize("recipe", [SGD, MUON, MUON.override({"averaging": "lookahead", "precision": "bf16"})])
+@pytest.mark.parametrize("recipe", [SGD, MUON, SHARP, MUON.override({"averaging": "lookahead", "precision": "bf16"})])
 def test_a_recorded_step_is_the_plain_one(tmp_path, loops, recipe):
-    """Two crop sizes and an incomplete last batch: four shapes, each recorded; rates that change with every step."""
+    """Two crop sizes and an incomplete last batch: four shapes, each recorded; rates that change with every step.
+
+    Sharpness-aware from the second of the first size's two epochs on: those shapes are recorded in both kinds.
+    """
     with one_algorithm():
         run(tmp_path / "graph", recipe=recipe, images=240, device="cuda", network=small_resnet)
         run(tmp_path / "plain", recipe=recipe.override({"graph": False}), images=240, device="cuda",
@@ -58,7 +63,7 @@ def test_a_recorded_step_is_the_plain_one(tmp_path, loops, recipe):
     assert loops[1].recorded is None
     assert not recorded.refused
     replayed = [recording for recording in recorded.recordings.values() if recording.graph is not None]
-    assert len(recorded.recordings) == 4
+    assert len(recorded.recordings) == (6 if recipe.sam_radius else 4)
     assert len(replayed) >= 2
     theirs = weights(tmp_path / "plain")
     tolerance = 1e-4 if recipe.precision == "fp32" and recipe.optimizer == "sgd" else 5e-2
@@ -68,6 +73,17 @@ def test_a_recorded_step_is_the_plain_one(tmp_path, loops, recipe):
             assert float(error) < tolerance, name
     assert loops[0].history[-1].train_loss == pytest.approx(loops[1].history[-1].train_loss, rel=tolerance)
     assert loops[0].history[-1].train_accuracy > 0.2
+
+
+def test_filling_up_with_zeros_changes_nothing():
+    """Filters of a ResNet, multiplied together by their rows, in bfloat16, against float64."""
+    draw = torch.Generator().manual_seed(0)
+    shapes = [(64, 3, 3, 3), (64, 64, 3, 3), (128, 64, 3, 3), (128, 128, 3, 3), (128, 64, 1, 1)]
+    given = [torch.randn(shape, generator=draw) for shape in shapes]
+    exact = orthogonalised([matrix.double() for matrix in given])
+    for mine, right in zip(orthogonalised([matrix.cuda() for matrix in given]), exact, strict=True):
+        assert mine.shape == right.shape
+        assert float((mine.cpu() - right).norm() / right.norm()) < 0.05
 
 
 def test_it_is_the_processors_training(tmp_path):

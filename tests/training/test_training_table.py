@@ -158,8 +158,8 @@ def test_the_programme_stops_in_time_and_goes_on(tmp_path):
             else set()
         )
         assert kept == {"config.json", "history.jsonl"} | weights
-    # Every line of the search has the best of the one before as its first run; --set gives the batch.
-    searched = 1 + sum(len(line) for line in SEARCH) - len(SEARCH[1])
+    # Every line of the search has the best of the one before as its first run, each with two seeds.
+    searched = 2 * (1 + sum(len(line) for line in SEARCH))
     held_out = len(list((tmp_path / "out" / "held-out").rglob("config.json")))
     assert searched < held_out <= searched + len(ABLATIONS)
     assert len(list((tmp_path / "out" / "test").rglob("config.json"))) == 5

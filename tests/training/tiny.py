@@ -33,8 +33,10 @@ RECIPE = Recipe(
     precision="fp32",
 )
 
-
-MUON = RECIPE.override({"optimizer": "muon", "momentum": 0.85, "other_rate": 5.0, "bias_rate": 2.0})
+MUON = RECIPE.override(
+    {"optimizer": "muon", "momentum": 0.85, "other_rate": 5.0, "bias_rate": 2.0, "sam_radius": 0.05, "sam_from": 0.5}
+)
+"""Everything that a recipe can do besides: orthogonal steps, rates of its own for each kind, sharpness-aware steps."""
 
 
 class Tiny(nn.Module):

@@ -25,6 +25,7 @@ from whycam.training.history import HISTORY_FILE, EpochRecord, Progress, write_h
 from whycam.training.optim import load_optimizer_tensors, make_optimizer, optimizer_tensors, set_rates
 from whycam.training.recorded import Recorded, can_record, make_rates_tensors
 from whycam.training.schedule import schedule
+from whycam.training.sharpness import ascended
 from whycam.training.state import STATE_FILE, Meters, Position, RunKey, State, load_state, save_state
 
 Listener = Callable[[Progress | EpochRecord], None]
@@ -141,11 +142,11 @@ class Loop:
         start, stop = step * recipe.batch_size, min((step + 1) * recipe.batch_size, len(plan))
         x, labels = self.train.augmented(plan.part(*self.processes.share(start, stop)), recipe, size)
         set_rates(self.optimizer, lr, momentum)
-        batch = stop - start
+        batch, sharp = stop - start, recipe.sharpness_aware(epoch)
         if self.recorded is None:
-            loss, correct = self.descend(x, labels, batch)
+            loss, correct = self.descend(x, labels, batch, sharp)
         else:
-            loss, correct = self.recorded(self.descend, x, labels, batch)
+            loss, correct = self.recorded(self.descend, x, labels, batch, sharp)
 
         done = epoch * self.steps + step + 1
         if self.averager is not None:
@@ -160,11 +161,20 @@ class Loop:
         if (step + 1) % self.patience == 0 or step + 1 == self.steps:
             self.report(float(loss) / max(1, len(labels)), lr)
 
-    def descend(self, x: Tensor, labels: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-        """Forward, backward and the optimiser's step; the summed loss (float64) and the number of right answers.
+    def descend(self, x: Tensor, labels: Tensor, batch: int, sharp: bool) -> tuple[Tensor, Tensor]:
+        """Gradients and the optimiser's step; the summed loss (float64) and the number of right answers.
 
-        Of ``batch`` images over all processes, ``x`` are this one's.
+        Of ``batch`` images over all processes, ``x`` are this one's. With ``sharp`` the step is sharpness-aware.
         """
+        loss, correct = self.differentiate(x, labels, batch)
+        if sharp:
+            with ascended(self.model, self.recipe.sam_radius):
+                self.differentiate(x, labels, batch)
+        self.optimizer.step()
+        return loss, correct
+
+    def differentiate(self, x: Tensor, labels: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        """Forward and backward; the loss and the right answers."""
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             logits: Tensor = self.network(x)
@@ -172,7 +182,6 @@ class Loop:
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing, reduction="sum")
         # The wrapped network averages gradients over processes; their shares of the batch may differ by one image.
         torch.autograd.backward(loss * (self.processes.count / batch))
-        self.optimizer.step()
         return loss.detach().double(), (logits.detach().argmax(1) == labels).sum()
 
     def report(self, batch_loss: float, lr: float) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from whycam.training.sgd import decay_factor
 
@@ -63,34 +64,43 @@ class Muon(torch.optim.Optimizer):
         return velocity
 
 
-def orthogonalised(matrices: Sequence[Tensor], repetitions: int = 5) -> list[Tensor]:
+def orthogonalised(matrices: Sequence[Tensor], repetitions: int = 5, fill: bool | None = None) -> list[Tensor]:
     """For each (rows, …) tensor, seen as a matrix U·S·Vᵀ, about U·Vᵀ · √max(1, rows / columns), in its own shape.
 
     By Newton–Schulz iteration, which leaves singular values between about 0.7 and 1.2; those below a hundredth of the
-    largest may stay smaller. Matrices of one shape are multiplied together; on a GPU in bfloat16, which is exact enough
-    for a direction.
+    largest may stay smaller. Matrices of one shape are multiplied together; with ``fill`` (None: on a GPU, where a
+    product's launch costs more than its arithmetic) all that have as many rows, the shorter ones filled up with zeros,
+    which change nothing. On a GPU this is done in bfloat16, which is exact enough for a direction.
     """
     found: list[Tensor] = list(matrices)
-    shapes: dict[tuple[int, int], list[int]] = {}
+    groups: dict[tuple[int, int], list[int]] = {}
     for index, matrix in enumerate(matrices):
-        shapes.setdefault((len(matrix), matrix[0].numel()), []).append(index)
+        short, long = sorted((len(matrix), matrix[0].numel()))
+        groups.setdefault((short, 0 if (matrix.is_cuda if fill is None else fill) else long), []).append(index)
     a, b, c = NEWTON_SCHULZ
-    for (rows, columns), places in shapes.items():
-        x = torch.stack([matrices[index].reshape(rows, columns) for index in places])
+    for places in groups.values():
+        flat = [matrices[index].flatten(1) for index in places]
+        wide = [matrix.mT if len(matrix) > matrix.shape[1] else matrix for matrix in flat]
+        long = max(matrix.shape[1] for matrix in wide)
+        x = torch.stack([F.pad(matrix, (0, long - matrix.shape[1])) for matrix in wide])
         x = x.bfloat16() if x.is_cuda and x.dtype == torch.float32 else x
-        x = x.mT if rows > columns else x
         x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
         for _ in range(repetitions):
             gram = x @ x.mT
             x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-        x = (x.mT if rows > columns else x) * max(1.0, rows / columns) ** 0.5
-        for index, matrix in zip(places, x, strict=True):
-            found[index] = matrix.reshape(matrices[index].shape).to(matrices[index].dtype)
+        for index, whole, mine, given in zip(places, x.to(flat[0].dtype), wide, flat, strict=True):
+            step = whole[:, : mine.shape[1]]
+            if given is not mine:
+                step = step.mT * (len(given) / given.shape[1]) ** 0.5
+            found[index] = step.reshape(matrices[index].shape)
     return found
 
 
 def scale_to_rows(matrices: list[Tensor]) -> None:
     """Give each (rows, …) tensor the norm √rows, in place; one that is zero stays so."""
-    for matrix, norm in zip(matrices, torch._foreach_norm(matrices), strict=True):
-        # By no number so small that √rows divided by it overflows: zero times that would not be zero.
-        matrix.mul_(len(matrix) ** 0.5 / norm.clamp_min(torch.finfo(norm.dtype).eps))
+    factors = list(torch._foreach_norm(matrices))
+    # By no number so small that √rows divided by it overflows: zero times that would not be zero.
+    torch._foreach_clamp_min_(factors, torch.finfo(factors[0].dtype).eps)
+    torch._foreach_reciprocal_(factors)
+    torch._foreach_mul_(factors, [len(matrix) ** 0.5 for matrix in matrices])
+    torch._foreach_mul_(matrices, factors)

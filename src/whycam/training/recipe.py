@@ -30,6 +30,8 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("cutout_probability", 0, 1),
     ("jitter", 0, 1),
     ("jitter_probability", 0, 1),
+    ("sam_radius", 0, 10),
+    ("sam_from", 0, 1),
     ("averaging_every", 1, 1_000_000),
     ("averaging_decay", 0, 1),
     ("evaluate_every", 1, 100_000),
@@ -79,6 +81,11 @@ class Recipe:
         cutout_probability: share of images with a hole.
         jitter: brightness and contrast change by up to this much: pixel · (1 ± jitter) ± jitter, clipped to [0, 1].
         jitter_probability: share of images whose brightness and contrast change.
+        sam_radius: step against the gradient of where the loss rises the steepest within this distance, for flatter
+            minima (sharpness-aware minimisation; Foret et al., 2021, arXiv:2010.01412): each layer's weights move by
+            that part of their norm, over all layers together, as in Kwon et al., 2021 (arXiv:2102.11600). 0 for none;
+            it costs a second forward and backward pass.
+        sam_from: fraction of the epochs from which on it is done.
         averaging: "none", "ema" (an exponential moving average beside the weights), or "lookahead" (the weights
             return to the average; Zhang et al., 2019, arXiv:1907.08610). Both include BatchNorm's statistics.
         averaging_every: steps between updates of the average.
@@ -121,6 +128,8 @@ class Recipe:
     cutout_probability: float = 1.0
     jitter: float = 0.0
     jitter_probability: float = 0.0
+    sam_radius: float = 0.0
+    sam_from: float = 0.0
     averaging: Literal["none", "ema", "lookahead"] = "ema"
     averaging_every: int = 5
     averaging_decay: float = 0.95
@@ -157,6 +166,10 @@ class Recipe:
         """The crop's side in pixels in ``epoch`` (from 0) for images of ``side`` pixels."""
         size = [size for start, size in self.crops if start <= epoch / self.epochs][-1]
         return size or side
+
+    def sharpness_aware(self, epoch: int) -> bool:
+        """Whether the steps of ``epoch`` (from 0) are sharpness-aware."""
+        return self.sam_radius > 0 and epoch >= self.sam_from * self.epochs
 
     def steps_per_epoch(self, images: int) -> int:
         """Optimiser steps in one epoch over ``images`` images; at least one."""

@@ -1,0 +1,42 @@
+"""Sharpness-aware minimisation: the gradient from the worst place nearby instead of from here."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+
+@contextlib.contextmanager
+def ascended(model: nn.Module, radius: float) -> Iterator[None]:
+    """Move the weights to where the loss rises the steepest within ``radius``; afterwards they are back, bit for bit.
+
+    With gradient g and norm ‖w‖ of each weight tensor w of two and more axes, w moves by
+    radius · ‖w‖² g / √Σ(‖w‖ ‖g‖)², the sum over all of them: of all places whose distances in parts of each tensor's
+    own norm, squared and summed, are at most radius², the steepest way (Foret et al., 2021, arXiv:2010.01412, in the
+    measure of Kwon et al., 2021, arXiv:2102.11600, by layers). How large a tensor is thus does not matter, as it does
+    not to a convolution that a normalisation follows. Biases and normalisations stay, and what a forward pass inside
+    does to the buffers (running statistics) is undone. Nothing moves where the gradients are zero.
+    """
+    pairs = [(p, p.grad) for p in model.parameters() if p.grad is not None and p.ndim > 1]
+    moved: list[Tensor] = [p for p, _ in pairs] + list(model.buffers())
+    here = [tensor.detach().clone() for tensor in moved]
+    with torch.no_grad():
+        _ascend([p for p, _ in pairs], [gradient for _, gradient in pairs], radius)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in zip(moved, here, strict=True):
+                tensor.copy_(value)
+
+
+def _ascend(weights: list[Tensor], gradients: list[Tensor], radius: float) -> None:
+    if not weights:
+        return
+    sizes = torch.stack(torch._foreach_norm(weights))
+    slopes = sizes * torch.stack(torch._foreach_norm(gradients))
+    factors = sizes**2 * (radius / slopes.norm().clamp_min(1e-12))
+    torch._foreach_add_(weights, torch._foreach_mul(gradients, factors.unbind()))
