@@ -11,6 +11,7 @@ from importlib import import_module
 
 from whycam import __version__
 from whycam.errors import WhycamError
+from whycam.hardware import within_hardware
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -44,8 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(START)
         return 0
     try:
-        commands = import_module(f"whycam.commands.{options.module}")
-        getattr(commands, options.command.replace("-", "_"))(options)
+        with within_hardware(_something_smaller(options)):
+            commands = import_module(f"whycam.commands.{options.module}")
+            getattr(commands, options.command.replace("-", "_"))(options)
     except WhycamError as error:
         sys.stderr.write(f"whycam: error: {error}\n")
         return EXIT_BAD_INPUT
@@ -56,6 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has gone; Python must not try to flush it again on exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _something_smaller(options: argparse.Namespace) -> str:
+    """What to ask for instead when memory is full."""
+    if getattr(options, "batch_size", 1) > 1:
+        return f"give a --batch-size below {options.batch_size}"
+    return "ask for less at once, or give --device cpu if it is a GPU's"
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -327,3 +328,16 @@ def test_a_study_of_bundled_weights_has_a_live_page(launch, loaded, photo, tmp_p
     assert "What does it see in your image?" in live
     assert '<a href="/">Report</a>' in live
     assert served.explain(photo).status == 200
+
+
+def test_too_little_memory_is_one_sentence_and_the_server_goes_on(launch, photo):
+    served = launch(script=[str(Path(__file__).with_name("serve_without_memory.py"))])
+    answer = served.explain(photo, "layer=layer4%5B-1%5D&method=layercam")
+    assert answer.status == 503
+    assert answer.json == {
+        "error": "memory is full: 1,073,741,824 MiB more were asked for; choose fewer layers or another method"
+    }
+    assert served.explain(photo).status == 200
+    status, _, err = served.stop()
+    assert status == 0
+    assert err.count("memory is full") == len(err.strip().splitlines()) == 1

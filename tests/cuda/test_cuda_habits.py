@@ -17,6 +17,7 @@ from torch import nn
 import whycam
 from whycam.cam import METHODS as REGISTERED
 from whycam.cam import survey
+from whycam.hardware import HardwareError, within_hardware
 
 METHODS = ["gradcam", "hirescam", "shapleycam", "eigencam", "fullgrad", "inputgradient", "guidedbackprop",
            "ablationcam", "reciprocam", "noisy(gradcam, n=2)", "random"]  # fmt: skip
@@ -238,3 +239,11 @@ def test_nothing_is_left_after_a_failure(device):
     gc.collect()
     assert (torch.cuda.memory_allocated() if device.type == "cuda" else living_tensors()) == base
     assert state_of(model) == before
+
+
+def test_full_memory_is_one_sentence(device):
+    """What the allocator really says, of a pebibyte; the device works on."""
+    said = r"^(the GPU's )?memory is full: [\d.,]+ [MGTP]iB more were asked for; ask for less$"
+    with pytest.raises(HardwareError, match=said), within_hardware("ask for less"):
+        torch.empty(2**50, dtype=torch.uint8, device=device)
+    assert torch.ones(3, device=device).sum() == 3

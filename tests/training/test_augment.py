@@ -92,7 +92,9 @@ def test_a_plan_depends_on_seed_and_epoch_alone():
     assert sorted(first.index.tolist()) == list(range(100))
 
 
-@pytest.mark.parametrize(("size", "low", "high"), [(32, 0, 8), (28, 2, 10), (24, 4, 12), (16, 4, 20)])
+@pytest.mark.parametrize(
+    ("size", "low", "high"), [(40, 0, 0), (37, 0, 3), (32, 0, 8), (28, 2, 10), (24, 4, 12), (16, 4, 20)]
+)
 def test_crops_reach_everywhere_they_may_and_nowhere_else(size, low, high):
     """In padded pixels; 24 of 32 moves inside the image by as much as 32 of 32 does over its edges."""
     plan = plan_epoch(Recipe(crops=((0, size),), pad=4), 20_000, 32, 0, 0)

@@ -6,6 +6,8 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
@@ -13,13 +15,14 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from whycam.app.desk import AbandonedError, Desk
+from whycam.app.desk import AbandonedError, Desk, Ticket
 from whycam.app.guard import Guard, Hosts
 from whycam.app.intake import Intake, Refusal, until_gone
 from whycam.app.limits import Limits
 from whycam.app.live import Choice, LiveModel
 from whycam.app.pages import Page
 from whycam.errors import WhycamError
+from whycam.hardware import HardwareError, within_hardware
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ def application(site: Site, desk: Desk, limits: Limits) -> ASGIApp:
         async with intake.body(request) as content:
             if not content:
                 raise Refusal(400, "the request holds no image")
-            answer = await desk.serve(lambda ticket: live.explain(content, choice, ticket), lambda: until_gone(request))
+            work = partial(_explained, live, content, choice)
+            answer = await desk.serve(work, lambda: until_gone(request))
         return JSONResponse(answer)
 
     async def chunk(request: Request) -> Response:
@@ -90,6 +94,7 @@ def application(site: Site, desk: Desk, limits: Limits) -> ASGIApp:
         exception_handlers={
             Refusal: _refused,
             WhycamError: _bad_input,
+            HardwareError: _unable,
             AbandonedError: _gone,
             ClientDisconnect: _gone,
             404: _nothing,
@@ -98,6 +103,11 @@ def application(site: Site, desk: Desk, limits: Limits) -> ASGIApp:
         },
     )
     return Guard(app, site.hosts)
+
+
+def _explained(live: LiveModel, content: bytes, choice: Choice, ticket: Ticket) -> dict[str, Any]:
+    with within_hardware("choose fewer layers or another method", "the server has to be started again"):
+        return live.explain(content, choice, ticket)
 
 
 def _serve(page: Page) -> Callable[[Request], Response]:
@@ -121,6 +131,11 @@ def _refused(_request: Request, refusal: Exception) -> Response:
 
 def _bad_input(_request: Request, error: Exception) -> Response:
     return JSONResponse({"error": str(error)}, 400)
+
+
+def _unable(_request: Request, error: Exception) -> Response:
+    logging.getLogger("whycam.app").error("%s", error)
+    return JSONResponse({"error": str(error)}, 503)
 
 
 def _gone(_request: Request, _error: Exception) -> Response:

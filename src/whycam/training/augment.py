@@ -52,11 +52,11 @@ def plan_epoch(recipe: Recipe, images: int, side: int, seed: int, epoch: int) ->
     """Draw everything that is random about ``epoch`` (from 0) over ``images`` square images of ``side`` pixels.
 
     A crop of the image's own size moves by up to ``pad`` pixels; a smaller one moves within the image, and over its
-    edge only by what ``pad`` is larger than that room.
+    edge only by what ``pad`` is larger than that room; a larger one moves within the padded image.
     """
     draw = generator(seed, "augment", epoch)
     size = recipe.crop_size(epoch, side)
-    reach = max(0, recipe.pad - (side - size) // 2)
+    reach = min(recipe.pad, max(0, recipe.pad - (side - size) // 2))
     positions = side + 2 * reach - size + 1
     index = torch.randperm(images, generator=generator(seed, "order", epoch))
 

@@ -9,6 +9,10 @@ from whycam.errors import WhycamError
 from whycam.training.device_data import DeviceData
 from whycam.training.recipe import Recipe
 
+# The ways out of what the hardware cannot do.
+SMALLER = "make batch_size or crops smaller"
+AGAIN = "start again; --resume goes on from the last state that was saved"
+
 
 def check_crops(recipe: Recipe, data: DeviceData) -> None:
     """Refuse crops that are larger than the padded images."""

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from whycam.errors import DivergedError, WhycamError
+from whycam.hardware import within_hardware
 from whycam.training.augment import Plan, plan_epoch
 from whycam.training.averaging import Averager
 from whycam.training.device_data import DeviceData
 from whycam.training.distributed import Processes
 from whycam.training.evaluate import StoppedError, evaluate
-from whycam.training.feasible import able_to_compile, enough_for_batchnorm
+from whycam.training.feasible import AGAIN, SMALLER, able_to_compile, enough_for_batchnorm
 from whycam.training.history import HISTORY_FILE, EpochRecord, Progress, write_history
 from whycam.training.optim import load_optimizer_tensors, make_optimizer, optimizer_tensors, set_rates
 from whycam.training.recorded import Recorded, can_record, make_rates_tensors
@@ -86,7 +87,7 @@ class Loop:
             WhycamError: the training diverged, or cannot be; if not a single step can, the folder is as before.
         """
         try:
-            with enough_for_batchnorm(), able_to_compile(self.recipe):
+            with enough_for_batchnorm(), able_to_compile(self.recipe), within_hardware(SMALLER, AGAIN):
                 return self._run()
         except WhycamError:
             if not self.images and not self.resumed and self.processes.first:

@@ -17,9 +17,10 @@ from whycam.data.preprocess import CIFAR10, Preprocess
 from whycam.data.source import ImageSource
 from whycam.device import pick_device
 from whycam.errors import WhycamError
+from whycam.hardware import within_hardware
 from whycam.training.augment import plan_epoch
 from whycam.training.device_data import DeviceData
-from whycam.training.feasible import check_crops, enough_for_batchnorm
+from whycam.training.feasible import SMALLER, check_crops, enough_for_batchnorm
 from whycam.training.optim import make_optimizer, set_rates
 from whycam.training.recipe import Recipe
 from whycam.training.train import Network, initial_model
@@ -143,7 +144,7 @@ def lr_find(
     data = DeviceData(source, preprocess, place, recipe.pad, recipe.pad_mode)
     check_crops(recipe, data)
     model = initial_model(recipe, len(source.classes), seed, place, network)
-    with enough_for_batchnorm():
+    with enough_for_batchnorm(), within_hardware(SMALLER):
         return lr_range_test(
             model,
             make_optimizer(model, recipe),
