@@ -9,7 +9,8 @@ them.
 
 - the step of ``whycam train``: augmentation, forward, backward, optimiser, averaging, on the recipe's batch;
 - the bare convolutions of the same network: every convolution's forward and both its gradients, on tensors of the same
-  shapes and type, and nothing else: the limit of any loop that uses these convolutions;
+  shapes and type, and nothing else: the limit of any loop that uses these convolutions (twice over for a
+  sharpness-aware step, which is two passes);
 - the plain loop: a DataLoader with per-image transforms (on a GPU with four workers), contiguous fp32 tensors, torch's
   defaults, the textbook order of calls;
 - every ``--variant``: the step of a recipe that is changed so (compared by images/s: its batch may be another).
@@ -49,6 +50,8 @@ from whycam.training.train import _exact_arithmetic, _precision, initial_model
 
 PREPROCESS = whycam.Preprocess((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), (32, 32))
 GFLOP_PER_IMAGE = 3.33
+# Whose steps are taken.
+EPOCH = 1
 
 
 def images(n: int) -> ArraySource:
@@ -72,7 +75,7 @@ def our_step(recipe, source: ArraySource, device: torch.device, folder: Path, te
     def step() -> None:
         nonlocal taken
         # The same few steps over and over: as many as it takes to have the average updated once.
-        loop.position = Position(1, taken % min(recipe.averaging_every, loop.steps))
+        loop.position = Position(EPOCH, taken % min(recipe.averaging_every, loop.steps))
         taken += 1
         with _exact_arithmetic():
             loop.step(plan)
@@ -232,7 +235,9 @@ def main() -> None:
         times = batch / recipe.batch_size
         ratio = [times * ours / theirs for ours, theirs in zip(seconds["whycam"], seconds[name], strict=True)]
         print(f"{name}: {spread(ratio)} times as fast as without")
-    share = [bare / ours for bare, ours in zip(seconds["bare convolutions"], seconds["whycam"], strict=True)]
+    # A sharpness-aware step is two forward and backward passes: so is what it cannot do without.
+    passes = 2 if recipe.sharpness_aware(EPOCH) else 1
+    share = [passes * bare / ours for bare, ours in zip(seconds["bare convolutions"], seconds["whycam"], strict=True)]
     against_plain = [plain / ours for plain, ours in zip(seconds["plain loop"], seconds["whycam"], strict=True)]
     print(
         f"{recipe.name}, {recipe.precision}, batch {recipe.batch_size}, {side}×{side}, {device}, n = {options.rounds}"
@@ -243,7 +248,7 @@ def main() -> None:
     print(f"times as fast as the plain loop:       {spread(against_plain)}")
     result = {"recipe": recipe.to_dict(), "device": str(device), "rounds": options.rounds, "seconds": seconds}
     if peak is not None:
-        flops = GFLOP_PER_IMAGE * (side / 32) ** 2 * 1e9
+        flops = passes * GFLOP_PER_IMAGE * (side / 32) ** 2 * 1e9
         used = [recipe.batch_size / value * flops / 1e12 / peak for value in seconds["whycam"]]
         print(f"share of the bf16 matrix rate ({peak:.0f} TFLOP/s measured): {spread(used)}")
         result["matrix_tflops"] = peak

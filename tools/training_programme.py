@@ -7,7 +7,7 @@ r"""The whole training programme: sweep, seeds, the study's own recipe, ablation
    held-out accuracy (the mean of the three views, and of ``--search-seeds`` seeds) is what the next is tried on.
    ``--choose FIELD=VALUE …`` leaves the decision to you and skips the sweep's.
 2. record: ``--seeds`` seeds on all 50,000 images, tested after every epoch, reported after the last.
-3. long: ``--seeds`` seeds of ``long`` with what the sweep chose, but for its own hole and peak rate.
+3. long: ``--seeds`` seeds of ``long`` with what the sweep chose, but for its own hole, sharpness and peak rate.
 4. study: the study's recipe to the letter, one seed, for its trajectory.
 5. ablation: the swept ``record`` with one trick taken away at a time, held-out, ``--ablation-seeds`` seeds.
 
@@ -129,8 +129,9 @@ class Programme:
             for seed in range(self.seeds):
                 yield self.tested(self.recipe(step, **self.best()), seed)
         elif step == "long":
-            # Its own hole, for it sees every image more often, and its own rate in proportion.
-            values = {name: value for name, value in self.best().items() if name != "cutout"}
+            # Its own hole and sharpness, for it sees every image more often, and its own rate in proportion.
+            own = ("cutout", "sam_radius", "sam_from")
+            values = {name: value for name, value in self.best().items() if name not in own}
             if "lr" in values:
                 values["lr"] *= find_recipe("long").lr / find_recipe("record").lr
             for seed in range(self.seeds):
@@ -274,6 +275,8 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, metavar="M", help="save and end after so long (status 3)")
     parser.add_argument("--keep", action="store_true", help="keep every run's weights and resumable state")
     options = parser.parse_args()
+    if options.search_seeds < 1:
+        parser.error(f"argument --search-seeds: it must be at least 1, got {options.search_seeds}")
     deadline = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")
     try:
         training, test = (open_source(options.cifar10, split) for split in ("train", "test"))

@@ -41,6 +41,11 @@ def test_the_iteration_works_on_singular_values(fill):
         np.testing.assert_allclose(answer.flatten(1).numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_types_are_kept():
+    kept = [torch.float32, torch.float64, torch.float32]
+    assert [m.dtype for m in orthogonalised([torch.ones(4, 6, dtype=kind) for kind in kept], fill=True)] == kept
+
+
 def test_every_direction_moves_alike():
     """Singular values from 1 to 1/30 come out within the iteration's known band."""
     u, _, v = torch.linalg.svd(draw((12, 40)), full_matrices=False)

@@ -70,6 +70,7 @@ def test_a_field_is_changed_as_text(change, field, value):
         ("flip=sometimes", "recipe: flip is 'sometimes'; it must be one of none, random, alternate"),
         ("momentum=1", "recipe: momentum is 1.0; it must be below 1"),
         ("decoupled=false", "recipe: decoupled is false, but muon shrinks weights directly; set decoupled=true"),
+        ("sam_from=1", "recipe: sam_from is 1.0; it must be below 1, or sam_radius 0 for never"),
         ("momentum_range=[0.9, 0.8]", "recipe: momentum_range is (0.9, 0.8); it must be (low, high) within [0, 1)"),
         ("momentum_range=0.9", "recipe: momentum_range is 0.9; it must be a list, for example [0.85, 0.95]"),
         ("crops=24", "recipe: crops is 24; it must be a list, for example [[0, 24], [0.7, 32]]"),

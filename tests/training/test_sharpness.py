@@ -9,8 +9,13 @@ from tiny import PREPROCESS, RECIPE, Tiny, run, small, small_resnet
 from torch.nn import functional as F
 
 from whycam.training import Recipe
+from whycam.training.augment import plan_epoch
+from whycam.training.device_data import DeviceData
+from whycam.training.history import Progress
 from whycam.training.loop import Loop
 from whycam.training.sharpness import ascended
+from whycam.training.state import load_state
+from whycam.training.train import initial_model
 
 
 @pytest.fixture
@@ -106,6 +111,65 @@ def test_without_a_slope_nothing_moves():
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_a_step_of_the_loop_is_the_textbooks(tmp_path):
+    """Loss, right answers and running statistics of the first pass, the gradient of the second, of the same images.
+
+    Against torch's own SGD around two passes written out, in float64; with a second step, that has a momentum.
+    """
+    recipe = RECIPE.override(
+        {"epochs": 2, "batch_size": 64, "crops": ((0.0, 12),), "averaging": "none", "sam_radius": 0.1, "lr": 0.02,
+         "weight_decay": 0.0, "label_smoothing": 0.0, "warmup": 0.5, "lr_start": 1.0, "lr_end": 1.0}
+    )  # fmt: skip
+    seen = []
+    run(tmp_path / "run", recipe=recipe, images=64, on_progress=seen.append)
+    data = DeviceData(small(0, 64), PREPROCESS, torch.device("cpu"), recipe.pad, recipe.pad_mode)
+    model = initial_model(recipe, 10, 0, torch.device("cpu"), Tiny).double().train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9, nesterov=True)
+    steps = [event for event in seen if isinstance(event, Progress)]
+    for epoch in range(2):
+        x, labels = data.augmented(plan_epoch(recipe, 64, 16, 0, epoch), recipe, 12)
+        optimizer.zero_grad()
+        logits = model(x.double())
+        loss = F.cross_entropy(logits, labels)
+        loss.backward()
+        assert steps[epoch].batch_loss == pytest.approx(float(loss.detach()), rel=1e-4)
+        assert steps[epoch].accuracy == pytest.approx(float((logits.argmax(1) == labels).double().mean()))
+        weights = {name: p for name, p in model.named_parameters() if p.ndim > 1}
+        here = {name: value.clone() for name, value in model.state_dict().items()}
+        slopes = {name: p.norm() * p.grad.norm() for name, p in weights.items()}
+        total = sum(slope**2 for slope in slopes.values()).sqrt()
+        with torch.no_grad():
+            for p in weights.values():
+                p += 0.1 * p.norm() ** 2 * p.grad / total
+        optimizer.zero_grad()
+        F.cross_entropy(model(x.double()), labels).backward()
+        model.load_state_dict(here)
+        optimizer.step()
+    for name, value in load_state(tmp_path / "run" / "state.pt").tensors["model"].items():
+        torch.testing.assert_close(value.double(), model.state_dict()[name].double(), rtol=1e-4, atol=1e-6)
+
+
+def test_the_time_left_knows_of_the_second_pass(tmp_path, monkeypatch):
+    """Of equal steps, at a clock that ticks as often as images pass through the network."""
+    passes = [0]
+    plain = Loop.differentiate
+
+    def counted(self, *given):
+        passes[0] += 1
+        return plain(self, *given)
+
+    monkeypatch.setattr(Loop, "differentiate", counted)
+    monkeypatch.setattr("whycam.training.loop.time.monotonic", lambda: float(passes[0]))
+    seen = []
+    recipe = RECIPE.override({"crops": ((0.0, 12),), "sam_radius": 0.05, "sam_from": 0.5})
+    run(tmp_path / "run", recipe=recipe, on_progress=seen.append)
+    steps = [event for event in seen if isinstance(event, Progress)]
+    # Four epochs of eight steps, of which the last sixteen steps have two passes.
+    total = 16 + 2 * 16
+    done = [step + 1 if step < 16 else 2 * (step + 1) - 16 for step in range(32)]
+    assert [event.seconds_left for event in steps] == pytest.approx([total - n for n in done])
+
+
 def test_from_when_on(tmp_path, monkeypatch):
     """Two passes a step from that epoch on, one before; the network that comes of it is another."""
     passes = []
@@ -123,3 +187,11 @@ def test_from_when_on(tmp_path, monkeypatch):
     assert sharp.history[1].train_loss == flat.history[1].train_loss
     assert sharp.history[3].train_loss != flat.history[3].train_loss
     assert not Recipe(sam_from=0.0).sharpness_aware(0)
+
+
+@pytest.mark.parametrize("epochs", range(1, 101))
+def test_epochs_are_counted_as_for_crops(epochs):
+    for first in range(1, epochs):
+        recipe = Recipe(epochs=epochs, sam_radius=0.1, sam_from=first / epochs, crops=((0, 8), (first / epochs, 16)))
+        for epoch in range(epochs):
+            assert recipe.sharpness_aware(epoch) == (recipe.crop_size(epoch, 32) == 16) == (epoch >= first)

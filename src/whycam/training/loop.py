@@ -157,7 +157,7 @@ class Loop:
         self.meters.images += len(labels)
         self.images += batch
         self.images_here += batch
-        self.pixels_here += batch * size**2
+        self.pixels_here += batch * recipe.pixels(epoch, self.train.side)
         self.position = Position(epoch, step + 1)
         if (step + 1) % self.patience == 0 or step + 1 == self.steps:
             self.report(float(loss) / max(1, len(labels)), lr)
@@ -192,9 +192,9 @@ class Loop:
         if self.listener is None:
             return
         meters, position, elapsed = self.meters, self.position, time.monotonic() - self.started
-        sizes = [self.recipe.crop_size(epoch, self.train.side) for epoch in range(position.epoch, self.recipe.epochs)]
+        work = [self.recipe.pixels(epoch, self.train.side) for epoch in range(position.epoch, self.recipe.epochs)]
         per_epoch = min(self.steps * self.recipe.batch_size, len(self.train))
-        left = per_epoch * (sum(size**2 for size in sizes) - sizes[0] ** 2 * position.step / self.steps)
+        left = per_epoch * (sum(work) - work[0] * position.step / self.steps)
         self.listener(
             Progress(
                 epoch=position.epoch + 1,

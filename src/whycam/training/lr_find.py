@@ -137,6 +137,8 @@ def lr_find(
 ) -> LrFindResult:
     """The range test for a recipe's network, optimiser, batches and augmentation, on a fresh network, in fp32.
 
+    Its steps are plain ones, also where the recipe's are sharpness-aware.
+
     Raises:
         WhycamError: as for ``lr_range_test``, or the data do not fit.
     """

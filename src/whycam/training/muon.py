@@ -69,14 +69,15 @@ def orthogonalised(matrices: Sequence[Tensor], repetitions: int = 5, fill: bool 
 
     By Newton–Schulz iteration, which leaves singular values between about 0.7 and 1.2; those below a hundredth of the
     largest may stay smaller. Matrices of one shape are multiplied together; with ``fill`` (None: on a GPU, where a
-    product's launch costs more than its arithmetic) all that have as many rows, the shorter ones filled up with zeros,
-    which change nothing. On a GPU this is done in bfloat16, which is exact enough for a direction.
+    product's launch costs more than its arithmetic) all whose shorter side is the same, the longer one filled up with
+    zeros, which change nothing. On a GPU this is done in bfloat16, which is exact enough for a direction.
     """
     found: list[Tensor] = list(matrices)
-    groups: dict[tuple[int, int], list[int]] = {}
+    groups: dict[tuple[int, int, torch.dtype], list[int]] = {}
     for index, matrix in enumerate(matrices):
         short, long = sorted((len(matrix), matrix[0].numel()))
-        groups.setdefault((short, 0 if (matrix.is_cuda if fill is None else fill) else long), []).append(index)
+        width = 0 if (matrix.is_cuda if fill is None else fill) else long
+        groups.setdefault((short, width, matrix.dtype), []).append(index)
     a, b, c = NEWTON_SCHULZ
     for places in groups.values():
         flat = [matrices[index].flatten(1) for index in places]

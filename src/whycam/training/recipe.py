@@ -82,10 +82,10 @@ class Recipe:
         jitter: brightness and contrast change by up to this much: pixel · (1 ± jitter) ± jitter, clipped to [0, 1].
         jitter_probability: share of images whose brightness and contrast change.
         sam_radius: step against the gradient of where the loss rises the steepest within this distance, for flatter
-            minima (sharpness-aware minimisation; Foret et al., 2021, arXiv:2010.01412): each layer's weights move by
-            that part of their norm, over all layers together, as in Kwon et al., 2021 (arXiv:2102.11600). 0 for none;
-            it costs a second forward and backward pass.
-        sam_from: fraction of the epochs from which on it is done.
+            minima (sharpness-aware minimisation; Foret et al., 2021, arXiv:2010.01412). The distance is the root of
+            the sum of squares, over all weight tensors, of how far each goes in parts of its own norm (Kwon et al.,
+            2021, arXiv:2102.11600). 0 for none; it costs a second forward and backward pass.
+        sam_from: fraction of the epochs from which on it is done; below 1.
         averaging: "none", "ema" (an exponential moving average beside the weights), or "lookahead" (the weights
             return to the average; Zhang et al., 2019, arXiv:1907.08610). Both include BatchNorm's statistics.
         averaging_every: steps between updates of the average.
@@ -149,6 +149,8 @@ class Recipe:
                 raise WhycamError(f"recipe: {name} is {getattr(self, name)}; it must lie from {low:g} to {high:g}")
         if self.momentum >= 1:
             raise WhycamError(f"recipe: momentum is {self.momentum}; it must be below 1")
+        if self.sam_from >= 1:
+            raise WhycamError(f"recipe: sam_from is {self.sam_from}; it must be below 1, or sam_radius 0 for never")
         if self.optimizer == "muon" and not self.decoupled:
             raise WhycamError("recipe: decoupled is false, but muon shrinks weights directly; set decoupled=true")
         starts = [start for start, _ in self.crops]
@@ -169,7 +171,11 @@ class Recipe:
 
     def sharpness_aware(self, epoch: int) -> bool:
         """Whether the steps of ``epoch`` (from 0) are sharpness-aware."""
-        return self.sam_radius > 0 and epoch >= self.sam_from * self.epochs
+        return self.sam_radius > 0 and self.sam_from <= epoch / self.epochs
+
+    def pixels(self, epoch: int, side: int) -> int:
+        """Pixels that go through the network for each image in ``epoch`` (from 0): a crop's, or twice as many."""
+        return self.crop_size(epoch, side) ** 2 * (2 if self.sharpness_aware(epoch) else 1)
 
     def steps_per_epoch(self, images: int) -> int:
         """Optimiser steps in one epoch over ``images`` images; at least one."""

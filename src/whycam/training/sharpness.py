@@ -18,13 +18,15 @@ def ascended(model: nn.Module, radius: float) -> Iterator[None]:
     own norm, squared and summed, are at most radius², the steepest way (Foret et al., 2021, arXiv:2010.01412, in the
     measure of Kwon et al., 2021, arXiv:2102.11600, by layers). How large a tensor is thus does not matter, as it does
     not to a convolution that a normalisation follows. Biases and normalisations stay, and what a forward pass inside
-    does to the buffers (running statistics) is undone. Nothing moves where the gradients are zero.
+    does to the buffers' contents (running statistics) is undone. Nothing moves where the gradients are zero.
     """
-    pairs = [(p, p.grad) for p in model.parameters() if p.grad is not None and p.ndim > 1]
+    pairs = [(p, p.grad) for p in model.parameters() if p.grad is not None and p.requires_grad and p.ndim > 1]
     moved: list[Tensor] = [p for p, _ in pairs] + list(model.buffers())
     here = [tensor.detach().clone() for tensor in moved]
     with torch.no_grad():
         _ascend([p for p, _ in pairs], [gradient for _, gradient in pairs], radius)
+    # The gradients from here are not kept while those from there are computed.
+    del pairs
     try:
         yield
     finally:
@@ -38,5 +40,6 @@ def _ascend(weights: list[Tensor], gradients: list[Tensor], radius: float) -> No
         return
     sizes = torch.stack(torch._foreach_norm(weights))
     slopes = sizes * torch.stack(torch._foreach_norm(gradients))
-    factors = sizes**2 * (radius / slopes.norm().clamp_min(1e-12))
+    length = slopes.norm()
+    factors = sizes**2 * torch.where(length > 0, radius / length, 0)
     torch._foreach_add_(weights, torch._foreach_mul(gradients, factors.unbind()))
