@@ -56,10 +56,10 @@ picture would hide is flagged, and `plot()` gives a matplotlib figure for a pape
           f"to {high.item():.3g} {flags or ''}")"""),
     ("markdown", """## The whole study
 
-Every error of the first 120 images, explained at three layers for the predicted and for the true class. The result
+Every error of the first 100 images, explained at three layers for the predicted and for the true class. The result
 is a folder of Parquet and JSON files that any tool can read, and a report. The command line does the same:
-`whycam study cifar10-resnet18 bundled --out study --limit 120`."""),
-    ("code", """study = run_study(model, spec, take(source, 120), "study", Config())
+`whycam study cifar10-resnet18 bundled --out study --limit 100`."""),
+    ("code", """study = run_study(model, spec, take(source, 100), "study", Config())
 publish(study)
 metrics = study.metrics
 low, high = metrics["accuracy_interval"]
