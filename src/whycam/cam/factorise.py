@@ -16,7 +16,7 @@ from whycam.cam.capture import capture
 from whycam.cam.head import pooled_linear_head
 from whycam.cam.inputs import Inputs, InputsLike
 from whycam.cam.layers import LayerLike, resolve_layer
-from whycam.cam.layout import Layout, check_layout, detect_layout
+from whycam.cam.layout import Layout, check_layout, detect_layout, patch_grids
 from whycam.cam.maps import resize
 from whycam.cam.methods.options import Count, checked
 from whycam.cam.survey import default_layer
@@ -98,7 +98,8 @@ def factorise(
     trace = capture(network, inputs, [found], {}, gradients=False)
     output = trace.activations[found.name]
     if layout is None:
-        layout = detect_layout(output, inputs.images.shape[2:], found.module)
+        size = inputs.images.shape[2:]
+        layout = detect_layout(output, size, found.module, patch_grids(network, size))
     activations = layout.to_map(output)
     activations = activations.float() if activations.dtype.itemsize < 4 else activations
     batch, channels, *positions = activations.shape

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
 
 from whycam.errors import WhycamError
 
 MOST_PREFIX = 8
 """Tokens that may stand before a grid (class, distillation and register tokens) where the layout is not given."""
+
+# They say where the channels are, whatever the sizes.
+_CHANNELS_FIRST = (_ConvNd, _NormBase, nn.GroupNorm, _MaxPoolNd, _AvgPoolNd, _AdaptiveMaxPoolNd, _AdaptiveAvgPoolNd)
 
 Kind = Literal["channels-first", "channels-last", "tokens"]
 
@@ -102,25 +108,31 @@ def check_layout(given: object) -> None:
         )
 
 
-def detect_layout(output: Tensor, image_size: Sequence[int], module: nn.Module | None = None) -> Layout:
-    """Recognise a layer's layout from its shape.
+def detect_layout(
+    output: Tensor, image_size: Sequence[int], module: nn.Module | None = None, grids: Iterable[tuple[int, ...]] = ()
+) -> Layout:
+    """Recognise a layer's layout from its type and shape.
 
-    As many axes as the images have are channels-first unless only the other reading has the image's proportions, or
-    the module normalises its last axis. Three axes for images and volumes are tokens: as few leading ones as possible
-    are set aside so that the rest fills the grid that some patch size gives.
+    As many axes as the images have are channels-first where the module convolves, pools or normalises them so, and else
+    unless only the other reading has the image's proportions, or the module normalises its last axis. Three axes for
+    images and volumes are tokens: as few leading ones as possible are set aside so that the rest fills the grid that
+    some patch size gives.
 
     Args:
         output: the layer's output, (B, …).
         image_size: (H, W) of the image, (T,) of a series, (D, H, W) of a volume.
         module: the layer, whose type may decide.
+        grids: of tokens, as `patch_grids` finds them; one that fits goes before what square patches give.
 
     Raises:
         WhycamError: the tokens fill no such grid.
     """
     axes = len(image_size)
     if output.ndim == 3 and axes >= 2:
-        return _tokens(output, image_size)
-    normalises_last = isinstance(module, nn.LayerNorm) and tuple(module.normalized_shape) == (output.shape[-1],)
+        return _tokens(output, image_size, grids)
+    if isinstance(module, _CHANNELS_FIRST):
+        return Layout()
+    normalises_last = module is not None and _normalises_last(module, output.shape[-1])
     if output.ndim == axes + 2 and axes == 1 and normalises_last:
         return Layout("channels-last")
     if output.ndim == axes + 2 and axes >= 2:
@@ -129,6 +141,29 @@ def detect_layout(output: Tensor, image_size: Sequence[int], module: nn.Module |
         if last and (not first or normalises_last):
             return Layout("channels-last")
     return Layout()
+
+
+def patch_grids(model: nn.Module, image_size: Sequence[int]) -> list[tuple[int, ...]]:
+    """The grids into which convolutions of ``model`` that step by their own size would cut an image.
+
+    The first convolution of a vision transformer does just that, whatever the shape of its patches.
+    """
+    found: dict[tuple[int, ...], None] = {}
+    for module in model.modules():
+        if not isinstance(module, _ConvNd) or len(module.kernel_size) != len(image_size):
+            continue
+        fits = all(size >= patch for size, patch in zip(image_size, module.kernel_size, strict=True))
+        if module.kernel_size == module.stride and math.prod(module.kernel_size) > 1 and fits:
+            found[tuple(size // patch for size, patch in zip(image_size, module.kernel_size, strict=True))] = None
+    return list(found)
+
+
+def _normalises_last(module: nn.Module, channels: int) -> bool:
+    """Whether a module is, or without a convolution of its own is made around, LayerNorms over its last axis."""
+    parts = list(module.modules())
+    norms = [part for part in parts if isinstance(part, nn.LayerNorm)]
+    alike = any(tuple(norm.normalized_shape) == (channels,) for norm in norms)
+    return alike and not any(isinstance(part, _CHANNELS_FIRST) for part in parts)
 
 
 def _proportional(grid: Sequence[int], image_size: Sequence[int]) -> bool:
@@ -140,8 +175,12 @@ def _proportional(grid: Sequence[int], image_size: Sequence[int]) -> bool:
     )
 
 
-def _tokens(output: Tensor, image_size: Sequence[int]) -> Layout:
+def _tokens(output: Tensor, image_size: Sequence[int], known: Iterable[tuple[int, ...]]) -> Layout:
     tokens = output.shape[1]
+    fitting = [grid for grid in known if 0 <= tokens - math.prod(grid) <= MOST_PREFIX]
+    if fitting:
+        grid = max(fitting, key=math.prod)
+        return Layout("tokens", grid, tokens - math.prod(grid))
     # What does not fill a patch is cut off by a convolution, or padded.
     grids = {
         grid

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from whycam.cam.asking import leading
 from whycam.cam.backward import REENTRANT, differentiate, in_reentrant_checkpoint
 from whycam.cam.inputs import Inputs, InputsLike
 from whycam.cam.layers import Layer
-from whycam.cam.layout import Layout, detect_layout
+from whycam.cam.layout import Layout, detect_layout, patch_grids
 from whycam.errors import WhycamError
 from whycam.modules import first_tensor, hookable, laid_open
 
@@ -45,6 +47,8 @@ class _Seen:
     module: nn.Module
     tensor: Tensor
     layout: Layout
+    version: int  # of the tensor: how often it had been changed in place
+    before: bool  # whether the module had run already
 
 
 def survey(model: nn.Module, inputs: Inputs | InputsLike) -> list[Place]:
@@ -83,9 +87,10 @@ def survey(model: nn.Module, inputs: Inputs | InputsLike) -> list[Place]:
 def default_layer(model: nn.Module, inputs: Inputs | InputsLike) -> Layer:
     """The last layer, in order of execution, whose positions the network's answer depends on.
 
-    Of convolutional layers any will do; of token layers a block or a LayerNorm (behind the last attention a class
-    token alone counts, so the patches' last word is the LayerNorm before it). The network's output itself and layers
-    of a single cell are no candidates.
+    Of convolutional layers any will do: what works in place on another's output is a layer of its own, and one that
+    runs several times gives way to the block that hands its output on. Of token layers a block or a LayerNorm (behind
+    the last attention a class token alone counts, so the patches' last word is the LayerNorm before it). The network's
+    output itself, attention matrices and layers of a single cell are no candidates.
 
     Args:
         model: the network; it is run once on the first of ``inputs``, and left as it was.
@@ -103,8 +108,9 @@ def default_layer(model: nn.Module, inputs: Inputs | InputsLike) -> Layer:
         )
         if token_part or not _counts(entry, slope):
             continue
-        # The block that made the tensor, not the containers that only hand it on.
-        if chosen is None or chosen.tensor is not entry.tensor:
+        # The module that made the tensor, not the containers that only hand it on, unless it is used elsewhere too.
+        handed_on = chosen is not None and chosen.tensor is entry.tensor and chosen.version == entry.version
+        if chosen is None or not handed_on or (chosen.before and not entry.before):
             chosen = entry
     if chosen is None:
         raise WhycamError(
@@ -131,10 +137,11 @@ def explain_missing_gradient(model: nn.Module, inputs: Inputs, error: WhycamErro
             behind.clear()
             return
         tensor = first_tensor(output)
-        if tensor is not None and _is_map(tensor, module, given.images):
+        if tensor is not None and _is_map(tensor, module, given.images, grids):
             behind.append(paths[module])
 
     given = inputs.with_images(inputs.images[:1], torch.zeros(1, dtype=torch.long)).detached()
+    grids = patch_grids(model, given.images.shape[2:])
     # Not what holds the part: it is the part itself that runs without.
     handles = [module.register_forward_hook(record) for module in hookable(model) if module is not model]
     try:
@@ -157,13 +164,15 @@ def explain_missing_gradient(model: nn.Module, inputs: Inputs, error: WhycamErro
     return WhycamError(f"{error}: {whole!r} runs under torch.no_grad() inside the model; {instead}")
 
 
-def _is_map(tensor: Tensor, module: nn.Module, image: Tensor) -> bool:
-    """Whether a layer's output has more than one position, as far as its shape tells."""
+def _is_map(tensor: Tensor, module: nn.Module, image: Tensor, grids: Sequence[tuple[int, ...]]) -> bool:
+    """Whether a layer's output has more than one position, as far as its shape tells, and is no attention matrix."""
     if tensor.ndim < 3 or len(tensor) != len(image):
         return False
     try:
-        layout = detect_layout(tensor, image.shape[2:], module)
+        layout = detect_layout(tensor, image.shape[2:], module, grids)
     except WhycamError:
+        return False
+    if _is_attention(tensor):
         return False
     if tensor.ndim != image.ndim and layout.kind != "tokens":
         return False
@@ -177,26 +186,40 @@ def _look(model: nn.Module, inputs: Inputs | InputsLike) -> tuple[list[_Seen], T
     given = given.with_images(given.images[:1], torch.zeros(1, dtype=torch.long)).detached()
     image = given.images.clone().requires_grad_()
     given = given.with_images(image.clone())  # the network may work in place on it
+    size = image.shape[2:]
+    grids = patch_grids(model, size)
     seen: list[_Seen] = []
+    ran: set[nn.Module] = set()
 
     def record(module: nn.Module, _inputs: object, output: object) -> None:
         tensor = first_tensor(output)
-        if tensor is not None and tensor.requires_grad and _is_map(tensor, module, image):
-            seen.append(_Seen(module, tensor, detect_layout(tensor, image.shape[2:], module)))
+        if tensor is not None and tensor.requires_grad and _is_map(tensor, module, image, grids):
+            layout = detect_layout(tensor, size, module, grids)
+            seen.append(_Seen(module, tensor, layout, tensor._version, module in ran))
+        ran.add(module)
 
     handles = [module.register_forward_hook(record) for module in hookable(model) if module is not model]
     try:
         with torch.inference_mode(False), torch.enable_grad(), laid_open(model):
-            answer = first_tensor(model(*given.args, **given.kwargs))
+            output = model(*given.args, **given.kwargs)
     finally:
         for handle in handles:
             handle.remove()
-    seen = [entry for entry in seen if entry.tensor is not answer]
+    answer = leading(output, 1)
+    seen = [entry for entry in seen if entry.tensor is not first_tensor(output)]
     if answer is None or not seen or not answer.requires_grad:
         return seen, image, (None,) * len(seen)
-    score = answer.float().flatten(1).amax(dim=1).sum()
+    score = answer.flatten().max()
     slopes = differentiate(score, [entry.tensor for entry in seen], retain_graph=True)
     return seen, image, slopes
+
+
+def _is_attention(tensor: Tensor) -> bool:
+    """Whether a (B, heads, queries, keys) tensor's rows are weights that add up to one."""
+    if tensor.ndim != 4 or tensor.shape[-1] < 2:
+        return False
+    rows = tensor.detach()
+    return bool((rows >= 0).all()) and bool(((rows.float().sum(dim=-1) - 1).abs() < 0.02).all())
 
 
 def _counts(entry: _Seen, slope: Tensor | None) -> bool:

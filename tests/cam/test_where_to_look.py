@@ -1,0 +1,141 @@
+"""The layer that is taken if none is named, and the layout it is read in, on networks where both are easy to miss."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import whycam
+from whycam.cam import survey
+from whycam.cam.layout import Layout, detect_layout, patch_grids
+from whycam.cam.survey import default_layer
+
+
+class Block(nn.Module):
+    """The residual block of most networks for ImageNet: one ReLU for both places, the sum and the ReLU in place."""
+
+    def __init__(self, inward: int, channels: int, stride: int, *, inplace: bool = True) -> None:
+        super().__init__()
+        self.inplace = inplace
+        self.conv1 = nn.Conv2d(inward, channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.down = nn.Conv2d(inward, channels, 1, stride) if inward != channels else None
+
+    def forward(self, x):
+        shortcut = x if self.down is None else self.down(x)
+        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        if self.inplace:
+            y += shortcut
+        else:
+            y = y + shortcut
+        return self.relu(y)
+
+
+class Residual(nn.Module):
+    def __init__(self, *, inplace: bool = True) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, 1, 1)
+        self.layer1 = nn.Sequential(Block(8, 8, 1, inplace=inplace), Block(8, 16, 2, inplace=inplace))
+        self.layer2 = nn.Sequential(Block(16, 16, 1, inplace=inplace), Block(16, 16, 1, inplace=inplace))
+        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(16, 5)
+
+    def forward(self, x):
+        return self.fc(torch.flatten(self.pool(self.layer2(self.layer1(self.conv(x)))), 1))
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_a_block_that_adds_in_place_is_taken_whole(inplace, generator):
+    """Its map adds up to the logit less its bias: the last BatchNorm's, which is the same tensor, does not."""
+    torch.manual_seed(0)
+    model, images = Residual(inplace=inplace).eval(), torch.randn(4, 3, 32, 32, generator=generator)
+    found = whycam.explain(model, images, None, "hirescam")
+    assert found.layers == ("layer2.1",)
+    total = found.map().sum((1, 2)) + model.fc.bias.detach()[found.predicted]
+    torch.testing.assert_close(total, found.scores["predicted"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_a_relu_in_place_is_a_layer_of_its_own(inplace):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    assert default_layer(model.eval(), torch.randn(1, 3, 16, 16)).path == "1"
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.three, self.drop, self.out = nn.Linear(width, 3 * width), nn.Dropout(0.1), nn.Linear(width, width)
+
+    def forward(self, x):
+        q, k, v = self.three(x).unflatten(2, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+        weights = self.drop((q @ k.mT / k.shape[-1] ** 0.5).softmax(-1))
+        return self.out((weights @ v).transpose(1, 2).flatten(2))
+
+
+class Encoder(nn.Module):
+    """A vision transformer whose attention weights pass through a module, as in DINO's and MAE's code."""
+
+    def __init__(self, patch: tuple[int, int], width: int = 16) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, patch, patch)
+        self.token = nn.Parameter(torch.zeros(1, 1, width))
+        self.norm1, self.attention, self.norm2 = nn.LayerNorm(width), Attention(width), nn.LayerNorm(width)
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
+        x = x + self.attention(self.norm1(x))
+        return self.head(F.relu(self.norm2(x))[:, 0])
+
+
+def test_attention_weights_are_no_map():
+    torch.manual_seed(0)
+    model, images = Encoder((16, 16)).eval(), torch.randn(1, 3, 224, 224)
+    assert "attention.drop" not in [place.path for place in survey(model, images)]
+    found = whycam.explain(model, images)
+    assert (found.layers, found.map().shape) == (("norm1",), (1, 14, 14))
+
+
+@pytest.mark.parametrize(("patch", "size", "grid"), [((8, 4), (32, 32), (4, 8)), ((4, 8), (36, 40), (9, 5))])
+def test_patches_need_not_be_square(patch, size, grid):
+    torch.manual_seed(0)
+    model, images = Encoder(patch).eval(), torch.randn(2, 3, *size)
+    assert patch_grids(model, size) == [grid]
+    found = whycam.explain(model, images)
+    assert found.map().shape == (2, *grid)
+    assert whycam.factorise(model, images, "norm1", concepts=2).maps.shape == (2, 2, *grid)
+
+
+def test_what_convolves_says_where_its_channels_are():
+    """Whatever the sizes would suggest; what is made of LayerNorms over the last axis says so too."""
+    output = torch.empty(2, 16, 16, 32)
+    for module in (nn.Conv2d(3, 16, 3, (2, 1), 1), nn.BatchNorm2d(16), nn.GroupNorm(4, 16), nn.MaxPool2d((2, 1))):
+        assert detect_layout(output, (32, 32), module) == Layout()
+    assert detect_layout(output, (32, 32)) == Layout("channels-last")
+    square = torch.empty(2, 96, 96, 96)
+    assert detect_layout(square, (384, 384), nn.Sequential(nn.LayerNorm(96), nn.Linear(96, 96))) == Layout(
+        "channels-last"
+    )
+    assert detect_layout(square, (384, 384), nn.Sequential(nn.LayerNorm(96), nn.Conv2d(96, 96, 3))) == Layout()
+
+
+class Regression(nn.Module):
+    def __init__(self, form) -> None:
+        super().__init__()
+        self.conv, self.fc, self.form = nn.Conv2d(3, 8, 3), nn.Linear(8, 1), form
+
+    def forward(self, x):
+        return self.form(self.fc(self.conv(x).relu().mean((2, 3)))[:, 0])
+
+
+@pytest.mark.parametrize("form", [lambda y: y, lambda y: {"value": y}, lambda y: (y, y.mean())])
+def test_one_number_per_image(form):
+    model, images = Regression(form).eval(), torch.randn(3, 3, 12, 12)
+    found = whycam.explain(model, images, None, "gradcam", whycam.Output())
+    assert (found.layers, found.map().shape) == (("conv",), (3, 10, 10))
+    assert [place.counts for place in survey(model, images)] == [True]
