@@ -65,7 +65,7 @@ class Explainer:
         ClassNames.of(self._network, self.classes)  # says now what is wrong with them
         layers = self.layers if self.layers is not None else getattr(self._network, "cam_layers", None)
         if layers is not None:
-            self._layers = resolve_layers(self._network, layers)
+            self._layers = resolve_layers(self.model, layers)
         for layout in self.layout.values() if isinstance(self.layout, Mapping) else [self.layout]:
             check_layout(layout)
         if self.differentiable:
