@@ -102,7 +102,7 @@ def test_names_of_a_wrapped_model_and_of_what_it_wraps(model, batch):
         assert resolve_layer(wrapped, model.layer3[0]).name == "layer3.0"
         for itself in (wrappers, wrappers.split(".")[0]):
             assert resolve_layer(wrapped, itself).module is model
-        with pytest.raises(WhycamError, match=r"unknown layer .*did you mean layer"):
+        with pytest.raises(WhycamError, match=r"unknown layer .*did you mean .*layer4"):
             resolve_layer(wrapped, f"{wrappers}.layer5")
 
 

@@ -90,7 +90,8 @@ def _find(model: nn.Module, network: nn.Module, layer: LayerLike) -> Layer:
     for step in _steps(layer):
         child = _child(module, step)
         if child is None:
-            paths = [name for top in (network, model) for name, _ in top.named_modules(remove_duplicate=False) if name]
+            tops = dict.fromkeys((network, model))
+            paths = [name for top in tops for name, _ in top.named_modules(remove_duplicate=False) if name]
             inside = wrapped_by(module) or module
             children = ", ".join(_children(inside)) or "no layers inside"
             holds = f"{'.'.join(path) or type(model).__name__} has {children}"
