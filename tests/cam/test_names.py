@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -40,8 +42,10 @@ def test_layer_paths(model, written, path):
     ],
 )
 def test_unknown_layers(model, written, message):
-    with pytest.raises(WhycamError, match=message):
+    with pytest.raises(WhycamError, match=message) as caught:
         resolve_layer(model, written)
+    names = re.findall(r"layer\d[\w.]*", str(caught.value).partition("did you mean")[2])
+    assert len(names) == len(set(names))
 
 
 def test_foreign_module_and_doubles(model, batch):

@@ -152,7 +152,8 @@ def explain(
     """Explain what ``model`` sees in ``images``: one forward pass, one backward pass per target.
 
     Args:
-        model: any module that takes (B, C, H, W) and returns (B, K) logits; afterwards exactly as it was.
+        model: any module that takes (B, C, H, W) and returns (B, K) logits; afterwards as it was, but for what its own
+            ``forward`` writes in eval mode.
         images: (B, C, H, W) float, normalised as the model expects, on the model's device.
         layers: names (``layer3[-2]``, ``layer3.0``) or modules; by default the last spatial layer.
         methods: names (``gradcam``, ``hirescam``) or method objects.
