@@ -172,6 +172,18 @@ def test_any_bytes_are_one_sentence(tmp_path):
             load(path)
 
 
+def test_flipped_bytes_are_one_sentence(tmp_path):
+    draw = random.Random(1)
+    path = save(tmp_path / "small.pth", {"a": torch.zeros(3), "b": torch.ones(2, 2)})
+    whole = path.read_bytes()
+    ends = range(len(whole) - 22, len(whole))  # the archive's own end record
+    for place in [*ends, *draw.sample(range(len(whole)), 200)]:
+        for value in (0, 255, whole[place] ^ 16):
+            path.write_bytes(whole[:place] + bytes([value]) + whole[place + 1 :])
+            with pytest.raises(WhycamError, match=r"small\.pth: "):
+                load(path)
+
+
 def test_what_does_not_fit(tmp_path, state):
     missing = {name: value for name, value in state.items() if name != "conv1.weight"}
     stem = dict(state) | {"conv1.weight": torch.zeros(64, 3, 7, 7)}
