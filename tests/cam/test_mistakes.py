@@ -11,6 +11,7 @@ from torch import nn
 
 import whycam
 from whycam import Layout, WhycamError
+from whycam.cam.methods.registry import Method
 from whycam.cam.survey import survey
 from whycam.compat.pytorch_grad_cam import GradCAM
 
@@ -139,3 +140,44 @@ def test_what_the_compatible_classes_are_given(network):
     for given in (["conv"], [model.conv, None], "conv"):
         with pytest.raises(WhycamError, match=r"target_layers is a list of modules, got .* in it: write"):
             GradCAM(model, given)(images)
+
+
+@pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm", "subclass", "none"])
+def test_signals_are_taken_whatever_their_convolutions_are(kind):
+    class Own(nn.Conv1d):
+        pass
+
+    torch.manual_seed(0)
+    first = {"subclass": Own, "none": lambda *_: nn.Identity()}.get(kind, nn.Conv1d)(3, 3, 3)
+    if kind.endswith("norm"):
+        first = getattr(nn.utils.parametrizations, kind)(first)
+    model = nn.Sequential(first, nn.Tanh(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(3, 2)).eval()
+    signals = torch.randn(4, 3, 64)
+    assert whycam.explain(model, signals, "1").map().shape[0] == 4
+
+
+def test_only_a_mismatch_of_channels_is_called_one(network):
+    class Picky(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.later = nn.Conv2d(8, 8, 3)
+            self.first = nn.Conv2d(3, 8, 3)
+
+        def forward(self, x):
+            if x.shape[-1] < 8:
+                raise RuntimeError("my own size check: image too small")
+            return self.later(self.first(x)).mean((2, 3))
+
+    with pytest.raises(RuntimeError, match="my own size check"):
+        whycam.explain(Picky(), torch.randn(2, 3, 6, 6), "first")
+    with pytest.raises(WhycamError, match=r"images have 1 channel\(s\), the model's first convolution takes 3"):
+        whycam.explain(Picky(), torch.randn(2, 1, 9, 9), "first")
+
+
+@pytest.mark.parametrize(
+    ("function", "got"), [(lambda _: None, "NoneType"), (lambda t: t.activations, r"a \(2, 6, 9, 9\) tensor")]
+)
+def test_a_method_that_makes_no_map(network, function, got):
+    own = Method("own", "Own", "", "", function)
+    with pytest.raises(WhycamError, match=rf"method 'own' returns {got}; .* the shape \(2, 9, 9\) say"):
+        whycam.explain(*network, "conv", own)

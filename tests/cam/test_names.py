@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -40,8 +42,10 @@ def test_layer_paths(model, written, path):
     ],
 )
 def test_unknown_layers(model, written, message):
-    with pytest.raises(WhycamError, match=message):
+    with pytest.raises(WhycamError, match=message) as caught:
         resolve_layer(model, written)
+    names = re.findall(r"layer\d[\w.]*", str(caught.value).partition("did you mean")[2])
+    assert len(names) == len(set(names))
 
 
 def test_foreign_module_and_doubles(model, batch):
@@ -51,6 +55,59 @@ def test_foreign_module_and_doubles(model, batch):
         whycam.explain(model, batch, ["bn1", "bn1"])
     with pytest.raises(WhycamError, match="no layer is given"):
         whycam.explain(model, batch, [])
+
+
+class Repeats(nn.Module):
+    """A block that stands in its list twice, and an empty place."""
+
+    def __init__(self):
+        super().__init__()
+        shared = nn.Conv2d(3, 3, 3, padding=1)
+        self.blocks = nn.ModuleList([shared, shared, nn.Conv2d(3, 4, 3, 2, 1)])
+        self.blocks.add_module("3", None)
+        self.blocks.append(nn.Conv2d(4, 5, 1))
+
+    def forward(self, x):
+        for block in filter(None, self.blocks):
+            x = block(x).tanh()
+        return x.mean((2, 3))
+
+
+def test_a_place_in_a_list_is_what_python_finds_there():
+    torch.manual_seed(0)
+    model, images = Repeats().eval(), torch.randn(2, 3, 6, 6)
+    for place in (0, 1, 2, 4, -1, -3, -4, -5):
+        expected = model.blocks[place]
+        written = [f"blocks[{place}]"] + ([f"blocks.{place}"] if place >= 0 else [])
+        for name in written:
+            layer = resolve_layer(model, name)
+            assert layer.module is expected is model.get_submodule(layer.path)
+            raw = whycam.explain(model, images, name).map()
+            assert torch.equal(raw, whycam.explain(model, images, expected).map())
+    for nothing in ("blocks[3]", "blocks[-2]", "blocks.3", "blocks[5]"):
+        with pytest.raises(WhycamError, match="unknown layer"):
+            resolve_layer(model, nothing)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile imports what torch itself deprecates
+def test_names_of_a_wrapped_model_and_of_what_it_wraps(model, batch):
+    by_itself = whycam.explain(model, batch, "layer3.0").map()
+    for wrapped in (
+        nn.DataParallel(model),
+        torch.compile(model, backend="eager"),
+        torch.compile(nn.DataParallel(model), backend="eager"),
+    ):
+        wrappers = next(name for name, module in wrapped.named_modules() if module is model)
+        names = ["layer3.0", f"{wrappers}.layer3.0", f"{wrappers}.layer3[-2]"]
+        explained = whycam.explain(wrapped, batch, names)
+        assert explained.layers == tuple(names)
+        assert all(torch.equal(explained.map(layer=name), by_itself) for name in names)
+        assert {resolve_layer(wrapped, name).path for name in names} == {"layer3.0"}
+        assert resolve_layer(wrapped, model.layer3[0]).name == "layer3.0"
+        for itself in (wrappers, wrappers.split(".")[0]):
+            assert resolve_layer(wrapped, itself).module is model
+        with pytest.raises(WhycamError, match=r"unknown layer .*did you mean .*layer4"):
+            resolve_layer(wrapped, f"{wrappers}.layer5")
 
 
 @pytest.mark.parametrize("written", ["gradcam", "Grad-CAM", "GRAD_CAM", "GradCAM"])

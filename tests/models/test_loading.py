@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import random
 import shutil
 import zipfile
 from pathlib import Path
@@ -152,12 +153,35 @@ def test_damaged_and_foreign_files(tmp_path, state):
         "empty.pth": (b"", "not a readable PyTorch file"),
         "text.pth": (b"hello there, this is no checkpoint", r"holds something besides|not a readable PyTorch file"),
         "cut.safetensors": ((BUNDLED / "model.safetensors").read_bytes()[:9999], "not a readable safetensors file"),
+        "passwd": (b"root:x:0:0:root:/root:/bin/bash\n", "not a readable PyTorch file"),
         "text.safetensors": (b"hello", "not a readable safetensors file"),
     }
     for name, (content, message) in cases.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(WhycamError, match=f"{name}: {message}"):
             load(tmp_path / name)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_any_bytes_are_one_sentence(tmp_path):
+    draw = random.Random(0)
+    path = tmp_path / "noise"
+    for start in [b"", b"\x80\x02", b"PK\x03\x04", *(bytes([byte]) for byte in range(128))] * 4:
+        path.write_bytes(start + draw.randbytes(draw.randrange(60)))
+        with pytest.raises(WhycamError, match="noise: "):
+            load(path)
+
+
+def test_flipped_bytes_are_one_sentence(tmp_path):
+    draw = random.Random(1)
+    path = save(tmp_path / "small.pth", {"a": torch.zeros(3), "b": torch.ones(2, 2)})
+    whole = path.read_bytes()
+    ends = range(len(whole) - 22, len(whole))  # the archive's own end record
+    for place in [*ends, *draw.sample(range(len(whole)), 200)]:
+        for value in (0, 255, whole[place] ^ 16):
+            path.write_bytes(whole[:place] + bytes([value]) + whole[place + 1 :])
+            with pytest.raises(WhycamError, match=r"small\.pth: "):
+                load(path)
 
 
 def test_what_does_not_fit(tmp_path, state):

@@ -71,8 +71,9 @@ def capture(
 ) -> Trace:
     """Run ``model`` once forward and, for each target, once backward to the activations of all ``layers``.
 
-    The model is run in eval mode and is afterwards exactly as it was: mode of every module, ``requires_grad``,
-    ``.grad``, hooks, buffers; also after an exception.
+    The model is run in eval mode and is afterwards exactly as it was: mode of every module, parameters,
+    ``requires_grad``, ``.grad``, hooks; also after an exception. What its own ``forward`` writes in eval mode (a
+    counter it keeps in a buffer, a tensor it caches) stays written.
 
     Args:
         model: returns (B, K) logits, or a tuple, dict or dataclass that begins with them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -19,6 +20,7 @@ from whycam.cam.methods.registry import INPUT, Method, MethodLike, resolve_metho
 from whycam.cam.run import Run
 from whycam.cam.survey import default_layer, explain_missing_gradient
 from whycam.cam.targets import TargetLike
+from whycam.cam.views import LayerTrace
 from whycam.errors import WhycamError
 from whycam.modules import laid_open, unwrapped
 
@@ -65,7 +67,7 @@ class Explainer:
         ClassNames.of(self._network, self.classes)  # says now what is wrong with them
         layers = self.layers if self.layers is not None else getattr(self._network, "cam_layers", None)
         if layers is not None:
-            self._layers = resolve_layers(self._network, layers)
+            self._layers = resolve_layers(self.model, layers)
         for layout in self.layout.values() if isinstance(self.layout, Mapping) else [self.layout]:
             check_layout(layout)
         if self.differentiable:
@@ -118,7 +120,7 @@ class Explainer:
         except NoGradientError as error:
             raise explain_missing_gradient(self._network, inputs, error) from None
         except RuntimeError as error:
-            if (wrong := _channel_mismatch(self._network, inputs.images)) is not None:
+            if (wrong := _channel_mismatch(error, inputs.images)) is not None:
                 raise wrong from error
             raise
         if run.trace.logits.ndim == 2 and not any(map(run.reads_more, named)):
@@ -150,7 +152,8 @@ def explain(
     """Explain what ``model`` sees in ``images``: one forward pass, one backward pass per target.
 
     Args:
-        model: any module that takes (B, C, H, W) and returns (B, K) logits; afterwards exactly as it was.
+        model: any module that takes (B, C, H, W) and returns (B, K) logits; afterwards as it was, but for what its own
+            ``forward`` writes in eval mode.
         images: (B, C, H, W) float, normalised as the model expects, on the model's device.
         layers: names (``layer3[-2]``, ``layer3.0``) or modules; by default the last spatial layer.
         methods: names (``gradcam``, ``hirescam``) or method objects.
@@ -195,15 +198,27 @@ def derive(run: Run, methods: Sequence[Method]) -> dict[tuple[str, str, str], Te
             for target in run.names:
                 for method in methods:
                     if method.scope == "layer":
-                        maps[method.name, name, target] = method(run.view(name, target, method))
+                        maps[method.name, name, target] = _map_of(method, run.view(name, target, method))
         for target in run.names:
             for method in methods:
                 if method.scope == "layers":
                     views = [run.view(name, target, method) for name in names]
-                    maps[method.name, "+".join(names), target] = method(views)
+                    maps[method.name, "+".join(names), target] = _map_of(method, views)
                 elif method.scope == "input":
-                    maps[method.name, INPUT, target] = method(run.input_view(target, method))
+                    maps[method.name, INPUT, target] = _map_of(method, run.input_view(target, method))
     return maps
+
+
+def _map_of(method: Method, trace: LayerTrace | Sequence[LayerTrace]) -> Tensor:
+    seen = (trace if isinstance(trace, LayerTrace) else trace[0]).activations
+    made: object = method(trace)
+    if isinstance(made, Tensor) and made.ndim == seen.ndim - 1 and len(made) == len(seen):
+        return made
+    got = f"a {tuple(made.shape)} tensor" if isinstance(made, Tensor) else type(made).__name__
+    raise WhycamError(
+        f"method {method.name!r} returns {got}; a map has one value for each image and position, the shape "
+        f"{(len(seen), *seen.shape[2:])} say"
+    )
 
 
 def _check_positions(name: str, shape: torch.Size) -> None:
@@ -218,8 +233,9 @@ def _check_positions(name: str, shape: torch.Size) -> None:
 
 def _check(images: Tensor, model: nn.Module) -> None:
     takes: dict[type[nn.Module], int] = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
-    axes = {takes[type(module)] for module in model.modules() if type(module) in takes} or {4}
-    if images.ndim not in axes:
+    # By isinstance: parametrised convolutions have types of their own. Without any, the network itself decides.
+    axes = {count for kind, count in takes.items() if any(isinstance(module, kind) for module in model.modules())}
+    if axes and images.ndim not in axes:
         shapes = {3: "(B, C, T)", 4: "(B, C, H, W)", 5: "(B, C, D, H, W)"}
         raise WhycamError(
             f"images must have the shape {' or '.join(shapes[count] for count in sorted(axes))}, "
@@ -246,10 +262,9 @@ def _check(images: Tensor, model: nn.Module) -> None:
         )
 
 
-def _channel_mismatch(model: nn.Module, images: Tensor) -> WhycamError | None:
-    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-    if first is None or first.in_channels == images.shape[1]:
+def _channel_mismatch(error: RuntimeError, images: Tensor) -> WhycamError | None:
+    """What torch says where a convolution was given the images themselves and takes another number of channels."""
+    said = re.search(r"expected input\[([\d, ]+)\] to have (\d+) channels", str(error))
+    if said is None or tuple(map(int, said[1].split(","))) != tuple(images.shape):
         return None
-    return WhycamError(
-        f"the images have {images.shape[1]} channel(s), the model's first convolution takes {first.in_channels}"
-    )
+    return WhycamError(f"the images have {images.shape[1]} channel(s), the model's first convolution takes {said[2]}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from whycam.errors import WhycamError
-from whycam.modules import is_opaque, takes_hooks, wrapped_by
+from whycam.modules import is_opaque, takes_hooks, unwrapped, wrapped_by
 from whycam.suggest import near_misses
 
 LayerLike = str | nn.Module
@@ -22,7 +22,7 @@ class Layer:
 
     Attributes:
         name: as the user wrote it; results are found under it.
-        path: as ``named_modules`` calls it.
+        path: as ``named_modules`` calls it in the network that `whycam.modules.unwrapped` gives.
         module: the module itself.
     """
 
@@ -56,17 +56,19 @@ def resolve_layer(model: nn.Module, layer: LayerLike) -> Layer:
     """Find one layer.
 
     Args:
-        model: the network.
+        model: the network, also in its wrappers.
         layer: a path with attributes and indices mixed freely (``layer3[-2]``, ``layer3.0``, ``blocks[3].norm``),
-            or a module that is part of ``model``. Wrappers inside it (``torch.compile``, ``DataParallel``) may be left
-            out of the path: ``net[0]`` is the first layer of what was wrapped.
+            or a module that is part of ``model``. Wrappers around it and inside it (``torch.compile``,
+            ``DataParallel``) may be named in the path or left out: of a wrapped ``net``, ``net.module[0]`` and
+            ``net[0]`` are both the first layer of what was wrapped.
 
     Raises:
         WhycamError: there is no such layer (near misses are listed), or no hook ever sees it.
     """
-    found = _find(model, layer)
+    network = unwrapped(model)
+    found = _find(model, network, layer)
     steps = found.path.split(".")
-    holders = [model.get_submodule(".".join(steps[:count])) for count in range(len(steps))]
+    holders = [network.get_submodule(".".join(steps[:count])) for count in range(len(steps))]
     if any(map(is_opaque, holders)) or not takes_hooks(found.module):
         raise WhycamError(
             f"layer {found.name!r} is part of a TorchScript or torch.export program, which cannot be looked into: put "
@@ -75,11 +77,11 @@ def resolve_layer(model: nn.Module, layer: LayerLike) -> Layer:
     return found
 
 
-def _find(model: nn.Module, layer: LayerLike) -> Layer:
+def _find(model: nn.Module, network: nn.Module, layer: LayerLike) -> Layer:
     if isinstance(layer, nn.Module):
-        for name, candidate in model.named_modules():
+        for name, candidate in network.named_modules():
             if candidate is layer:
-                return Layer(name or type(model).__name__, name, layer)
+                return Layer(name or type(network).__name__, name, layer)
         raise WhycamError(f"the given {type(layer).__name__} module is not part of this model")
     if not isinstance(layer, str):
         raise WhycamError(f"a layer is a name like layer3[-2] or a module of the model; got {layer!r}")
@@ -88,14 +90,19 @@ def _find(model: nn.Module, layer: LayerLike) -> Layer:
     for step in _steps(layer):
         child = _child(module, step)
         if child is None:
-            paths = [name for name, _ in model.named_modules() if name]
+            tops = dict.fromkeys((network, model))
+            paths = [name for top in tops for name, _ in top.named_modules(remove_duplicate=False) if name]
             inside = wrapped_by(module) or module
-            children = ", ".join(name for name, _ in inside.named_children()) or "no layers inside"
+            children = ", ".join(_children(inside)) or "no layers inside"
             holds = f"{'.'.join(path) or type(model).__name__} has {children}"
             raise WhycamError(f"unknown layer {layer!r}{near_misses(layer, paths) or f' ({holds})'}")
         name, module = child
         path.append(name)
-    return Layer(layer, ".".join(path), module)
+    place = next(name for name, candidate in model.named_modules() if candidate is network)
+    found = ".".join(path)
+    if not found.startswith(place):  # a wrapper around a wrapped one: it hands on to what it wraps
+        return Layer(layer, "", network)
+    return Layer(layer, found.removeprefix(place).removeprefix("."), module)
 
 
 def _steps(layer: str) -> list[str | int]:
@@ -116,7 +123,7 @@ def _steps(layer: str) -> list[str | int]:
 
 
 def _child(module: nn.Module, step: str | int) -> tuple[str, nn.Module] | None:
-    children = dict(module.named_children())
+    children = _children(module)
     if isinstance(step, str) and step in children:
         return step, children[step]
     inner = wrapped_by(module)
@@ -124,9 +131,13 @@ def _child(module: nn.Module, step: str | int) -> tuple[str, nn.Module] | None:
         place = next(name for name, child in children.items() if child is inner)
         found = _child(inner, step)
         return None if found is None else (f"{place}.{found[0]}", found[1])
-    if isinstance(step, str):
-        return None
-    names = list(children)
-    if not -len(names) <= step < len(names):
+    # Places are counted as Python counts them in a ModuleList: also those that are empty.
+    names = [name for name, _ in module._modules.items()]
+    if isinstance(step, str) or not -len(names) <= step < len(names) or names[step] not in children:
         return None
     return names[step], children[names[step]]
+
+
+def _children(module: nn.Module) -> dict[str, nn.Module]:
+    """By name. Unlike ``named_children``, which leaves repeats out, with every place of a module that is used again."""
+    return {name: child for name, child in module._modules.items() if child is not None}
