@@ -13,6 +13,7 @@ from torch import nn
 import whycam
 from whycam import WhycamError
 from whycam.cam import METHODS, method
+from whycam.cli import main
 
 
 @pytest.mark.parametrize(
@@ -54,6 +55,14 @@ def test_a_broken_plugin_is_a_warning_and_the_rest_works(tmp_path):
     assert second.startswith("method 'Far-CAM' is offered by a package that cannot be imported: nowhere_at_all: Module")
     assert result.stderr.count("the methods of the plugin 'far_cam' are missing") == 1
     assert "Traceback" not in result.stderr
+
+
+def test_what_methods_need_as_they_are_listed(capsys):
+    assert main(["methods"]) in (0, None)
+    listed = capsys.readouterr().out
+    for line in ("Sobel & Feldman, 1968", "a Gaussian in the image's middle"):
+        assert f"control: {line}; needs images only" in listed
+    assert "control: random channel weights; needs activations only" in listed
 
 
 def test_no_network_is_run_on_no_images():

@@ -131,8 +131,9 @@ class Finer(Named):
     similar: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.count, Integral) or isinstance(self.count, bool) or self.count < 1:
-            raise WhycamError(f"count of Finer is a whole number of at least 1, not {self.count!r}")
+        count: Any = self.count
+        if not isinstance(count, Integral) or isinstance(count, bool) or int(count) < 1:
+            raise WhycamError(f"count of Finer is a whole number of at least 1, not {count!r}")
 
     def freeze(self, logits: Tensor) -> Finer:
         """With the class and its similar ones as they are now."""

@@ -113,7 +113,7 @@ def method(
     Raises:
         WhycamError: the name is taken or cannot be written, or ``needs`` or ``scope`` is none of the known.
     """
-    wanted = frozenset((needs,) if isinstance(needs, str) else needs)
+    wanted: frozenset[Any] = frozenset((needs,) if isinstance(needs, str) else needs)
     for what, given, known in (("need", wanted, get_args(Need)), ("scope", (scope,), get_args(Scope))):
         for value in given:
             if value not in known:
@@ -198,7 +198,7 @@ def find_method(name: str) -> Method:
     if base in broken and base not in METHODS:
         raise WhycamError(f"method {name!r} is offered by a package that cannot be imported: {broken[base]}")
     if base not in METHODS:
-        raise WhycamError(f"unknown method {name!r}{near_misses(base, [*METHODS, *COMBINATORS])}")
+        raise WhycamError(f"unknown method {name!r}{near_misses(base.replace('plus', '+'), [*METHODS, *COMBINATORS])}")
     return METHODS[base].using(**_options(name, options)) if options else METHODS[base]
 
 
