@@ -132,7 +132,7 @@ class Finer(Named):
 
     def __post_init__(self) -> None:
         count: Any = self.count
-        if not isinstance(count, Integral) or isinstance(count, bool) or int(count) < 1:
+        if isinstance(count, bool) or not isinstance(count, Integral) or int(count) < 1:
             raise WhycamError(f"count of Finer is a whole number of at least 1, not {count!r}")
 
     def freeze(self, logits: Tensor) -> Finer:
