@@ -214,3 +214,24 @@ def test_the_graph_is_freed():
 
 class Mark:
     """Something whose life can be watched."""
+
+
+# Where a map has as many rows as channels, the shape alone does not say which axis is which.
+@pytest.mark.parametrize("size", [32, 48])
+def test_layer_norms_of_channels_first_maps(size):
+    """Every bias counts along its own axis: as autograd has it, which knows the parameters."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ConvNextConfig(hidden_sizes=[16, 8, 4, 2], depths=[1] * 4, num_labels=5, patch_size=2)
+    torch.manual_seed(0)
+    module = transformers.ConvNextForImageClassification(config).double().eval()
+    for parameter in module.parameters():
+        parameter.data.normal_(std=0.5)
+    images = torch.randn(2, 3, size, size, dtype=torch.float64)
+    parts = full_gradients(module, images, 1)
+    biases = {name: norm.bias for name, norm in module.named_modules() if getattr(norm, "bias", None) is not None}
+    gradients = torch.autograd.grad(module(images).logits[:, 1].sum(), list(biases.values()))
+    expected = {name: (bias * slope).sum() for (name, bias), slope in zip(biases.items(), gradients, strict=True)}
+    assert {name for name, _ in parts.biases} == set(expected)
+    for name, part in parts.biases:
+        torch.testing.assert_close(part.sum(), expected[name].detach(), rtol=1e-9, atol=1e-12, msg=name)
+    assert whycam.explain(module, images, methods="fullgrad", targets=1).map().isfinite().all()

@@ -62,6 +62,7 @@ def test_names_and_options(written, name):
         ("fem(k=", "its options cannot be read"),
         ("fem(k=__import__('os'))", "its options cannot be read"),
         ("grad-cam+", r"unknown method 'grad-cam\+' \(did you mean gradcam"),
+        ("gradcamplusplus", r"unknown method 'gradcamplusplus' \(did you mean gradcam\+\+"),
     ],
 )
 def test_wrong_names_and_options(written, message):

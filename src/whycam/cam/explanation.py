@@ -128,6 +128,8 @@ class Explanation:
         if layers is None:
             layers = [key[1] for key in self.maps if key[0] == name and key[2] == aim]
         maps = [self.maps[self._key(method, layer, target)] for layer in layers]
+        if isinstance(size, str) and size not in ("finest", "image"):
+            raise WhycamError(f"size is 'finest', 'image' or (h, w), not {size!r}")
         if size == "image":
             size = tuple(self.inputs.shape[2:])
         return aggregate(maps, how, None if size == "finest" else size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -98,7 +98,18 @@ def heatmaps(
 
     Returns:
         (B, H, W) float; an all-zero or negative-only map is zero, NaN counts as zero (see `flags_of`).
+
+    Raises:
+        WhycamError: ``scale`` is not one number or one per map, none negative, or there is no such interpolation.
     """
+    if interpolation not in get_args(Interpolation):
+        raise WhycamError(f"interpolation is {' or '.join(map(repr, get_args(Interpolation)))}, not {interpolation!r}")
+    if scale is not None:
+        given = torch.as_tensor(scale)
+        if given.shape not in ((), (1,), (len(raw),)):
+            raise WhycamError(f"scale is {tuple(given.shape)} for {len(raw)} maps: give one number, or one per map")
+        if not bool((given >= 0).all()):
+            raise WhycamError("scale is what 1 stands for in a heatmap, and holds a number that is negative or NaN")
     positive = raw.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).relu()
     top = (
         positive.flatten(1).amax(dim=1) if scale is None else torch.as_tensor(scale, device=raw.device, dtype=raw.dtype)

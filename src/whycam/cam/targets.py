@@ -16,8 +16,10 @@ them. What else a target may have, all of it optional:
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
@@ -128,11 +130,18 @@ class Finer(Named):
     count: int = 3
     similar: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        count: Any = self.count
+        if isinstance(count, bool) or not isinstance(count, Integral) or int(count) < 1:
+            raise WhycamError(f"count of Finer is a whole number of at least 1, not {count!r}")
+
     def freeze(self, logits: Tensor) -> Finer:
         """With the class and its similar ones as they are now."""
         index = _predicted(logits) if self.index is None else _indices(logits, self.index)
         if self.similar is not None:
             return Finer(index, self.alpha, self.count, self.similar)
+        if logits.shape[1] < 2:
+            raise WhycamError("Finer compares a class with those most like it, and this model has one class alone")
         others = logits.detach().scatter(1, index[:, None], float("-inf"))
         return Finer(index, self.alpha, self.count, others.topk(min(self.count, logits.shape[1] - 1), dim=1).indices)
 
@@ -156,7 +165,10 @@ class Output:
 
     def __call__(self, output: Tensor) -> Tensor:
         """(B,) or (B, K) → (B,)."""
-        return output if output.ndim == 1 else _pick(output, self.index)
+        if output.ndim == 1:
+            _indices(output[:, None], self.index)  # says so where it is not the only one
+            return output
+        return _pick(output, self.index)
 
     def at(self, _rows: Tensor) -> Output:
         """The same: it does not depend on the image."""
@@ -171,7 +183,13 @@ class Binary:
 
     def __call__(self, output: Tensor) -> Tensor:
         """(B,) or (B, 1) → (B,)."""
-        logit = output.reshape(len(output), -1)[:, 0]
+        if output.shape[1:] not in ((), (1,)):
+            raise WhycamError(
+                f"Binary explains a single logit, (B,) or (B, 1), and the model gives {tuple(output.shape)}: give a "
+                "class's index or name instead, or whycam.Output(k)"
+                + (" (whycam.Segmentation for an output with positions)" if output.ndim == 4 else "")
+            )
+        logit = output.reshape(len(output))
         return logit if self.positive else -logit
 
     def at(self, _rows: Tensor) -> Binary:
@@ -186,12 +204,12 @@ class Similarity:
     embedding: Tensor
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "embedding", torch.as_tensor(self.embedding))
+        object.__setattr__(self, "embedding", _one_or_each(self.embedding, 1))
 
     def __call__(self, output: Tensor) -> Tensor:
         """(B, D) → (B,)."""
         shape = self.embedding.shape
-        if output.ndim != 2 or shape not in (output.shape[1:], output.shape, (1, *output.shape[1:])):
+        if output.ndim != 2 or shape not in (output.shape[1:], output.shape):
             raise WhycamError(
                 f"an embedding is (D,) or (B, D) as the network's output is; it is {tuple(shape)}, the "
                 f"output {tuple(output.shape)}"
@@ -216,8 +234,20 @@ class Segmentation(Named):
     mask: Tensor | None = None
 
     def __post_init__(self) -> None:
+        index: Any = self.index
+        if not isinstance(index, str):
+            try:
+                whole = None if isinstance(index, bool) else operator.index(index)
+            except TypeError:
+                whole = None
+            if whole is None:
+                raise WhycamError(
+                    f"Segmentation explains one class, given by its index or name, not {index!r}; for a class of its "
+                    "own for each image give a list of targets"
+                )
+            object.__setattr__(self, "index", whole)
         if self.mask is not None:
-            object.__setattr__(self, "mask", torch.as_tensor(self.mask))
+            object.__setattr__(self, "mask", _one_or_each(self.mask, 2))
 
     def __call__(self, output: Tensor) -> Tensor:
         """(B, K, H, W) → (B,)."""
@@ -228,9 +258,14 @@ class Segmentation(Named):
             raise WhycamError(f"target class {index} does not exist; this model has 0 to {output.shape[1] - 1}")
         score = output[:, index]
         if self.mask is not None:
-            if self.mask.shape[-2:] != score.shape[-2:]:
+            shape = self.mask.shape
+            if shape[-2:] != score.shape[1:]:
                 raise WhycamError(
-                    f"the mask is {tuple(self.mask.shape)}, the network's output {tuple(score.shape[-2:])}: resize one"
+                    f"the mask is {tuple(shape)}, the network's output {tuple(score.shape[1:])}: resize one"
+                )
+            if shape not in (score.shape, score.shape[1:]):
+                raise WhycamError(
+                    f"the mask is {tuple(shape)} for {len(score)} images: give one (H, W) for all, or one per image"
                 )
             score = score * self.mask.to(score)
         return score.sum(dim=(1, 2))
@@ -284,13 +319,15 @@ def _indices(logits: Tensor, index: Index) -> Tensor:
         raise WhycamError(f"a class target needs (B, K) logits, the model gives {tuple(logits.shape)}")
     images, classes = logits.shape
     indices = torch.as_tensor(_number(index), device=logits.device)
+    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool or indices.ndim > 1:
+        raise WhycamError(f"a target class is a whole number, one for all images or (B,) of them; got {index!r}")
     if indices.ndim and len(indices) != images:
         raise WhycamError(f"{len(indices)} target classes are given for {images} images; give one, or one per image")
     lowest, highest = (int(indices.min()), int(indices.max())) if indices.numel() else (0, 0)
     if lowest < 0 or highest >= classes:
         wrong = lowest if lowest < 0 else highest
         raise WhycamError(f"target class {wrong} does not exist; this model has classes 0 to {classes - 1}")
-    return indices.expand(images)
+    return indices.long().expand(images)
 
 
 def numbered(value: Any, index: Callable[[str], int]) -> Any:
@@ -308,6 +345,12 @@ def _number(index: Any) -> Any:
     if _has_names(index):
         raise WhycamError(f"{index!r} is a class name: whycam.explain looks it up, here an index is needed")
     return index
+
+
+def _one_or_each(value: Any, axes: int) -> Tensor:
+    """As a tensor; what has a batch axis before its ``axes`` of length 1 is the one for all images, and loses it."""
+    tensor = torch.as_tensor(value)
+    return tensor[0] if tensor.ndim == axes + 1 and len(tensor) == 1 else tensor
 
 
 def _at(value: Any, rows: Tensor) -> Any:

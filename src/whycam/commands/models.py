@@ -69,7 +69,7 @@ def methods(options: Namespace) -> None:
         return
     width = max(len(method.name) for method in known)
     for method in known:
-        needs = ", ".join(sorted(method.needs)) or "activations only"
+        needs = ", ".join(sorted(method.needs)) or ("images only" if method.scope == "input" else "activations only")
         console.say(f"{method.name:<{width}}  {method.title}: {method.summary}")
         console.say(f"{'':<{width}}  {method.paper}; needs {needs}")
     console.say("\noptions, written behind a method's name with whatever is to be changed:\n")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from whycam.cam.asking import resolve_target
 from whycam.cam.classes import ClassNames
@@ -45,6 +46,24 @@ def bias_of(module: nn.Module) -> Tensor | None:
     return None
 
 
+def _channel_axis(module: nn.Module, output: Tensor) -> int:
+    """Along which axis of its output, or of a gradient there, ``module`` adds its bias."""
+    if not isinstance(module, _LAST_AXIS):
+        return 1
+    if type(module).forward in (nn.Linear.forward, nn.LayerNorm.forward):
+        return output.ndim - 1
+    # A forward of its own, that of a LayerNorm of channels-first maps say: its output tells.
+    channels = len(module.bias)
+    fitting = [axis for axis in range(1, output.ndim) if output.shape[axis] == channels]
+    if len(fitting) > 1 and isinstance(module, nn.LayerNorm):
+        # Zeros normalised are zeros, so what comes out is the bias where it is added.
+        ramp = torch.arange(1.0, channels + 1).to(module.bias)
+        with torch.no_grad():
+            seen = functional_call(module, {"bias": ramp}, (module.bias.new_zeros(1, *output.shape[1:]),))
+        fitting = [axis for axis in fitting if bool((seen.movedim(axis, -1) == ramp).all())]
+    return fitting[0] if len(fitting) == 1 else output.ndim - 1
+
+
 def _biases(model: nn.Module) -> dict[nn.Module, Tensor]:
     refuse_opaque_parts(model, "FullGrad needs every bias")
     found = {module: bias_of(module) for module in model.modules()}
@@ -70,11 +89,10 @@ def fullgrad(trace: LayerTrace) -> Tensor:
 
     def see(module: nn.Module, gradient: Tensor) -> None:
         nonlocal total
-        channels_last = isinstance(module, _LAST_AXIS)
         if gradient.ndim < 3 or len(gradient) != len(total):
             return
         gradient = _in_half(gradient)
-        magnitude = gradient.movedim(-1, 1).abs() if channels_last else gradient.abs()
+        magnitude = gradient.movedim(_channel_axis(module, gradient), 1).abs()
         if magnitude.ndim != len(size) + 2:
             try:
                 layout = detect_layout(gradient, size, module)
@@ -151,8 +169,7 @@ def full_gradients(model: nn.Module, images: InputsLike, target: TargetLike = No
 
     def see(module: nn.Module, gradient: Tensor) -> None:
         bias = biases[module].to(gradient)
-        if not isinstance(module, _LAST_AXIS):
-            bias = bias.view(-1, *[1] * (gradient.ndim - 2))
+        bias = bias.view(-1, *[1] * (gradient.ndim - 1 - _channel_axis(module, gradient)))
         parts.append((paths[module], gradient * bias))
 
     gradient = run.output_gradients(biases.keys(), "target", see)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, wraps
 from importlib.metadata import entry_points
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
@@ -110,15 +111,24 @@ def method(
     `whycam.cam.methods.options`.
 
     Raises:
-        WhycamError: the name is taken.
+        WhycamError: the name is taken or cannot be written, or ``needs`` or ``scope`` is none of the known.
     """
+    wanted: frozenset[Any] = frozenset((needs,) if isinstance(needs, str) else needs)
+    for what, given, known in (("need", wanted, get_args(Need)), ("scope", (scope,), get_args(Scope))):
+        for value in given:
+            if value not in known:
+                raise WhycamError(f"method {title!r}: there is no {what} {value!r}{near_misses(str(value), known)}")
 
     def register(function: Function) -> Method:
         name = normalised(title)
+        if not name or set(name) & set("(),"):
+            raise WhycamError(f"a method cannot be titled {title!r}: parentheses and commas are for its options")
+        if name in COMBINATORS:
+            raise WhycamError(f"{name!r} is a combinator, so a method cannot be titled {title!r}: choose another title")
         if name in METHODS:
             raise WhycamError(f"a method named {name!r} exists already ({METHODS[name].title})")
         METHODS[name] = Method(
-            name, title, summary_of(function) or title, paper, function, frozenset(needs), scope, retarget, has_terms
+            name, title, summary_of(function) or title, paper, function, wanted, scope, retarget, has_terms
         )
         return METHODS[name]
 
@@ -184,10 +194,11 @@ def find_method(name: str) -> Method:
         if not inner:
             raise WhycamError(f"{base} needs a method: write it like {base}(gradcam)")
         return COMBINATORS[base](find_method(inner), **_options(name, rest.removeprefix(",")))
+    broken = {} if base in METHODS else load_entry_points()
+    if base in broken and base not in METHODS:
+        raise WhycamError(f"method {name!r} is offered by a package that cannot be imported: {broken[base]}")
     if base not in METHODS:
-        load_entry_points()
-    if base not in METHODS:
-        raise WhycamError(f"unknown method {name!r}{near_misses(base, [*METHODS, *COMBINATORS])}")
+        raise WhycamError(f"unknown method {name!r}{near_misses(base.replace('plus', '+'), [*METHODS, *COMBINATORS])}")
     return METHODS[base].using(**_options(name, options)) if options else METHODS[base]
 
 
@@ -200,10 +211,21 @@ def canonical(name: str) -> str:
 
 
 @cache
-def load_entry_points() -> None:
-    """Import what other packages offer as methods; done once, at the first unknown name and for listings."""
+def load_entry_points() -> Mapping[str, str]:
+    """Import what other packages offer as methods; done once, at the first unknown name and for listings.
+
+    Returns:
+        The normalised names of those that cannot be imported, and why. Each is warned of; all others work.
+    """
+    broken = {}
     for entry in entry_points(group=ENTRY_POINTS):
-        entry.load()
+        try:
+            entry.load()
+        except Exception as error:  # whatever another package's module raises
+            reason = f"{entry.value}: {type(error).__name__}: {error}"
+            broken[normalised(entry.name)] = reason
+            warnings.warn(f"the methods of the plugin {entry.name!r} are missing ({reason})", stacklevel=2)
+    return broken
 
 
 def _first_argument(text: str) -> tuple[str, str]:

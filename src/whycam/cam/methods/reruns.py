@@ -27,6 +27,8 @@ def chunks(chosen: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     # Part by part, so that a chunk holds many images: a target that knows the whole batch only (see
     # whycam.cam.targets.score_rows) is then called once for many of them.
     parts, rows = chosen.T.nonzero(as_tuple=True)
+    if not len(rows):
+        return  # torch.split would make one chunk of nothing, and few networks run on no images
     yield from zip(torch.split(rows, batch_size), torch.split(parts, batch_size), strict=True)
 
 

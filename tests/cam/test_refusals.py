@@ -1,0 +1,95 @@
+"""Registering and displaying: what cannot be meant is refused in a sentence; nothing is run on no images."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from networks import InPlace
+from torch import nn
+
+import whycam
+from whycam import WhycamError
+from whycam.cam import METHODS, method
+from whycam.cli import main
+
+
+@pytest.mark.parametrize(
+    ("title", "options", "message"),
+    [
+        ("Augmented", {}, "'augmented' is a combinator, so a method cannot be titled 'Augmented'"),
+        ("My CAM (fast)", {}, r"cannot be titled 'My CAM \(fast\)': parentheses and commas are for its options"),
+        ("Mine", {"needs": ("gradient",)}, r"method 'Mine': there is no need 'gradient' \(did you mean gradients"),
+        ("Mine", {"scope": "layerz"}, r"method 'Mine': there is no scope 'layerz' \(did you mean layer"),
+    ],
+)
+def test_what_cannot_be_registered(title, options, message):
+    before = dict(METHODS)
+    with pytest.raises(WhycamError, match=message):
+        method(title, paper="nowhere", **options)(lambda trace: trace.activations.sum(1))
+    assert before == METHODS
+
+
+def test_a_broken_plugin_is_a_warning_and_the_rest_works(tmp_path):
+    info = tmp_path / "broken-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[whycam.methods]\nfar_cam = nowhere_at_all\n")
+    script = (
+        "import sys\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from whycam import WhycamError\n"
+        "from whycam.cam import resolve_methods\n"
+        "for name in ('gradcamm', 'Far-CAM', 'gradcamm'):\n"
+        "    try:\n"
+        "        resolve_methods(name)\n"
+        "    except WhycamError as error:\n"
+        "        print(error)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    first, second, third = result.stdout.splitlines()
+    assert first == third
+    assert first.startswith("unknown method 'gradcamm' (did you mean gradcam")
+    assert second.startswith("method 'Far-CAM' is offered by a package that cannot be imported: nowhere_at_all: Module")
+    assert result.stderr.count("the methods of the plugin 'far_cam' are missing") == 1
+    assert "Traceback" not in result.stderr
+
+
+def test_what_methods_need_as_they_are_listed(capsys):
+    assert main(["methods"]) in (0, None)
+    listed = capsys.readouterr().out
+    for line in ("Sobel & Feldman, 1968", "a Gaussian in the image's middle"):
+        assert f"control: {line}; needs images only" in listed
+    assert "control: random channel weights; needs activations only" in listed
+
+
+def test_no_network_is_run_on_no_images():
+    class Strict(InPlace):
+        def forward(self, x):
+            assert len(x), "no images"
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    model, images = Strict().eval(), torch.randn(2, 3, 9, 9)
+    nn.init.zeros_(model.conv.weight)
+    explained = whycam.explain(
+        model, images, "conv", ["scorecam", "sscam(n=2)", "iscam(n=2)", "ablationcam", "groupcam"]
+    )
+    assert all(bool(raw.isfinite().all()) for raw in explained.maps.values())
+
+
+@pytest.mark.parametrize(
+    ("show", "message"),
+    [
+        (lambda e: e.heatmap(scale=torch.ones(3)), r"scale is \(3,\) for 2 maps: give one number, or one per map"),
+        (lambda e: e.heatmap(scale=-1), "scale is what 1 stands for in a heatmap, and holds a number that is negative"),
+        (lambda e: e.heatmap(interpolation="foo"), "interpolation is 'nearest' or 'bilinear', not 'foo'"),
+        (lambda e: e.aggregate(size="huge"), r"size is 'finest', 'image' or \(h, w\), not 'huge'"),
+    ],
+)
+def test_what_cannot_be_shown(show, message):
+    explained = whycam.explain(InPlace().eval(), torch.randn(2, 3, 9, 9), "conv")
+    with pytest.raises(WhycamError, match=message):
+        show(explained)
