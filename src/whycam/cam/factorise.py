@@ -94,7 +94,7 @@ def factorise(
     checked("factorise", factorise, {"concepts": concepts, "seed": seed, "iterations": iterations})
     check_layout(layout)
     network, inputs = unwrapped(model), Inputs.of(images)
-    found = default_layer(network, inputs) if layer is None else resolve_layer(network, layer)
+    found = default_layer(network, inputs) if layer is None else resolve_layer(model, layer)
     trace = capture(network, inputs, [found], {}, gradients=False)
     output = trace.activations[found.name]
     if layout is None:
