@@ -8,21 +8,9 @@ from whycam.cam.factorise import Factorisation, factorise
 from whycam.cam.layers import Layer, resolve_layer, resolve_layers
 from whycam.cam.layout import Layout
 from whycam.cam.methods import METHODS, LayerTrace, Method, method, resolve_methods
+from whycam.cam.other_targets import Binary, Output, Segmentation, Similarity, WholeOutput
 from whycam.cam.survey import default_layer, survey
-from whycam.cam.targets import (
-    Binary,
-    ClassScore,
-    Finer,
-    LogProbability,
-    Margin,
-    Output,
-    Predicted,
-    Probability,
-    ReST,
-    Segmentation,
-    Similarity,
-    WholeOutput,
-)
+from whycam.cam.targets import ClassScore, Finer, LogProbability, Margin, Predicted, Probability, ReST
 
 __all__ = [
     "METHODS",

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from whycam.cam.classes import ClassNames
-from whycam.cam.targets import ClassScore, Predicted, Target, TargetLike, numbered
+from whycam.cam.indices import numbered
+from whycam.cam.targets import ClassScore, Predicted, Target, TargetLike
 from whycam.errors import WhycamError
 from whycam.modules import first_tensor, is_per_image, ordinary, rows_of
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from whycam.cam.targets import numbered
+from whycam.cam.indices import numbered
 from whycam.errors import WhycamError
 
 

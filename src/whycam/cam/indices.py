@@ -1,0 +1,72 @@
+"""Class indices and other values that stand for one thing for all images, or for one for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from whycam.errors import WhycamError
+
+Index = int | str | Sequence[int] | Sequence[str] | Tensor | np.ndarray[Any, Any]
+
+
+def pick(logits: Tensor, index: Index) -> Tensor:
+    """(B, K) and one index for all or one for each → (B,)."""
+    return logits.gather(1, indices_of(logits, index)[:, None])[:, 0]
+
+
+def indices_of(logits: Tensor, index: Index) -> Tensor:
+    """(B,) class indices, checked."""
+    if logits.ndim != 2:
+        raise WhycamError(f"a class target needs (B, K) logits, the model gives {tuple(logits.shape)}")
+    images, classes = logits.shape
+    indices = torch.as_tensor(number(index), device=logits.device)
+    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool or indices.ndim > 1:
+        raise WhycamError(f"a target class is a whole number, one for all images or (B,) of them; got {index!r}")
+    if indices.ndim and len(indices) != images:
+        raise WhycamError(f"{len(indices)} target classes are given for {images} images; give one, or one per image")
+    lowest, highest = (int(indices.min()), int(indices.max())) if indices.numel() else (0, 0)
+    if lowest < 0 or highest >= classes:
+        wrong = lowest if lowest < 0 else highest
+        raise WhycamError(f"target class {wrong} does not exist; this model has classes 0 to {classes - 1}")
+    return indices.long().expand(images)
+
+
+def numbered(value: Any, index: Callable[[str], int]) -> Any:
+    """A class name's index; likewise for all names in a nested list, which keeps everything else."""
+    if isinstance(value, str):
+        return index(value)
+    return [numbered(member, index) for member in value] if isinstance(value, list | tuple) else value
+
+
+def has_names(value: object) -> bool:
+    """Whether a value is a name, or a nested list with one in it."""
+    return isinstance(value, str) or (isinstance(value, list | tuple) and any(map(has_names, value)))
+
+
+def number(index: Any) -> Any:
+    """An index that holds no names.
+
+    Raises:
+        WhycamError: it does.
+    """
+    if has_names(index):
+        raise WhycamError(f"{index!r} is a class name: whycam.explain looks it up, here an index is needed")
+    return index
+
+
+def one_or_each(value: Any, axes: int) -> Tensor:
+    """As a tensor; what has a batch axis before its ``axes`` of length 1 is the one for all images, and loses it."""
+    tensor = torch.as_tensor(value)
+    return tensor[0] if tensor.ndim == axes + 1 and len(tensor) == 1 else tensor
+
+
+def at_rows(value: Any, rows: Tensor) -> Any:
+    """One value for all images stays; of one per image, those at ``rows``."""
+    if isinstance(value, list | tuple | np.ndarray):
+        value = torch.as_tensor(np.asarray(value))
+    return value[rows.to(value.device)] if isinstance(value, Tensor) and value.ndim else value
