@@ -170,8 +170,9 @@ def test_only_a_mismatch_of_channels_is_called_one(network):
 
     with pytest.raises(RuntimeError, match="my own size check"):
         whycam.explain(Picky(), torch.randn(2, 3, 6, 6), "first")
-    with pytest.raises(WhycamError, match=r"images have 1 channel\(s\), the model's first convolution takes 3"):
-        whycam.explain(Picky(), torch.randn(2, 1, 9, 9), "first")
+    for layer in ("first", None):
+        with pytest.raises(WhycamError, match=r"images have 1 channel\(s\), the model's first convolution takes 3"):
+            whycam.explain(Picky(), torch.randn(2, 1, 9, 9), layer)
 
 
 @pytest.mark.parametrize(

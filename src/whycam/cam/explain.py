@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -107,7 +108,8 @@ class Explainer:
         if layers is None and all(method.scope == "input" for method in self._methods):
             layers = ()
         elif layers is None:
-            layers = self._layers = (default_layer(self._network, inputs),)
+            with _channels_named(inputs.images):
+                layers = self._layers = (default_layer(self._network, inputs),)
         classes = ClassNames.of(self._network, self.classes)
         named = resolve_targets(self.targets if targets is None else targets, classes)
         layouts = {"": self.layout} if isinstance(self.layout, Layout) else self.layout
@@ -115,14 +117,11 @@ class Explainer:
             if name and layers and name not in (names := [layer.name for layer in layers]):
                 raise WhycamError(f"a layout is given for {name!r}, which is none of the layers: {', '.join(names)}")
         try:
-            run = Run(self._network, inputs, layers, named, self._methods, layouts=layouts, seed=self.seed,
-                      differentiable=self.differentiable)  # fmt: skip
+            with _channels_named(inputs.images):
+                run = Run(self._network, inputs, layers, named, self._methods, layouts=layouts, seed=self.seed,
+                          differentiable=self.differentiable)  # fmt: skip
         except NoGradientError as error:
             raise explain_missing_gradient(self._network, inputs, error) from None
-        except RuntimeError as error:
-            if (wrong := _channel_mismatch(error, inputs.images)) is not None:
-                raise wrong from error
-            raise
         if run.trace.logits.ndim == 2 and not any(map(run.reads_more, named)):
             classes.check(run.trace.logits.shape[1])
         return Explanation(
@@ -262,9 +261,15 @@ def _check(images: Tensor, model: nn.Module) -> None:
         )
 
 
-def _channel_mismatch(error: RuntimeError, images: Tensor) -> WhycamError | None:
-    """What torch says where a convolution was given the images themselves and takes another number of channels."""
-    said = re.search(r"expected input\[([\d, ]+)\] to have (\d+) channels", str(error))
-    if said is None or tuple(map(int, said[1].split(","))) != tuple(images.shape):
-        return None
-    return WhycamError(f"the images have {images.shape[1]} channel(s), the model's first convolution takes {said[2]}")
+@contextmanager
+def _channels_named(images: Tensor) -> Iterator[None]:
+    """Say it in our words where a convolution is given the images themselves and takes another number of channels."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = re.search(r"expected input\[([\d, ]+)\] to have (\d+) channels", str(error))
+        if said is None or tuple(map(int, said[1].split(",")))[1:] != tuple(images.shape[1:]):
+            raise
+        raise WhycamError(
+            f"the images have {images.shape[1]} channel(s), the model's first convolution takes {said[2]}"
+        ) from error
