@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import whycam
 from whycam.cam import survey
-from whycam.cam.layout import Layout, detect_layout, patch_grids
+from whycam.cam.layout import Hints, Layout, detect_layout
 from whycam.cam.survey import default_layer
 
 
@@ -105,7 +105,7 @@ def test_attention_weights_are_no_map():
 def test_patches_need_not_be_square(patch, size, grid):
     torch.manual_seed(0)
     model, images = Encoder(patch).eval(), torch.randn(2, 3, *size)
-    assert patch_grids(model, size) == [grid]
+    assert Hints.of(model, size).grids == (grid,)
     found = whycam.explain(model, images)
     assert found.map().shape == (2, *grid)
     assert whycam.factorise(model, images, "norm1", concepts=2).maps.shape == (2, 2, *grid)
@@ -122,6 +122,15 @@ def test_what_convolves_says_where_its_channels_are():
         "channels-last"
     )
     assert detect_layout(square, (384, 384), nn.Sequential(nn.LayerNorm(96), nn.Conv2d(96, 96, 3))) == Layout()
+
+
+def test_what_has_no_type_of_its_own_is_read_by_the_networks_widths():
+    """A ReLU behind a convolution that steps along one axis only: 16×16×32 could be 32 channels of 16×16."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, (2, 1), 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)
+    )
+    found = whycam.explain(model, torch.randn(2, 3, 32, 32))
+    assert (found.layers, found.map().shape) == (("1",), (2, 16, 32))
 
 
 class Regression(nn.Module):

@@ -109,27 +109,28 @@ def check_layout(given: object) -> None:
 
 
 def detect_layout(
-    output: Tensor, image_size: Sequence[int], module: nn.Module | None = None, grids: Iterable[tuple[int, ...]] = ()
+    output: Tensor, image_size: Sequence[int], module: nn.Module | None = None, hints: Hints | None = None
 ) -> Layout:
     """Recognise a layer's layout from its type and shape.
 
     As many axes as the images have are channels-first where the module convolves, pools or normalises them so, and else
-    unless only the other reading has the image's proportions, or the module normalises its last axis. Three axes for
-    images and volumes are tokens: as few leading ones as possible are set aside so that the rest fills the grid that
-    some patch size gives.
+    unless only the other reading has the image's proportions, or the module normalises its last axis; of two axes one
+    of which is as long as parts of the network are wide, that one holds the channels. Three axes for images and
+    volumes are tokens: as few leading ones as possible are set aside so that the rest fills the grid that some patch
+    size gives.
 
     Args:
         output: the layer's output, (B, …).
         image_size: (H, W) of the image, (T,) of a series, (D, H, W) of a volume.
         module: the layer, whose type may decide.
-        grids: of tokens, as `patch_grids` finds them; one that fits goes before what square patches give.
+        hints: what the network that the layer belongs to tells.
 
     Raises:
         WhycamError: the tokens fill no such grid.
     """
     axes = len(image_size)
     if output.ndim == 3 and axes >= 2:
-        return _tokens(output, image_size, grids)
+        return _tokens(output, image_size, hints.grids if hints else ())
     if isinstance(module, _CHANNELS_FIRST):
         return Layout()
     normalises_last = module is not None and _normalises_last(module, output.shape[-1])
@@ -138,24 +139,52 @@ def detect_layout(
     if output.ndim == axes + 2 and axes >= 2:
         first = _proportional(output.shape[2:], image_size)
         last = _proportional(output.shape[1:-1], image_size)
-        if last and (not first or normalises_last):
+        widths = hints.widths if hints else frozenset()
+        convolved = output.shape[1] in widths and output.shape[-1] not in widths
+        if last and ((not first and not convolved) or normalises_last):
             return Layout("channels-last")
     return Layout()
 
 
-def patch_grids(model: nn.Module, image_size: Sequence[int]) -> list[tuple[int, ...]]:
-    """The grids into which convolutions of ``model`` that step by their own size would cut an image.
+@dataclass(frozen=True)
+class Hints:
+    """What a network's parts tell of the outputs of its others.
 
-    The first convolution of a vision transformer does just that, whatever the shape of its patches.
+    Attributes:
+        grids: into which convolutions that step by their own size would cut an image, as the first one of a vision
+            transformer does, whatever the shape of its patches. One that fits goes before those of square patches.
+        widths: how many channels its convolutions, normalisations and linear layers put out.
     """
-    found: dict[tuple[int, ...], None] = {}
-    for module in model.modules():
-        if not isinstance(module, _ConvNd) or len(module.kernel_size) != len(image_size):
-            continue
-        fits = all(size >= patch for size, patch in zip(image_size, module.kernel_size, strict=True))
-        if module.kernel_size == module.stride and math.prod(module.kernel_size) > 1 and fits:
-            found[tuple(size // patch for size, patch in zip(image_size, module.kernel_size, strict=True))] = None
-    return list(found)
+
+    grids: tuple[tuple[int, ...], ...] = ()
+    widths: frozenset[int] = frozenset()
+
+    @classmethod
+    def of(cls, model: nn.Module, image_size: Sequence[int]) -> Hints:
+        """Look through a network for images of that size."""
+        grids: dict[tuple[int, ...], None] = {}
+        widths: set[int] = set()
+        for module in model.modules():
+            if isinstance(module, _ConvNd):
+                widths.add(module.out_channels)
+                if grid := _patches(module, image_size):
+                    grids[grid] = None
+            elif isinstance(module, _NormBase):
+                widths.add(module.num_features)
+            elif isinstance(module, nn.GroupNorm):
+                widths.add(module.num_channels)
+            elif isinstance(module, nn.Linear):
+                widths.add(module.out_features)
+            elif isinstance(module, nn.LayerNorm):
+                widths.add(module.normalized_shape[-1])
+        return cls(tuple(grids), frozenset(widths))
+
+
+def _patches(module: _ConvNd, image_size: Sequence[int]) -> tuple[int, ...]:
+    patch = module.kernel_size
+    if patch != module.stride or len(patch) != len(image_size) or math.prod(patch) == 1:
+        return ()
+    return tuple(size // length for size, length in zip(image_size, patch, strict=True))
 
 
 def _normalises_last(module: nn.Module, channels: int) -> bool:
@@ -177,7 +206,7 @@ def _proportional(grid: Sequence[int], image_size: Sequence[int]) -> bool:
 
 def _tokens(output: Tensor, image_size: Sequence[int], known: Iterable[tuple[int, ...]]) -> Layout:
     tokens = output.shape[1]
-    fitting = [grid for grid in known if 0 <= tokens - math.prod(grid) <= MOST_PREFIX]
+    fitting = [grid for grid in known if math.prod(grid) and 0 <= tokens - math.prod(grid) <= MOST_PREFIX]
     if fitting:
         grid = max(fitting, key=math.prod)
         return Layout("tokens", grid, tokens - math.prod(grid))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +12,7 @@ from whycam.cam.asking import leading
 from whycam.cam.backward import REENTRANT, differentiate, in_reentrant_checkpoint
 from whycam.cam.inputs import Inputs, InputsLike
 from whycam.cam.layers import Layer
-from whycam.cam.layout import Layout, detect_layout, patch_grids
+from whycam.cam.layout import Hints, Layout, detect_layout
 from whycam.errors import WhycamError
 from whycam.modules import first_tensor, hookable, laid_open
 
@@ -137,11 +136,11 @@ def explain_missing_gradient(model: nn.Module, inputs: Inputs, error: WhycamErro
             behind.clear()
             return
         tensor = first_tensor(output)
-        if tensor is not None and _is_map(tensor, module, given.images, grids):
+        if tensor is not None and _is_map(tensor, module, given.images, hints):
             behind.append(paths[module])
 
     given = inputs.with_images(inputs.images[:1], torch.zeros(1, dtype=torch.long)).detached()
-    grids = patch_grids(model, given.images.shape[2:])
+    hints = Hints.of(model, given.images.shape[2:])
     # Not what holds the part: it is the part itself that runs without.
     handles = [module.register_forward_hook(record) for module in hookable(model) if module is not model]
     try:
@@ -164,12 +163,12 @@ def explain_missing_gradient(model: nn.Module, inputs: Inputs, error: WhycamErro
     return WhycamError(f"{error}: {whole!r} runs under torch.no_grad() inside the model; {instead}")
 
 
-def _is_map(tensor: Tensor, module: nn.Module, image: Tensor, grids: Sequence[tuple[int, ...]]) -> bool:
+def _is_map(tensor: Tensor, module: nn.Module, image: Tensor, hints: Hints) -> bool:
     """Whether a layer's output has more than one position, as far as its shape tells, and is no attention matrix."""
     if tensor.ndim < 3 or len(tensor) != len(image):
         return False
     try:
-        layout = detect_layout(tensor, image.shape[2:], module, grids)
+        layout = detect_layout(tensor, image.shape[2:], module, hints)
     except WhycamError:
         return False
     if _is_attention(tensor):
@@ -187,14 +186,14 @@ def _look(model: nn.Module, inputs: Inputs | InputsLike) -> tuple[list[_Seen], T
     image = given.images.clone().requires_grad_()
     given = given.with_images(image.clone())  # the network may work in place on it
     size = image.shape[2:]
-    grids = patch_grids(model, size)
+    hints = Hints.of(model, size)
     seen: list[_Seen] = []
     ran: set[nn.Module] = set()
 
     def record(module: nn.Module, _inputs: object, output: object) -> None:
         tensor = first_tensor(output)
-        if tensor is not None and tensor.requires_grad and _is_map(tensor, module, image, grids):
-            layout = detect_layout(tensor, size, module, grids)
+        if tensor is not None and tensor.requires_grad and _is_map(tensor, module, image, hints):
+            layout = detect_layout(tensor, size, module, hints)
             seen.append(_Seen(module, tensor, layout, tensor._version, module in ran))
         ran.add(module)
 
