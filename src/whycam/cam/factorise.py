@@ -16,7 +16,7 @@ from whycam.cam.capture import capture
 from whycam.cam.head import pooled_linear_head
 from whycam.cam.inputs import Inputs, InputsLike
 from whycam.cam.layers import LayerLike, resolve_layer
-from whycam.cam.layout import Hints, Layout, check_layout, detect_layout
+from whycam.cam.layout import Layout, check_layout, detect_layout, hints_of
 from whycam.cam.maps import resize
 from whycam.cam.methods.options import Count, checked
 from whycam.cam.survey import default_layer
@@ -99,7 +99,7 @@ def factorise(
     output = trace.activations[found.name]
     if layout is None:
         size = inputs.images.shape[2:]
-        layout = detect_layout(output, size, found.module, Hints.of(network, size))
+        layout = detect_layout(output, size, found.module, hints_of(network, size))
     activations = layout.to_map(output)
     activations = activations.float() if activations.dtype.itemsize < 4 else activations
     batch, channels, *positions = activations.shape

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Literal, get_args
 
 from torch import Tensor, nn
@@ -109,7 +110,7 @@ def check_layout(given: object) -> None:
 
 
 def detect_layout(
-    output: Tensor, image_size: Sequence[int], module: nn.Module | None = None, hints: Hints | None = None
+    output: Tensor, image_size: Sequence[int], module: nn.Module | None = None, hints: Callable[[], Hints] | None = None
 ) -> Layout:
     """Recognise a layer's layout from its type and shape.
 
@@ -123,14 +124,14 @@ def detect_layout(
         output: the layer's output, (B, …).
         image_size: (H, W) of the image, (T,) of a series, (D, H, W) of a volume.
         module: the layer, whose type may decide.
-        hints: what the network that the layer belongs to tells.
+        hints: what the network that the layer belongs to tells; asked for only if it matters.
 
     Raises:
         WhycamError: the tokens fill no such grid.
     """
     axes = len(image_size)
     if output.ndim == 3 and axes >= 2:
-        return _tokens(output, image_size, hints.grids if hints else ())
+        return _tokens(output, image_size, hints().grids if hints else ())
     if isinstance(module, _CHANNELS_FIRST):
         return Layout()
     normalises_last = module is not None and _normalises_last(module, output.shape[-1])
@@ -139,9 +140,7 @@ def detect_layout(
     if output.ndim == axes + 2 and axes >= 2:
         first = _proportional(output.shape[2:], image_size)
         last = _proportional(output.shape[1:-1], image_size)
-        widths = hints.widths if hints else frozenset()
-        convolved = output.shape[1] in widths and output.shape[-1] not in widths
-        if last and ((not first and not convolved) or normalises_last):
+        if last and (normalises_last or (not first and not _convolved(output, hints))):
             return Layout("channels-last")
     return Layout()
 
@@ -180,11 +179,22 @@ class Hints:
         return cls(tuple(grids), frozenset(widths))
 
 
+def hints_of(model: nn.Module, image_size: Sequence[int]) -> Callable[[], Hints]:
+    """`Hints.of` these, at the first call, and the same at every other."""
+    return cache(partial(Hints.of, model, tuple(image_size)))
+
+
 def _patches(module: _ConvNd, image_size: Sequence[int]) -> tuple[int, ...]:
     patch = module.kernel_size
     if patch != module.stride or len(patch) != len(image_size) or math.prod(patch) == 1:
         return ()
     return tuple(size // length for size, length in zip(image_size, patch, strict=True))
+
+
+def _convolved(output: Tensor, hints: Callable[[], Hints] | None) -> bool:
+    """Whether parts of the network are as wide as the second axis is long, and none as the last."""
+    widths = hints().widths if hints else ()
+    return output.shape[1] in widths and output.shape[-1] not in widths
 
 
 def _normalises_last(module: nn.Module, channels: int) -> bool:

@@ -17,7 +17,7 @@ from whycam.cam.capture import Trace, capture
 from whycam.cam.guided import guided_relu
 from whycam.cam.inputs import Inputs
 from whycam.cam.layers import Layer
-from whycam.cam.layout import Hints, Layout, detect_layout
+from whycam.cam.layout import Layout, detect_layout, hints_of
 from whycam.cam.methods.registry import INPUT, Method
 from whycam.cam.tail import Tail
 from whycam.cam.targets import Target
@@ -63,7 +63,7 @@ class Run:
         self.seed, self.differentiable = seed, differentiable
         self._given_layouts = dict(layouts or {})
         self._layouts: dict[str, Layout] = {}
-        self._hints: Hints | None = None
+        self._hints = hints_of(self._model, inputs.images.shape[2:])
         self._again: dict[str, Run] = {}
         self._room = [_KEPT]  # shared with the runs that are made of this one
         self._tails: dict[tuple[str, bool], Tail] = {}
@@ -116,8 +116,6 @@ class Run:
             given = self._given_layouts.get(layer, self._given_layouts.get(""))
             module = next(known.module for known in self.layers if known.name == layer)
             activations, size = self.trace.activations[layer], self.images.shape[2:]
-            if given is None and self._hints is None:
-                self._hints = Hints.of(self._model, size)
             self._layouts[layer] = given or detect_layout(activations, size, module, self._hints)
         return self._layouts[layer]
 

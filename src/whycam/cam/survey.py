@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from whycam.cam.asking import leading
 from whycam.cam.backward import REENTRANT, differentiate, in_reentrant_checkpoint
 from whycam.cam.inputs import Inputs, InputsLike
 from whycam.cam.layers import Layer
-from whycam.cam.layout import Hints, Layout, detect_layout
+from whycam.cam.layout import Hints, Layout, detect_layout, hints_of
 from whycam.errors import WhycamError
 from whycam.modules import first_tensor, hookable, laid_open
 
@@ -140,7 +141,7 @@ def explain_missing_gradient(model: nn.Module, inputs: Inputs, error: WhycamErro
             behind.append(paths[module])
 
     given = inputs.with_images(inputs.images[:1], torch.zeros(1, dtype=torch.long)).detached()
-    hints = Hints.of(model, given.images.shape[2:])
+    hints = hints_of(model, given.images.shape[2:])
     # Not what holds the part: it is the part itself that runs without.
     handles = [module.register_forward_hook(record) for module in hookable(model) if module is not model]
     try:
@@ -163,7 +164,7 @@ def explain_missing_gradient(model: nn.Module, inputs: Inputs, error: WhycamErro
     return WhycamError(f"{error}: {whole!r} runs under torch.no_grad() inside the model; {instead}")
 
 
-def _is_map(tensor: Tensor, module: nn.Module, image: Tensor, hints: Hints) -> bool:
+def _is_map(tensor: Tensor, module: nn.Module, image: Tensor, hints: Callable[[], Hints]) -> bool:
     """Whether a layer's output has more than one position, as far as its shape tells, and is no attention matrix."""
     if tensor.ndim < 3 or len(tensor) != len(image):
         return False
@@ -186,7 +187,7 @@ def _look(model: nn.Module, inputs: Inputs | InputsLike) -> tuple[list[_Seen], T
     image = given.images.clone().requires_grad_()
     given = given.with_images(image.clone())  # the network may work in place on it
     size = image.shape[2:]
-    hints = Hints.of(model, size)
+    hints = hints_of(model, size)
     seen: list[_Seen] = []
     ran: set[nn.Module] = set()
 
