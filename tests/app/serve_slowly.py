@@ -9,13 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+from serving import serve_live
+
 import whycam
-from whycam import console
-from whycam.app.guard import Hosts
 from whycam.app.limits import Limits
 from whycam.app.live import LiveModel
-from whycam.app.routes import Site
-from whycam.app.server import addresses, listen, serve
 
 LIMITS = Limits(
     file_bytes=2**20, total_bytes=2**21, uploads=12, places=4, upload_seconds=1, work_seconds=20, head_seconds=1,
@@ -43,8 +41,4 @@ model, spec = whycam.load("cifar10-resnet18")
 live = Watched(model, spec)
 for block in (*model.layer1, *model.layer2, *model.layer3, *model.layer4):
     block.register_forward_pre_hook(lambda *_: time.sleep(0.1))
-with listen("127.0.0.1", 0) as listener:
-    site = Site(Hosts.serving("127.0.0.1"), live=live)
-    serve(
-        site, listener, lambda: (console.say_json({"url": addresses(listener, "127.0.0.1")}), console.flush()), LIMITS
-    )
+serve_live(live, LIMITS)

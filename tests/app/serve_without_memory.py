@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import torch
+from serving import serve_live
 
 import whycam
-from whycam import console
-from whycam.app.guard import Hosts
 from whycam.app.limits import Limits
 from whycam.app.live import LiveModel
-from whycam.app.routes import Site
-from whycam.app.server import addresses, listen, serve
 
 
 class Greedy(LiveModel):
@@ -22,8 +19,4 @@ class Greedy(LiveModel):
         return super().explain(content, choice, ticket)
 
 
-with listen("127.0.0.1", 0) as listener:
-    site = Site(Hosts.serving("127.0.0.1"), live=Greedy(*whycam.load("cifar10-resnet18")))
-    serve(
-        site, listener, lambda: (console.say_json({"url": addresses(listener, "127.0.0.1")}), console.flush()), Limits()
-    )
+serve_live(Greedy(*whycam.load("cifar10-resnet18")), Limits())

@@ -197,6 +197,14 @@ def test_a_method_of_ones_own(model, batch):
         del METHODS["meancam"]
 
 
+def distribution(folder, name, entry):
+    """What an installed package that offers a method leaves in a folder of modules."""
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[whycam.methods]\n{entry}\n")
+
+
 def test_methods_that_other_packages_offer(tmp_path):
     """A real installed distribution: its module is imported when its method's name is first asked for."""
     (tmp_path / "elsewhere.py").write_text(
@@ -206,10 +214,7 @@ def test_methods_that_other_packages_offer(tmp_path):
         "    'The largest channel.'\n"
         "    return trace.activations.amax(dim=1)\n"
     )
-    info = tmp_path / "elsewhere-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[whycam.methods]\nfarcam = elsewhere\n")
+    distribution(tmp_path, "elsewhere", "farcam = elsewhere")
     script = (
         "import sys\n"
         f"sys.path.insert(0, {str(tmp_path)!r})\n"
@@ -219,6 +224,28 @@ def test_methods_that_other_packages_offer(tmp_path):
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.stdout == "Far CAM\n", result.stderr
+
+
+def test_a_broken_plugin_is_a_warning_and_the_rest_works(tmp_path):
+    distribution(tmp_path, "broken", "far_cam = nowhere_at_all")
+    script = (
+        "import sys\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from whycam import WhycamError\n"
+        "from whycam.cam import resolve_methods\n"
+        "for name in ('gradcamm', 'Far-CAM', 'gradcamm'):\n"
+        "    try:\n"
+        "        resolve_methods(name)\n"
+        "    except WhycamError as error:\n"
+        "        print(error)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    first, second, third = result.stdout.splitlines()
+    assert first == third
+    assert first.startswith("unknown method 'gradcamm' (did you mean gradcam")
+    assert second.startswith("method 'Far-CAM' is offered by a package that cannot be imported: nowhere_at_all: Module")
+    assert result.stderr.count("the methods of the plugin 'far_cam' are missing") == 1
+    assert "Traceback" not in result.stderr
 
 
 def test_the_documentation_names_the_entry_points():

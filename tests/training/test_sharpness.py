@@ -29,6 +29,20 @@ def sloped():
     return model, x, labels
 
 
+@pytest.fixture
+def passes(monkeypatch):
+    """The epoch of every forward and backward pass of a training."""
+    found = []
+    plain = Loop.differentiate
+
+    def counted(self, *given):
+        found.append(self.position.epoch)
+        return plain(self, *given)
+
+    monkeypatch.setattr(Loop, "differentiate", counted)
+    return found
+
+
 def distance(model, here):
     """√Σ (‖change‖ / ‖w‖)² over the tensors of two and more axes."""
     weights = [(p.detach(), here[name]) for name, p in model.named_parameters() if p.ndim > 1]
@@ -149,17 +163,9 @@ def test_a_step_of_the_loop_is_the_textbooks(tmp_path):
         torch.testing.assert_close(value.double(), model.state_dict()[name].double(), rtol=1e-4, atol=1e-6)
 
 
-def test_the_time_left_knows_of_the_second_pass(tmp_path, monkeypatch):
+def test_the_time_left_knows_of_the_second_pass(tmp_path, monkeypatch, passes):
     """Of equal steps, at a clock that ticks as often as images pass through the network."""
-    passes = [0]
-    plain = Loop.differentiate
-
-    def counted(self, *given):
-        passes[0] += 1
-        return plain(self, *given)
-
-    monkeypatch.setattr(Loop, "differentiate", counted)
-    monkeypatch.setattr("whycam.training.loop.time.monotonic", lambda: float(passes[0]))
+    monkeypatch.setattr("whycam.training.loop.time.monotonic", lambda: float(len(passes)))
     seen = []
     recipe = RECIPE.override({"crops": ((0.0, 12),), "sam_radius": 0.05, "sam_from": 0.5})
     run(tmp_path / "run", recipe=recipe, on_progress=seen.append)
@@ -170,16 +176,8 @@ def test_the_time_left_knows_of_the_second_pass(tmp_path, monkeypatch):
     assert [event.seconds_left for event in steps] == pytest.approx([total - n for n in done])
 
 
-def test_from_when_on(tmp_path, monkeypatch):
+def test_from_when_on(tmp_path, passes):
     """Two passes a step from that epoch on, one before; the network that comes of it is another."""
-    passes = []
-    plain = Loop.differentiate
-
-    def counted(self, *given):
-        passes.append(self.position.epoch)
-        return plain(self, *given)
-
-    monkeypatch.setattr(Loop, "differentiate", counted)
     recipe = RECIPE.override({"sam_radius": 0.05, "sam_from": 0.5})
     sharp = run(tmp_path / "sharp", recipe=recipe, network=small_resnet)
     assert [passes.count(epoch) for epoch in range(4)] == [8, 8, 16, 16]

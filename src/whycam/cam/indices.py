@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -57,6 +58,14 @@ def number(index: Any) -> Any:
     if has_names(index):
         raise WhycamError(f"{index!r} is a class name: whycam.explain looks it up, here an index is needed")
     return index
+
+
+def whole_number(value: Any) -> int | None:
+    """A whole number of whatever type as an int; None for anything else, truth values too."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
 
 
 def one_or_each(value: Any, axes: int) -> Tensor:

@@ -132,7 +132,7 @@ def _child(module: nn.Module, step: str | int) -> tuple[str, nn.Module] | None:
         found = _child(inner, step)
         return None if found is None else (f"{place}.{found[0]}", found[1])
     # Places are counted as Python counts them in a ModuleList: also those that are empty.
-    names = [name for name, _ in module._modules.items()]
+    names = list(module._modules)
     if isinstance(step, str) or not -len(names) <= step < len(names) or names[step] not in children:
         return None
     return names[step], children[names[step]]

@@ -134,13 +134,12 @@ def detect_layout(
         return _tokens(output, image_size, hints().grids if hints else ())
     if isinstance(module, _CHANNELS_FIRST):
         return Layout()
-    normalises_last = module is not None and _normalises_last(module, output.shape[-1])
-    if output.ndim == axes + 2 and axes == 1 and normalises_last:
+    if output.ndim == axes + 2 and axes == 1 and _normalises_last(module, output.shape[-1]):
         return Layout("channels-last")
     if output.ndim == axes + 2 and axes >= 2:
         first = _proportional(output.shape[2:], image_size)
         last = _proportional(output.shape[1:-1], image_size)
-        if last and (normalises_last or (not first and not _convolved(output, hints))):
+        if last and (_normalises_last(module, output.shape[-1]) or (not first and not _convolved(output, hints))):
             return Layout("channels-last")
     return Layout()
 
@@ -197,9 +196,9 @@ def _convolved(output: Tensor, hints: Callable[[], Hints] | None) -> bool:
     return output.shape[1] in widths and output.shape[-1] not in widths
 
 
-def _normalises_last(module: nn.Module, channels: int) -> bool:
+def _normalises_last(module: nn.Module | None, channels: int) -> bool:
     """Whether a module is, or without a convolution of its own is made around, LayerNorms over its last axis."""
-    parts = list(module.modules())
+    parts = [] if module is None else list(module.modules())
     norms = [part for part in parts if isinstance(part, nn.LayerNorm)]
     alike = any(tuple(norm.normalized_shape) == (channels,) for norm in norms)
     return alike and not any(isinstance(part, _CHANNELS_FIRST) for part in parts)
@@ -216,22 +215,18 @@ def _proportional(grid: Sequence[int], image_size: Sequence[int]) -> bool:
 
 def _tokens(output: Tensor, image_size: Sequence[int], known: Iterable[tuple[int, ...]]) -> Layout:
     tokens = output.shape[1]
-    fitting = [grid for grid in known if math.prod(grid) and 0 <= tokens - math.prod(grid) <= MOST_PREFIX]
-    if fitting:
-        grid = max(fitting, key=math.prod)
-        return Layout("tokens", grid, tokens - math.prod(grid))
     # What does not fill a patch is cut off by a convolution, or padded.
-    grids = {
+    square = (
         grid
         for patch in range(1, min(image_size) + 1)
-        for grid in (
-            tuple(size // patch for size in image_size),
-            tuple(-(-size // patch) for size in image_size),
-        )
-        if 0 <= tokens - math.prod(grid) <= MOST_PREFIX
-    }
-    if grids:
-        grid = max(grids, key=math.prod)
+        for grid in (tuple(size // patch for size in image_size), tuple(-(-size // patch) for size in image_size))
+    )
+
+    def largest(grids: Iterable[tuple[int, ...]]) -> tuple[int, ...] | None:
+        fitting = (grid for grid in grids if math.prod(grid) and 0 <= tokens - math.prod(grid) <= MOST_PREFIX)
+        return max(fitting, key=math.prod, default=None)
+
+    if grid := largest(known) or largest(square):
         return Layout("tokens", grid, tokens - math.prod(grid))
     size = "×".join(map(str, image_size))
     raise WhycamError(

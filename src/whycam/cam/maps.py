@@ -104,16 +104,13 @@ def heatmaps(
     """
     if interpolation not in get_args(Interpolation):
         raise WhycamError(f"interpolation is {' or '.join(map(repr, get_args(Interpolation)))}, not {interpolation!r}")
-    if scale is not None:
-        given = torch.as_tensor(scale)
-        if given.shape not in ((), (1,), (len(raw),)):
-            raise WhycamError(f"scale is {tuple(given.shape)} for {len(raw)} maps: give one number, or one per map")
-        if not bool((given >= 0).all()):
-            raise WhycamError("scale is what 1 stands for in a heatmap, and holds a number that is negative or NaN")
     positive = raw.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).relu()
-    top = (
-        positive.flatten(1).amax(dim=1) if scale is None else torch.as_tensor(scale, device=raw.device, dtype=raw.dtype)
-    )
+    top = positive.flatten(1).amax(dim=1) if scale is None else torch.as_tensor(scale)
+    if top.shape not in ((), (1,), (len(raw),)):
+        raise WhycamError(f"scale is {tuple(top.shape)} for {len(raw)} maps: give one number, or one per map")
+    if scale is not None and not bool((top >= 0).all()):
+        raise WhycamError("scale is what 1 stands for in a heatmap, and holds a number that is negative or NaN")
+    top = top.to(raw)
     top = top.expand(len(raw)).view(-1, *[1] * (raw.ndim - 1))
     unit = torch.where(top > 0, positive / top, 0.0).clamp(max=1)
     return resize(unit, size, interpolation)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whycam.cam.indices import at_rows, indices_of, number, one_or_each, pick
+from whycam.cam.indices import at_rows, indices_of, number, one_or_each, pick, whole_number
 from whycam.cam.targets import Named
 from whycam.errors import WhycamError
 
@@ -92,16 +91,11 @@ class Segmentation(Named):
     mask: Tensor | None = None
 
     def __post_init__(self) -> None:
-        index: Any = self.index
-        if not isinstance(index, str):
-            try:
-                whole = None if isinstance(index, bool) else operator.index(index)
-            except TypeError:
-                whole = None
-            if whole is None:
+        if not isinstance(self.index, str):
+            if (whole := whole_number(self.index)) is None:
                 raise WhycamError(
-                    f"Segmentation explains one class, given by its index or name, not {index!r}; for a class of its "
-                    "own for each image give a list of targets"
+                    f"Segmentation explains one class, given by its index or name, not {self.index!r}; for a class of "
+                    "its own for each image give a list of targets"
                 )
             object.__setattr__(self, "index", whole)
         if self.mask is not None:

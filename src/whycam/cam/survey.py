@@ -137,7 +137,7 @@ def explain_missing_gradient(model: nn.Module, inputs: Inputs, error: WhycamErro
             behind.clear()
             return
         tensor = first_tensor(output)
-        if tensor is not None and _is_map(tensor, module, given.images, hints):
+        if tensor is not None and _layout_of_map(tensor, module, given.images, hints) is not None:
             behind.append(paths[module])
 
     given = inputs.with_images(inputs.images[:1], torch.zeros(1, dtype=torch.long)).detached()
@@ -164,20 +164,19 @@ def explain_missing_gradient(model: nn.Module, inputs: Inputs, error: WhycamErro
     return WhycamError(f"{error}: {whole!r} runs under torch.no_grad() inside the model; {instead}")
 
 
-def _is_map(tensor: Tensor, module: nn.Module, image: Tensor, hints: Callable[[], Hints]) -> bool:
-    """Whether a layer's output has more than one position, as far as its shape tells, and is no attention matrix."""
-    if tensor.ndim < 3 or len(tensor) != len(image):
-        return False
+def _layout_of_map(tensor: Tensor, module: nn.Module, image: Tensor, hints: Callable[[], Hints]) -> Layout | None:
+    """A layer's layout if it has more than one position, as far as its shape tells, and is no attention matrix."""
+    if tensor.ndim < 3 or len(tensor) != len(image) or _is_attention(tensor):
+        return None
     try:
         layout = detect_layout(tensor, image.shape[2:], module, hints)
     except WhycamError:
-        return False
-    if _is_attention(tensor):
-        return False
+        return None
     if tensor.ndim != image.ndim and layout.kind != "tokens":
-        return False
+        return None
     grid = layout.to_map(tensor).shape[2:]
-    return math.prod(grid) > 1 and all(cells <= size for cells, size in zip(grid, image.shape[2:], strict=True))
+    fine = math.prod(grid) > 1 and all(cells <= size for cells, size in zip(grid, image.shape[2:], strict=True))
+    return layout if fine else None
 
 
 def _look(model: nn.Module, inputs: Inputs | InputsLike) -> tuple[list[_Seen], Tensor, tuple[Tensor | None, ...]]:
@@ -186,16 +185,16 @@ def _look(model: nn.Module, inputs: Inputs | InputsLike) -> tuple[list[_Seen], T
     given = given.with_images(given.images[:1], torch.zeros(1, dtype=torch.long)).detached()
     image = given.images.clone().requires_grad_()
     given = given.with_images(image.clone())  # the network may work in place on it
-    size = image.shape[2:]
-    hints = hints_of(model, size)
+    hints = hints_of(model, image.shape[2:])
     seen: list[_Seen] = []
     ran: set[nn.Module] = set()
 
     def record(module: nn.Module, _inputs: object, output: object) -> None:
         tensor = first_tensor(output)
-        if tensor is not None and tensor.requires_grad and _is_map(tensor, module, image, hints):
-            layout = detect_layout(tensor, size, module, hints)
-            seen.append(_Seen(module, tensor, layout, tensor._version, module in ran))
+        if tensor is not None and tensor.requires_grad:
+            layout = _layout_of_map(tensor, module, image, hints)
+            if layout is not None:
+                seen.append(_Seen(module, tensor, layout, tensor._version, module in ran))
         ran.add(module)
 
     handles = [module.register_forward_hook(record) for module in hookable(model) if module is not model]
@@ -205,8 +204,8 @@ def _look(model: nn.Module, inputs: Inputs | InputsLike) -> tuple[list[_Seen], T
     finally:
         for handle in handles:
             handle.remove()
-    answer = leading(output, 1)
-    seen = [entry for entry in seen if entry.tensor is not first_tensor(output)]
+    answer, last = leading(output, 1), first_tensor(output)
+    seen = [entry for entry in seen if entry.tensor is not last]
     if answer is None or not seen or not answer.requires_grad:
         return seen, image, (None,) * len(seen)
     score = answer.flatten().max()

@@ -18,12 +18,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from numbers import Integral
 from typing import Any, Self
 
 from torch import Tensor
 
-from whycam.cam.indices import Index, at_rows, has_names, indices_of, numbered, pick
+from whycam.cam.indices import Index, at_rows, has_names, indices_of, numbered, pick, whole_number
 from whycam.errors import WhycamError
 
 Target = Callable[[Tensor], Tensor]
@@ -128,9 +127,8 @@ class Finer(Named):
     similar: Tensor | None = None
 
     def __post_init__(self) -> None:
-        count: Any = self.count
-        if isinstance(count, bool) or not isinstance(count, Integral) or int(count) < 1:
-            raise WhycamError(f"count of Finer is a whole number of at least 1, not {count!r}")
+        if (whole_number(self.count) or 0) < 1:
+            raise WhycamError(f"count of Finer is a whole number of at least 1, not {self.count!r}")
 
     def freeze(self, logits: Tensor) -> Finer:
         """With the class and its similar ones as they are now."""

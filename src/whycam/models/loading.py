@@ -149,6 +149,7 @@ def _refuse_inflating_archive(path: Path) -> None:
             return
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(member.file_size for member in archive.infolist())
+    # NotImplementedError: a damaged directory asks for a version of the format that does not exist.
     except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
         raise WhycamError(f"{path}: not a readable PyTorch file, perhaps truncated or of another kind") from error
     if unpacked > _MAX_UNPACKED_BYTES or unpacked > 100 * path.stat().st_size + 2**20:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from whycam.training.distributed import Processes
 from whycam.training.recipe import Recipe
 
-Update = Callable[[Tensor, Tensor, int, bool], tuple[Tensor, Tensor]]
+Update = Callable[..., tuple[Tensor, Tensor]]
 # Plain calls before a recording, in which cuDNN chooses its algorithms and libraries take their memory.
 WARM_UPS = 3
 
@@ -56,16 +56,16 @@ class Recorded:
         self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self.pool = torch.cuda.graph_pool_handle()
 
-    def __call__(self, update: Update, x: Tensor, labels: Tensor, batch: int, sharp: bool) -> tuple[Tensor, Tensor]:
-        """As the update; what is returned is overwritten by the next call."""
-        recording = self.recordings.setdefault((x.shape, labels.shape, batch, sharp), _Recording())
+    def __call__(self, update: Update, x: Tensor, labels: Tensor, *how: Hashable) -> tuple[Tensor, Tensor]:
+        """As ``update(x, labels, *how)``, recorded for each ``how`` too; the next call overwrites what is returned."""
+        recording = self.recordings.setdefault((x.shape, labels.shape, *how), _Recording())
         if recording.graph is None and recording.calls >= WARM_UPS and not self.refused:
-            self._record(lambda a, b: update(a, b, batch, sharp), recording, x, labels)
+            self._record(update, recording, x, labels, *how)
         recording.calls += 1
         if recording.graph is None:
             self.stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.stream):
-                loss, correct = update(x, labels, batch, sharp)
+                loss, correct = update(x, labels, *how)
             torch.cuda.current_stream().wait_stream(self.stream)
             return loss, correct
         for mine, given in zip(recording.inputs, (x, labels), strict=True):
@@ -73,18 +73,12 @@ class Recorded:
         recording.graph.replay()
         return recording.outputs[0], recording.outputs[1]
 
-    def _record(
-        self,
-        update: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-        recording: _Recording,
-        x: Tensor,
-        labels: Tensor,
-    ) -> None:
+    def _record(self, update: Update, recording: _Recording, x: Tensor, labels: Tensor, *how: Hashable) -> None:
         """Record one call, which does nothing yet."""
         graph, inputs, stream = torch.cuda.CUDAGraph(), (x.clone(), labels.clone()), torch.cuda.current_stream()
         try:
             with torch.cuda.graph(graph, pool=self.pool):
-                outputs = update(inputs[0], inputs[1])
+                outputs = update(*inputs, *how)
         except RuntimeError:
             self.refused = True
             # torch leaves its recording's stream current if that fails, and (below 2.12 or so) the device's random

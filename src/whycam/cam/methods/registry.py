@@ -195,9 +195,9 @@ def find_method(name: str) -> Method:
             raise WhycamError(f"{base} needs a method: write it like {base}(gradcam)")
         return COMBINATORS[base](find_method(inner), **_options(name, rest.removeprefix(",")))
     broken = {} if base in METHODS else load_entry_points()
-    if base in broken and base not in METHODS:
-        raise WhycamError(f"method {name!r} is offered by a package that cannot be imported: {broken[base]}")
     if base not in METHODS:
+        if base in broken:
+            raise WhycamError(f"method {name!r} is offered by a package that cannot be imported: {broken[base]}")
         raise WhycamError(f"unknown method {name!r}{near_misses(base.replace('plus', '+'), [*METHODS, *COMBINATORS])}")
     return METHODS[base].using(**_options(name, options)) if options else METHODS[base]
 
