@@ -131,8 +131,8 @@ def _child(module: nn.Module, step: str | int) -> tuple[str, nn.Module] | None:
         place = next(name for name, child in children.items() if child is inner)
         found = _child(inner, step)
         return None if found is None else (f"{place}.{found[0]}", found[1])
-    # Places are counted as Python counts them in a ModuleList: also those that are empty. A scripted module's have items
-    # alone, no iteration.
+    # Places are counted as Python counts them in a ModuleList: also those that are empty. By items, since a scripted
+    # module's children have nothing else.
     names = [name for name, _ in module._modules.items()]
     if isinstance(step, str) or not -len(names) <= step < len(names) or names[step] not in children:
         return None
