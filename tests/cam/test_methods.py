@@ -167,3 +167,22 @@ def test_the_main_axis_is_found_beside_a_close_one_that_shares_no_channel():
     gram = torch.block_diag(torch.outer(first, first), torch.tensor([[0.99]], dtype=torch.float64))[None]
     found = leading_eigenvector(gram)[0]
     assert abs(float(found[:100] @ first)) == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.parametrize("size", [4, 49, 130])
+def test_the_main_axis_is_found_however_close_the_second_one_is(size):
+    ratios = torch.tensor([0.0, 0.5, 0.9, 0.99, 0.999, 1 - 1e-5, 1 - 1e-8], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(size)
+    bases = torch.linalg.qr(torch.randn(len(ratios), size, size, dtype=torch.float64, generator=generator)).Q
+    values = torch.rand(len(ratios), size, dtype=torch.float64, generator=generator) * ratios[:, None]
+    values[:, 0], values[:, 1] = 1, ratios
+    grams = 1e-6 * torch.einsum("bij,bj,bkj->bik", bases, values, bases)
+    found = leading_eigenvector(grams)
+    # An axis is as certain as rounding over the gap between the two largest eigenvalues lets it be.
+    error = (found - bases[:, :, 0] * (found * bases[:, :, 0]).sum(1, keepdim=True)).norm(dim=1)
+    assert (error <= 1e-11 / (1 - ratios)).all(), error
+    assert found.norm(dim=1) == pytest.approx(torch.ones(len(ratios)), abs=1e-12)
+
+
+def test_the_main_axis_of_nothing_is_no_nan():
+    assert leading_eigenvector(torch.zeros(2, 9, 9, dtype=torch.float64)).isfinite().all()
