@@ -37,6 +37,31 @@ def test_what_methods_need_as_they_are_listed(capsys):
     assert "control: random channel weights; needs activations only" in listed
 
 
+@pytest.mark.parametrize(
+    ("what", "change"),
+    [
+        ("activations", lambda trace: trace.activations.relu_()),
+        ("gradients", lambda trace: trace.gradients[0].zero_()),
+        ("logits", lambda trace: trace.logits.mul_(2)),
+        ("scores", lambda trace: trace.scores.exp_()),
+    ],
+)
+@pytest.mark.parametrize("scope", ["layer", "layers"])
+def test_a_method_that_changes_what_others_read_is_refused(what, change, scope):
+    def careless(traces):
+        for trace in [traces] if scope == "layer" else traces:
+            change(trace)
+        return (traces if scope == "layer" else traces[0]).activations.sum(dim=1)
+
+    careless.__doc__ = "It works in place."
+    made = method("Careless", paper="nowhere", scope=scope)(careless)
+    try:
+        with pytest.raises(WhycamError, match=f"method 'careless' changes the {what} in place, which all methods read"):
+            whycam.explain(InPlace().eval(), torch.randn(2, 3, 9, 9), "conv", [made, "gradcam"])
+    finally:
+        METHODS.pop("careless", None)
+
+
 def test_no_network_is_run_on_no_images():
     class Strict(InPlace):
         def forward(self, x):

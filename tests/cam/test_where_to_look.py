@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import whycam
+from whycam import WhycamError
 from whycam.cam import survey
 from whycam.cam.layout import Hints, Layout, detect_layout
 from whycam.cam.survey import default_layer
@@ -148,3 +149,54 @@ def test_one_number_per_image(form):
     found = whycam.explain(model, images, None, "gradcam", whycam.Output())
     assert (found.layers, found.map().shape) == (("conv",), (3, 10, 10))
     assert [place.counts for place in survey(model, images)] == [True]
+
+
+class Video(nn.Module):
+    """(B, frames, channels, H, W), as some video transformers take it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv3d(3, 6, 2, stride=2)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, video):
+        return self.head(self.conv(video.transpose(1, 2)).relu().mean((2, 3, 4)))
+
+
+class ChannelsFirst(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, video):
+        return self.model(video.transpose(1, 2))
+
+
+def test_a_video_with_its_frames_first_is_told_how_to_be_explained():
+    video = torch.randn(2, 8, 3, 12, 10)
+    with pytest.raises(WhycamError, match=r"video \(2, 8, 3, 12, 10\) has its frames before its channels: wrap the"):
+        whycam.explain(Video().eval(), video)
+    explained = whycam.explain(ChannelsFirst(Video()).eval(), video.transpose(1, 2), methods=["gradcam", "scorecam"])
+    assert explained.map("scorecam").shape == (2, 4, 6, 5)
+    assert explained.heatmap("gradcam").shape == (2, 8, 12, 10)
+
+
+def test_a_video_transformer_s_tokens_fill_a_grid_of_tubes():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.VideoMAEConfig(
+        num_hidden_layers=2, hidden_size=24, num_attention_heads=2, intermediate_size=32, image_size=32, num_frames=8
+    )
+    model = ChannelsFirst(transformers.VideoMAEForVideoClassification(config)).eval()
+    explained = whycam.explain(model, torch.randn(1, 3, 8, 32, 32), methods=["gradcam", "reciprocam"])
+    assert explained.map("gradcam").shape == explained.map("reciprocam").shape == (1, 4, 2, 2)
+
+
+def test_a_layer_that_is_the_same_everywhere_has_no_kernel_component():
+    class Same(nn.Module):
+        def forward(self, x):
+            return x.mean((2, 3), keepdim=True).expand(-1, -1, 7, 5) * torch.full((7, 5), 0.3)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 24, 3), Same(), nn.Conv2d(24, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    explained = whycam.explain(model.eval(), torch.randn(3, 3, 20, 28), "1", ["kpcacam", "eigencam"])
+    assert set(explained.flags["kpcacam", "1", "predicted"]) == {("all-zero",)}

@@ -209,8 +209,10 @@ def derive(run: Run, methods: Sequence[Method]) -> dict[tuple[str, str, str], Te
 
 
 def _map_of(method: Method, trace: LayerTrace | Sequence[LayerTrace]) -> Tensor:
-    seen = (trace if isinstance(trace, LayerTrace) else trace[0]).activations
-    made: object = method(trace)
+    views = [trace] if isinstance(trace, LayerTrace) else trace
+    seen = views[0].activations
+    with _left_alone(method, views):
+        made: object = method(trace)
     if isinstance(made, Tensor) and made.ndim == seen.ndim - 1 and len(made) == len(seen):
         return made
     got = f"a {tuple(made.shape)} tensor" if isinstance(made, Tensor) else type(made).__name__
@@ -218,6 +220,19 @@ def _map_of(method: Method, trace: LayerTrace | Sequence[LayerTrace]) -> Tensor:
         f"method {method.name!r} returns {got}; a map has one value for each image and position, the shape "
         f"{(len(seen), *seen.shape[2:])} say"
     )
+
+
+@contextmanager
+def _left_alone(method: Method, views: Sequence[LayerTrace]) -> Iterator[None]:
+    """Refuse a method that changes what the others read as well."""
+    read = ("activations", "gradients", "curvature", "logits", "scores")
+    tensors = [(name, tensor, tensor._version) for view in views for name in read for tensor in [getattr(view, name)]]
+    yield
+    for name, tensor, version in tensors:
+        if tensor._version != version:
+            raise WhycamError(
+                f"method {method.name!r} changes the {name} in place, which all methods read: it has to copy them first"
+            )
 
 
 def _check_positions(name: str, shape: torch.Size) -> None:
@@ -240,6 +255,12 @@ def _check(images: Tensor, model: nn.Module) -> None:
             f"images must have the shape {' or '.join(shapes[count] for count in sorted(axes))}, "
             f"got {tuple(images.shape)}"
             + ("; one image needs a batch axis: images[None]" if images.ndim + 1 in axes else "")
+        )
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv3d)), None)
+    if first is not None and images.ndim == 5 and images.shape[1] != first.in_channels == images.shape[2]:
+        raise WhycamError(
+            f"the video {tuple(images.shape)} has its frames before its channels: wrap the model in a module that "
+            "passes on x.transpose(1, 2), and give that videos of the shape (B, C, T, H, W)"
         )
     if not len(images):
         raise WhycamError("the batch of images is empty")

@@ -151,7 +151,9 @@ def kpcacam(trace: LayerTrace, gamma: float | None = None) -> Tensor:
             + kernel.mean(dim=(1, 2), keepdim=True)
         )
         values, vectors = torch.linalg.eigh(kernel)
-        first = vectors[:, :, -1] * values[:, -1:].clamp(min=0).sqrt()
+        # The kernel of a layer that is the same everywhere is zero but for rounding, and so is its component.
+        rounding = kernel.shape[1] * torch.finfo(kernel.dtype).eps
+        first = vectors[:, :, -1] * torch.where(values[:, -1:] > rounding, values[:, -1:], 0).sqrt()
         largest = first.gather(1, first.abs().argmax(dim=1, keepdim=True))
         first = first * torch.where(largest < 0, -1.0, 1.0)
         maps: Tensor = first.reshape(-1, *features.shape[2:]).to(features)
