@@ -7,8 +7,11 @@ the same generators again, so no generator state has to be stored, and two purpo
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
+
+from whycam.errors import WhycamError
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -20,3 +23,21 @@ def derive_seed(*parts: int | str) -> int:
 def generator(*parts: int | str) -> torch.Generator:
     """A CPU generator for one purpose; what it draws is the same whatever device the draws are then moved to."""
     return torch.Generator().manual_seed(derive_seed(*parts))
+
+
+def per_image(purpose: str, seed: int | Sequence[int], images: int) -> list[torch.Generator]:
+    """A generator for each image, so that what it draws does not depend on the rest of the batch.
+
+    Args:
+        purpose: what for.
+        seed: one, with which an image's place in the batch is told apart, or one for each image, wherever it stands.
+        images: how many.
+
+    Raises:
+        WhycamError: there is another number of seeds.
+    """
+    if isinstance(seed, int):
+        return [generator(purpose, seed, place) for place in range(images)]
+    if len(seed) != images:
+        raise WhycamError(f"{len(seed)} seeds for {images} images: give one, or one for each")
+    return [generator(purpose, own, 0) for own in seed]

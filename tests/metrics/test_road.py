@@ -9,7 +9,7 @@ from torch import nn
 
 from whycam.errors import WhycamError
 from whycam.metrics import bootstrap_interval, fill_in, road
-from whycam.metrics.road import ranks, removed_counts, removed_pixels
+from whycam.metrics.ranking import ranks, removed_counts, removed_pixels
 
 SIDE = 12
 
