@@ -113,7 +113,8 @@ def heatmaps(
     top = top.to(raw)
     top = top.expand(len(raw)).view(-1, *[1] * (raw.ndim - 1))
     unit = torch.where(top > 0, positive / top, 0.0).clamp(max=1)
-    return resize(unit, size, interpolation)
+    # Interpolation between two ones is rounded to more than 1 at times.
+    return resize(unit, size, interpolation).clamp(max=1)
 
 
 def aggregate(maps: Sequence[Tensor], how: Aggregation = "mean", size: Sequence[int] | None = None) -> Tensor:

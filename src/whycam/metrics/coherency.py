@@ -50,8 +50,7 @@ def coherency(explain: Explain, images: Tensor, maps: Tensor) -> Tensor:
     check_maps(maps, images)
     size = images.shape[2:]
     heat = heatmaps(maps.detach().to(images.device), size)
-    # Rounding of a resized heatmap can lift it just above 1.
-    seen = (images * heat[:, None].to(images)).clamp(0, 1)
+    seen = images * heat[:, None].to(images)
     again = explained(explain, seen).to(images.device)
     defined = again.flatten(1).isfinite().all(dim=1)
     alike = pearson(heat, heatmaps(again, size))

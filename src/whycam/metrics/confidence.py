@@ -108,8 +108,7 @@ def confidence_change(
     question = Question.about(model, images, targets, preprocess, batch_size)
     with question.asking():
         hidden = background(images, fill)
-        # Cut off, because an interpolated 1 may be rounded to more, and the image would leave [0, 1].
-        heat = heatmaps(maps, images.shape[2:]).clamp(max=1).to(images)[:, None]
+        heat = heatmaps(maps, images.shape[2:]).to(images)[:, None]
         everyone = torch.arange(len(images), device=images.device)
         before = question.scores(images, everyone)
         after = [

@@ -13,8 +13,6 @@ from torch import Tensor
 from whycam.device import in_double
 from whycam.errors import WhycamError
 
-_SLACK = 1e-6  # what resizing a heatmap's float32 values may add to 1
-
 
 def complexity(heat: Tensor) -> Tensor:
     """The mean of a heatmap: how much of the image it lights up, lower is better.
@@ -34,12 +32,12 @@ def complexity(heat: Tensor) -> Tensor:
     """
     _check(heat)
     low, high = (float(heat.min()), float(heat.max())) if heat.numel() else (0.0, 1.0)
-    if not (low >= 0 and high <= 1 + _SLACK):  # also true of NaN
+    if not (low >= 0 and high <= 1):  # also true of NaN
         raise WhycamError(
             f"complexity is that of heatmaps in [0, 1], got values from {low:g} to {high:g}: raw maps have a unit of "
             "their own, so scale them with whycam.cam.maps.heatmaps first"
         )
-    return in_double(heat).flatten(1).mean(dim=1).clamp(max=1)
+    return in_double(heat).flatten(1).mean(dim=1)
 
 
 def sparseness(maps: Tensor) -> Tensor:
