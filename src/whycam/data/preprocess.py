@@ -60,8 +60,23 @@ class Preprocess:
         Raises:
             WhycamError: the batch has another shape, type or range, or holds NaN.
         """
-        pixels = _unit_interval(images)
-        pixels = fit(pixels, self.size)
+        return self._normalised(fit(_unit_interval(images), self.size))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """The same without resizing, for networks that take images of any size.
+
+        Args:
+            images: (B, 3, h, w) RGB, uint8 in 0…255 or float in [0, 1], on any device.
+
+        Returns:
+            (B, C, h, w) float32 on the same device.
+
+        Raises:
+            WhycamError: the batch has another shape, type or range, or holds NaN.
+        """
+        return self._normalised(_unit_interval(images))
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
         if self.channels == "BGR":
             pixels = pixels.flip(1)
         elif self.channels == "L":
