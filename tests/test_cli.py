@@ -22,7 +22,7 @@ from whycam.cli import main
 
 COMMANDS = [
     "demo", "data", "summary", "layers", "recipes", "evaluate", "study", "report", "explain", "serve", "methods",
-    "train", "lr-find", "completion",
+    "train", "lr-find", "completion", "compare", "measures",
 ]  # fmt: skip
 
 

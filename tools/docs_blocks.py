@@ -96,12 +96,14 @@ def _empty_folder() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _registry_as_before() -> Iterator[None]:
-    """A page may register a method to show how; other pages must not find it."""
+    """A page may register a method or a measure to show how; other pages must not find it."""
     from whycam.cam.methods import METHODS
+    from whycam.metrics import MEASURES
 
-    before = dict(METHODS)
+    before = dict(METHODS), dict(MEASURES)
     try:
         yield
     finally:
-        METHODS.clear()
-        METHODS.update(before)
+        for registry, known in zip((METHODS, MEASURES), before, strict=True):
+            registry.clear()
+            registry.update(known)

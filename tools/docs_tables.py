@@ -14,6 +14,7 @@ from typing import Any
 import whycam
 from whycam.cam.methods import METHODS
 from whycam.cli import build_parser
+from whycam.metrics import MEASURES
 from whycam.training import RECIPES, Recipe
 
 API = Path(__file__).resolve().parent.parent / "docs" / "api"
@@ -26,6 +27,15 @@ def methods_table() -> str:
         for name, method in sorted(METHODS.items())
     ]
     return _table(("Name", "Method", "Map", "Needs", "Paper"), rows)
+
+
+def measures_table() -> str:
+    """Every registered measure: name, what it is, which direction is better, where it was published."""
+    rows = [
+        (f"`{name}`", known.summary, f"{known.better} is better", _linked(known.paper))
+        for name, known in MEASURES.items()
+    ]
+    return _table(("Name", "What it is", "Read it", "Paper"), rows)
 
 
 def recipes_table() -> str:
@@ -103,6 +113,7 @@ def namesakes(package: str) -> str:
 TABLES = {
     "<!-- public names -->": public_names,
     "<!-- methods -->": methods_table,
+    "<!-- measures -->": measures_table,
     "<!-- recipes -->": recipes_table,
     "<!-- recipe fields -->": fields_table,
     "<!-- commands -->": command_line_reference,

@@ -19,6 +19,7 @@ STAGES = {
     "figures": "Drawing figures",
     "report": "Writing the report",
     "download": "Downloading",
+    "compare": "Comparing methods",
 }
 
 

@@ -18,7 +18,7 @@ from whycam.cam import METHODS, Method
 from whycam.cam.maps import heatmaps
 from whycam.errors import WhycamError
 from whycam.metrics.agreement import spearman, ssim
-from whycam.metrics.randomise import randomised
+from whycam.metrics.randomise import destroyed, randomised
 from whycam.metrics.sanity import sanity_check
 from whycam.models import resnet18
 
@@ -104,6 +104,12 @@ def test_a_cascade_adds_part_to_part_until_everything_is_new():
             drawn = alone[other].state_dict()
             assert all(torch.equal(copied.state_dict()[name], drawn[name]) for name in within(other, before))
     assert seen == set(before)
+
+
+def test_the_network_destroyed_at_once_is_the_last_of_the_cascade():
+    *_, (_, last) = randomised(trained(), seed=2)
+    at_once = destroyed(trained(), seed=2).state_dict()
+    assert all(torch.equal(value, at_once[name]) for name, value in last.state_dict().items())
 
 
 def test_the_original_and_the_global_generators_are_left_alone():

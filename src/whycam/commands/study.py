@@ -27,7 +27,7 @@ def evaluate(options: Namespace) -> None:
     """Score a checkpoint on a data set."""
     from whycam.study.predict import evaluate as evaluate_model
 
-    model, spec, source = _open(options)
+    model, spec, source = open_dataset(options)
     with console.progress() as show:
         scores = evaluate_model(model, spec, source, batch_size=options.batch_size, progress=show)
     if options.json:
@@ -43,7 +43,7 @@ def evaluate(options: Namespace) -> None:
 
 def study(options: Namespace) -> None:
     """Explain every error of a checkpoint on a data set."""
-    model, spec, source = _open(options)
+    model, spec, source = open_dataset(options)
     _study(options, model, spec, source)
 
 
@@ -120,7 +120,8 @@ def _say_image(image: ExplainedImage, figure: Path, facts: list[dict[str, Any]])
     console.say(f"  figure: {figure}")
 
 
-def _open(options: Namespace) -> tuple[nn.Module, ModelSpec, ImageSource]:
+def open_dataset(options: Namespace) -> tuple[nn.Module, ModelSpec, ImageSource]:
+    """The checkpoint and the data that a command was given."""
     model, spec = load(options.checkpoint, device=pick_device(options.device))
     _say_notes(spec)
     source = open_source(options.data, options.split, size=spec.preprocess.size, classes=spec.classes)

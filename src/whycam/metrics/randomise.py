@@ -56,12 +56,27 @@ def randomised(
     """
     if order not in get_args(Order):
         raise WhycamError(f"order is {' or '.join(map(repr, get_args(Order)))}, not {order!r}")
+    network = _drawable_network(model)
+    chosen = _default_parts(network) if parts is None else _named_parts(model, parts)
+    return _copies(network, chosen, order, seed)
+
+
+def destroyed(model: nn.Module, *, seed: int = 0) -> nn.Module:
+    """A copy of which every part is drawn anew: the last that `randomised` gives in cascading order.
+
+    Raises:
+        WhycamError: the network has no parameters, or cannot be looked into or copied.
+    """
+    network = _drawable_network(model)
+    return _drawn_anew(network, _default_parts(network), seed)
+
+
+def _drawable_network(model: nn.Module) -> nn.Module:
     network = unwrapped(model)
     refuse_opaque_parts(network, "the randomisation test draws anew the parameters")
     if any(is_lazy(parameter) for parameter in network.parameters()):
         raise WhycamError("the model has parameters without values before it has seen a batch: call model(images) once")
-    chosen = _default_parts(network) if parts is None else _named_parts(model, parts)
-    return _copies(network, chosen, order, seed)
+    return network
 
 
 @dataclass(frozen=True)

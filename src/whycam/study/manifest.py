@@ -67,10 +67,15 @@ def describe(
         },
         "data": described_data,
         "layers": list(layers),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+        "versions": versions(),
         "git": _git_commit(),
         "device": device_name(next(model.parameters()).device),
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python, and of the packages that the numbers hang on."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
 
 
 def digests(folder: Path) -> dict[str, dict[str, Any]]:

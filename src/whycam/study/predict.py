@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -14,12 +14,7 @@ from whycam.errors import WhycamError
 from whycam.metrics.classification import Classification, score_classification
 from whycam.models.checkpoint import ModelSpec
 from whycam.modules import in_eval_mode
-
-Progress = Callable[[str, int, int], None]
-
-
-def quiet(_stage: str, _done: int, _total: int) -> None:
-    """Progress that tells nobody."""
+from whycam.progress import Progress, quiet
 
 
 def check_classes(spec: ModelSpec, source: ImageSource) -> None:

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from whycam.data.source import IndexArray
+from whycam.progress import Progress
 from whycam.study.clusters import CLUSTERS, cluster_count, cluster_rows, spherical_kmeans
 from whycam.study.features import directions
 from whycam.study.folder import RELATIONS, TABLES
 from whycam.study.neighbours import NEIGHBOURS, Block, nearest, neighbour_rows
 from whycam.study.parts import read_table, write_table
-from whycam.study.predict import Progress
 
 FEATURES = "features"
 _COLUMNS = ("index", "label", "predicted", "correct", FEATURES)

@@ -25,6 +25,7 @@ from whycam.data.source import ImageSource, IndexArray
 from whycam.errors import WhycamError
 from whycam.models.checkpoint import ModelSpec
 from whycam.modules import unwrapped
+from whycam.progress import Progress, quiet
 from whycam.study import manifest as manifests
 from whycam.study.config import Config
 from whycam.study.features import Head, features_of, find_head
@@ -42,7 +43,7 @@ from whycam.study.layers import check_grids, study_layers
 from whycam.study.measure import measure
 from whycam.study.neighbours import reduced
 from whycam.study.parts import assemble, read_table, write_missing
-from whycam.study.predict import Progress, check_classes, logits_of, quiet
+from whycam.study.predict import check_classes, logits_of
 from whycam.study.relate import relate, shown_neighbours, with_features
 from whycam.study.scores import SCORES, SEED, Scorer, sampled
 from whycam.study.tables import IMAGES, MAPS, PREDICTIONS, image_rows, map_rows, prediction_rows

@@ -1,0 +1,60 @@
+"""``whycam compare``: which explanation method to trust on a network."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+from whycam import console
+from whycam.commands.study import open_dataset
+from whycam.errors import require_study_packages
+from whycam.files import write_bytes
+from whycam.metrics.comparison import DEFAULT
+from whycam.metrics.measures import MEASURES
+
+
+def compare(options: Namespace) -> None:
+    """Judge explanation methods on a checkpoint and a data set, beside controls."""
+    require_study_packages("a comparison")
+    from whycam.report.compared import READING, markdown_page, text_table, write_comparison
+    from whycam.study.comparison import RESULT, compare_on
+
+    model, spec, source = open_dataset(options)
+    with console.progress() as show:
+        found = compare_on(
+            model, spec, source, options.out, methods=options.methods, layers=options.layers,
+            measures=options.measures, images=options.images, seed=options.seed,
+            batch_size=options.batch_size, progress=lambda _measure, done, total: show("compare", done, total),
+        )  # fmt: skip
+        figure = write_comparison(found.comparison, found.path / "comparison.png")
+    said = f"{found.comparison.images} images of {source.name}, {source.split}; maps of the predicted class"
+    page = found.path / "comparison.md"
+    write_bytes(page, markdown_page(found.comparison, said).encode())
+    if options.json:
+        console.say_json({"figure": str(figure), "table": str(page), **found.record})
+        return
+    comparison = found.comparison
+    console.say(said + "\n")
+    console.say(text_table(comparison) + "\n")
+    for line in READING:
+        console.say(line)
+    for measure, why in comparison.left_out.items():
+        console.note(f"{measure} is left out: {why}")
+    for (method, layer), count in comparison.broken.items():
+        if count:
+            console.note(f"{count} maps of {method} at {layer} are not finite, and count as no evidence")
+    console.say(f"\nfigure: {figure}")
+    console.say(f"table:  {page}")
+    console.say(f"result: {found.path / RESULT}")
+
+
+def measures(options: Namespace) -> None:
+    """List the measures."""
+    if options.json:
+        console.say_json(
+            {"measures": [known.facts() | {"default": known.name in DEFAULT} for known in MEASURES.values()]}
+        )
+        return
+    for known in MEASURES.values():
+        console.say(f"{known.name:<12} {known.summary}")
+        asked = "; measured by default" if known.name in DEFAULT else ""
+        console.say(f"{'':<12} {known.better} is better{asked}; {known.paper}")

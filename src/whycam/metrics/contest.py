@@ -1,0 +1,147 @@
+"""What explanation methods compete on: one network, some images, all of their maps, and what was made of these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from whycam.cam.explain import Explainer
+from whycam.cam.maps import heatmaps
+from whycam.cam.methods.registry import Method
+from whycam.errors import WhycamError
+from whycam.metrics.answers import Preprocessing
+from whycam.metrics.coherency import coherency
+from whycam.metrics.confidence import ConfidenceChange, confidence_change
+from whycam.metrics.shape import complexity
+from whycam.modules import first_tensor
+from whycam.seeds import derive_seed
+
+Key = tuple[str, str]
+"""(method, layer) as an `Explanation` names them: "input" for methods that look at the images alone."""
+
+CONTROLS = ("random", "sobel", "center")
+"""Maps that know nothing of the decision: random channel weights, the image's edges, its middle."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Contest:
+    """What is compared: methods and layers on one network and some images, all asked about the predicted class.
+
+    Attributes:
+        model: the network, in eval mode.
+        images: (B, C, H, W) floats in [0, 1], of the network's size.
+        preprocess: makes network input of them.
+        layers: names.
+        methods: resolved.
+        seed: of everything drawn.
+        batch_size: images at a time.
+    """
+
+    model: nn.Module
+    images: Tensor
+    preprocess: Preprocessing
+    layers: tuple[str, ...]
+    methods: tuple[Method, ...]
+    seed: int = 0
+    batch_size: int = 64
+    _made: dict[object, Any] = field(init=False, repr=False, default_factory=dict)
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """(B, K).
+
+        Raises:
+            WhycamError: the network answers otherwise.
+        """
+        with torch.no_grad():
+            found = [
+                first_tensor(self.model(self.preprocess(some))) for some in torch.split(self.images, self.batch_size)
+            ]
+        logits = [answer for answer in found if answer is not None and answer.ndim == 2]
+        if len(logits) < len(found):
+            raise WhycamError("methods are compared on a predicted class, and this network has no (B, K) logits")
+        return torch.cat(logits).float()
+
+    @cached_property
+    def classes(self) -> Tensor:
+        """(B,) the predicted ones: what every map is asked about, also after the image has been altered."""
+        return self.logits.argmax(dim=1)
+
+    @cached_property
+    def maps(self) -> dict[Key, Tensor]:
+        """Every signed map, (B, h, w); one that is not finite counts as no evidence anywhere (see `broken`)."""
+        return {key: torch.where(whole(found), found, 0) for key, found in self._found.items()}
+
+    @cached_property
+    def broken(self) -> dict[Key, int]:
+        """How many maps are not finite."""
+        return {key: int((~whole(found)).sum()) for key, found in self._found.items()}
+
+    @cached_property
+    def _found(self) -> dict[Key, Tensor]:
+        return self.explained(self.model, self.images, self.classes)
+
+    @property
+    def seeds(self) -> list[int]:
+        """One an image, from its place."""
+        return [derive_seed("contest", self.seed, place) for place in range(len(self.images))]
+
+    def explained(
+        self, model: nn.Module, images: Tensor, classes: Tensor, only: Key | None = None
+    ) -> dict[Key, Tensor]:
+        """Maps of other images, or by another network: (n, C, H, W) in [0, 1], (n,) → key → (n, h, w)."""
+        methods: Sequence[Method] = self.methods
+        layers = self.layers
+        if only is not None:
+            methods = [method for method in methods if method.name == only[0]]
+            layers = (only[1],) if only[1] in layers else layers
+        explainer = Explainer(model, layers, methods, seed=self.seed)
+        found: dict[Key, list[Tensor]] = {}
+        for some, their in zip(*(torch.split(given, self.batch_size) for given in (images, classes)), strict=True):
+            for (method, layer, _), raw in explainer(self.preprocess(some), their).maps.items():
+                found.setdefault((method, layer), []).append(raw)
+        return {key: torch.cat(parts) for key, parts in found.items()}
+
+    def again(self, key: Key) -> Callable[[Tensor], Tensor]:
+        """How one of the maps is made, of the images after they were altered: (B, C, H, W) → (B, h, w)."""
+
+        def explain(altered: Tensor) -> Tensor:
+            raw = self.explained(self.model, altered, self.classes, key)[key]
+            return torch.where(whole(raw), raw, 0)
+
+        return explain
+
+    def once(self, what: object, make: Callable[[], T]) -> T:
+        """``make()``, made at the first call with this ``what`` and kept for the others."""
+        if what not in self._made:
+            self._made[what] = make()
+        made: T = self._made[what]
+        return made
+
+    def change(self, key: Key) -> ConfidenceChange:
+        """What becomes of the probability on the image times its map."""
+        return self.once(
+            ("change", key),
+            lambda: confidence_change(self.model, self.images, self.maps[key], self.classes,
+                                      preprocess=self.preprocess, batch_size=self.batch_size),
+        )  # fmt: skip
+
+    def coherency(self, key: Key) -> Tensor:
+        """How alike the map of the image times its map is."""
+        return self.once(("coherency", key), lambda: coherency(self.again(key), self.images, self.maps[key]))
+
+    def complexity(self, key: Key) -> Tensor:
+        """How much of the image is lit."""
+        return complexity(heatmaps(self.maps[key], self.images.shape[2:]))
+
+
+def whole(maps: Tensor) -> Tensor:
+    """(B, …) → (B, 1, …) bool: which maps are finite throughout."""
+    return maps.flatten(1).isfinite().all(dim=1).view(-1, *[1] * (maps.ndim - 1))

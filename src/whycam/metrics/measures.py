@@ -1,0 +1,235 @@
+"""By what explanation methods are compared: each measure gives every map of a contest one number an image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from whycam.device import in_double
+from whycam.errors import WhycamError
+from whycam.metrics.agreement import spearman
+from whycam.metrics.coherency import adcc
+from whycam.metrics.contest import CONTROLS, Contest, Key, whole
+from whycam.metrics.curves import deletion, insertion
+from whycam.metrics.grid import GridPointing, grid_pointing
+from whycam.metrics.mosaic import confident, mosaics
+from whycam.metrics.randomise import destroyed
+from whycam.metrics.road import road
+from whycam.metrics.stability import infidelity, max_sensitivity
+from whycam.suggest import near_misses
+
+CURVE_STEPS = 16
+MOSAICS = 32
+GRIDS = (3, 2)
+"""Cells along a mosaic's sides: the finest for which there are images of enough classes."""
+SANITY_IMAGES = 32
+
+
+Function = Callable[[Contest, Key], Tensor]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One way to judge maps.
+
+    Attributes:
+        name: in lower case, as it is asked for.
+        title: as a table's head.
+        better: whether a higher or a lower number is better.
+        paper: where it was published.
+        summary: one line, the docstring's first.
+        function: (`Contest`, (method, layer)) → (n,) one number an image, or another unit, the same for all keys.
+        prepare: called before anything is measured, so that what cannot work is refused then.
+        controls: those that a map should beat.
+    """
+
+    name: str
+    title: str
+    better: Literal["higher", "lower"]
+    paper: str
+    summary: str
+    function: Function = field(repr=False)
+    prepare: Callable[[Contest], object] = field(repr=False, default=lambda _contest: None)
+    controls: tuple[str, ...] = CONTROLS
+
+    def facts(self) -> dict[str, str]:
+        """The JSON form: all but the function."""
+        return {name: getattr(self, name) for name in ("name", "title", "better", "paper", "summary")}
+
+    def __call__(self, contest: Contest, key: Key) -> Tensor:
+        """Judge a method at a layer: (n,) float64 on the CPU; NaN where the measure is not defined for a unit."""
+        return in_double(self.function(contest, key)).cpu()
+
+
+MEASURES: dict[str, Measure] = {}
+
+
+def measure(
+    title: str,
+    *,
+    better: Literal["higher", "lower"],
+    paper: str,
+    prepare: Callable[[Contest], object] = lambda _contest: None,
+    controls: tuple[str, ...] = CONTROLS,
+) -> Callable[[Function], Measure]:
+    """Register a function as a measure; its name is the title's in lower case without separators.
+
+    Raises:
+        WhycamError: the name is taken, or the function has no docstring.
+    """
+
+    def register(function: Function) -> Measure:
+        name = _plain(title)
+        if name in MEASURES:
+            raise WhycamError(f"there is a measure {name!r} already")
+        lines = (function.__doc__ or "").strip().splitlines()
+        if not lines:
+            raise WhycamError(f"measure {title!r} needs a docstring: its first line is what users are shown")
+        MEASURES[name] = Measure(name, title, better, paper, lines[0], function, prepare, controls)
+        return MEASURES[name]
+
+    return register
+
+
+def find_measures(names: Iterable[str]) -> tuple[Measure, ...]:
+    """Measures by name, ignoring case, hyphens, underscores and blanks.
+
+    Raises:
+        WhycamError: there is no such measure; with the near misses.
+    """
+    found: dict[str, Measure] = {}
+    for name in names:
+        known = MEASURES.get(_plain(name))
+        if known is None:
+            raise WhycamError(
+                f"there is no measure {name!r}{near_misses(_plain(name), MEASURES)}; whycam measures lists them"
+            )
+        found[known.name] = known
+    return tuple(found.values())
+
+
+def _plain(title: str) -> str:
+    return title.lower().replace(" ", "").replace("-", "").replace("_", "")
+
+
+@measure("ROAD", better="higher", paper="Rong et al., 2022, arXiv:2202.00449")
+def road_score(contest: Contest, key: Key) -> Tensor:
+    """Half of what the class is likelier without the lowest-ranked pixels than without the highest; noise has 0."""
+    return road(contest.model, contest.images, contest.maps[key], contest.classes, preprocess=contest.preprocess,
+                seed=contest.seeds, batch_size=contest.batch_size).combined  # fmt: skip
+
+
+@measure("Deletion", better="lower", paper="Petsiuk et al., 2018, arXiv:1806.07421")
+def deletion_area(contest: Contest, key: Key) -> Tensor:
+    """The mean probability of the class while pixels are blackened, the highest-ranked first."""
+    return deletion(contest.model, contest.images, contest.maps[key], contest.classes, preprocess=contest.preprocess,
+                    steps=CURVE_STEPS, seed=contest.seeds, batch_size=contest.batch_size).area  # fmt: skip
+
+
+@measure("Insertion", better="higher", paper="Petsiuk et al., 2018, arXiv:1806.07421")
+def insertion_area(contest: Contest, key: Key) -> Tensor:
+    """The mean probability of the class while a blurred image gets its pixels back, the highest-ranked first."""
+    return insertion(contest.model, contest.images, contest.maps[key], contest.classes, preprocess=contest.preprocess,
+                     steps=CURVE_STEPS, seed=contest.seeds, batch_size=contest.batch_size).area  # fmt: skip
+
+
+@measure("Drop", better="lower", paper="Average Drop, Chattopadhay et al., 2018, arXiv:1710.11063")
+def average_drop(contest: Contest, key: Key) -> Tensor:
+    """By what share of it the probability falls when the image is multiplied by its heatmap."""
+    return contest.change(key).drop
+
+
+@measure("Increase", better="higher", paper="Increase in Confidence, Chattopadhay et al., 2018, arXiv:1710.11063")
+def increase(contest: Contest, key: Key) -> Tensor:
+    """Whether the probability rises when the image is multiplied by its heatmap."""
+    return contest.change(key).increase
+
+
+@measure("Gain", better="higher", paper="Average Gain, Zhang et al., 2024, arXiv:2301.07002")
+def average_gain(contest: Contest, key: Key) -> Tensor:
+    """By what share of what is left the probability rises when the image is multiplied by its heatmap."""
+    return contest.change(key).gain
+
+
+@measure("Coherency", better="higher", paper="Poppi et al., 2021, arXiv:2104.10252")
+def coherency_score(contest: Contest, key: Key) -> Tensor:
+    """How alike the heatmap of the image times its heatmap is: (correlation + 1) / 2."""
+    return contest.coherency(key)
+
+
+@measure("Complexity", better="lower", paper="Poppi et al., 2021, arXiv:2104.10252")
+def complexity_score(contest: Contest, key: Key) -> Tensor:
+    """The heatmap's mean: how much of the image is lit."""
+    return contest.complexity(key)
+
+
+@measure("ADCC", better="higher", paper="Poppi et al., 2021, arXiv:2104.10252")
+def adcc_score(contest: Contest, key: Key) -> Tensor:
+    """The harmonic mean of coherency, 1 − complexity and 1 − drop."""
+    return adcc(contest.change(key).drop, contest.complexity(key), contest.coherency(key))
+
+
+@measure("Sensitivity", better="lower", paper="Yeh et al., 2019, arXiv:1901.09392")
+def sensitivity(contest: Contest, key: Key) -> Tensor:
+    """The largest relative change of the map under noise that nobody sees."""
+    return max_sensitivity(contest.again(key), contest.images, seed=contest.seeds)
+
+
+@measure("Infidelity", better="lower", paper="Yeh et al., 2019, arXiv:1901.09392")
+def infidelity_score(contest: Contest, key: Key) -> Tensor:
+    """The share of what noise does to the probability that the map, optimally scaled, does not tell."""
+    return infidelity(contest.model, contest.images, contest.maps[key], contest.classes, preprocess=contest.preprocess,
+                      seed=contest.seeds, batch_size=contest.batch_size).unexplained  # fmt: skip
+
+
+def _played(contest: Contest) -> GridPointing:
+    def play() -> GridPointing:
+        sure = confident(contest.logits, contest.classes)
+        images, classes = contest.images[sure], contest.classes[sure]
+        kinds = len(torch.unique(classes))
+        grid = next((grid for grid in GRIDS if grid**2 <= kinds), None)
+        if grid is None:
+            raise WhycamError(
+                f"pointing needs images of at least {min(GRIDS) ** 2} classes that the network is sure of, and there "
+                f"are {kinds} among these {len(contest.images)}: compare on more images, or by other measures"
+            )
+        game = mosaics(images, classes, grid=grid, count=MOSAICS, seed=contest.seed)
+        return grid_pointing(contest.model, game, contest.layers, contest.methods, preprocess=contest.preprocess)
+
+    return contest.once("pointing", play)
+
+
+@measure("Pointing", better="higher", paper="Grid Pointing Game, Böhle et al., 2021, arXiv:2104.00032", prepare=_played)
+def pointing(contest: Contest, key: Key) -> Tensor:
+    """The share of a class's evidence that lies in its own cell of a mosaic of nine images; chance is 1/9.
+
+    With images of fewer than nine classes mosaics are of four, and chance is 1/4.
+    """
+    return _played(contest).scores[key].mean(dim=1)
+
+
+def _of_destroyed(contest: Contest) -> dict[Key, Tensor]:
+    """Maps of the first images by a network whose parameters are random throughout."""
+
+    def explain() -> dict[Key, Tensor]:
+        network = destroyed(contest.model, seed=contest.seed)
+        return contest.explained(network, contest.images[:SANITY_IMAGES], contest.classes[:SANITY_IMAGES])
+
+    return contest.once("sanity", explain)
+
+
+# Random weights on the channels of a random network are as different as can be, so no map has to beat these.
+@measure(
+    "Sanity", better="lower", paper="Adebayo et al., 2018, arXiv:1810.03292", controls=("sobel", "center"),
+    prepare=_of_destroyed,
+)  # fmt: skip
+def sanity(contest: Contest, key: Key) -> Tensor:
+    """|Rank correlation| with the map by a network whose parameters are random: near 1 shows that it ignores them."""
+    after = _of_destroyed(contest)[key]
+    # A map without any order is like no other.
+    alike = spearman(contest.maps[key][: len(after)], torch.where(whole(after), after, 0))
+    return alike.abs().nan_to_num(nan=0.0)

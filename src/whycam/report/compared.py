@@ -1,0 +1,160 @@
+"""A comparison of methods to look at: a table for the terminal and for Markdown, and a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from whycam.cam.methods.registry import INPUT
+from whycam.errors import missing_extra
+from whycam.files import replacing
+from whycam.metrics.comparison import Comparison, Standing
+from whycam.metrics.contest import CONTROLS, Key
+from whycam.metrics.measures import Measure
+from whycam.report.notes import method_note
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DPI = 150
+INK, SOFT, LINE, GOOD, CONTROL = "#1b1d22", "#575b63", "#dedad1", "#2f6690", "#a8a296"
+_ARROWS = {"higher": "↑", "lower": "↓"}
+
+READING = (
+    "* the best by this measure, or not told apart from it",
+    "? not better than every control",
+    "controls know nothing of the decision: random channel weights, the image's edges, its middle",
+)
+"""What the marks mean."""
+
+
+def text_table(comparison: Comparison) -> str:
+    """Rows of methods and layers, columns of measures, for a terminal: aligned by spaces."""
+    head, *body = _cells(comparison)
+    widths = [max(len(row[column]) for row in (head, *body)) for column in range(len(head))]
+
+    def line(row: Sequence[str]) -> str:
+        left = "  ".join(cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True))
+        return "  ".join([left, *(cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True))]).rstrip()
+
+    return "\n".join(map(line, (head, *body)))
+
+
+def markdown_table(comparison: Comparison) -> str:
+    """The same for Markdown."""
+    head, *body = _cells(comparison)
+    rule = ["---", "---", *["---:"] * (len(head) - 2)]
+    escaped = [[cell.replace("*", r"\*").replace("|", r"\|") for cell in row] for row in body]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *escaped))
+
+
+def markdown_page(comparison: Comparison, said: str) -> str:
+    """The table under a sentence on what was compared, with what its marks and measures mean under it."""
+    marks = "\n".join(f"- {line}".replace("- *", r"- \*") for line in READING)
+    measures = "\n".join(
+        f"- {measure.title}, {measure.better} is better: {measure.summary} ({measure.paper})"
+        for measure in comparison.measures
+    )
+    return f"{said}\n\n{markdown_table(comparison)}\n\n{marks}\n\n{measures}\n"
+
+
+def _cells(comparison: Comparison) -> list[list[str]]:
+    measures, keys = comparison.measures, row_order(comparison)
+    found = {measure.name: by_key(comparison, measure) for measure in measures}
+    rows = [["method", "layer", *(f"{measure.title} {_ARROWS[measure.better]}" for measure in measures)]]
+    for method, layer in keys:
+        name = f"control: {method}" if method in CONTROLS else method
+        where = "" if layer == INPUT else layer
+        rows.append([name, where, *(_cell(found[measure.name][method, layer]) for measure in measures)])
+    return rows
+
+
+def _cell(standing: Standing) -> str:
+    mark = "" if standing.control else "*" if standing.best else " "
+    doubt = "?" if standing.convincing is False else " "
+    return f"{standing.mean:.3f}{mark}{doubt}"
+
+
+def row_order(comparison: Comparison) -> list[Key]:
+    """By the first measure, the best first; controls behind."""
+    ranked = comparison.standings(comparison.measures[0].name)
+    ordered = [*(s for s in ranked if not s.control), *(s for s in ranked if s.control)]
+    return [(standing.method, standing.layer) for standing in ordered]
+
+
+def by_key(comparison: Comparison, measure: Measure) -> dict[Key, Standing]:
+    """One measure's standings by method and layer."""
+    return {(standing.method, standing.layer): standing for standing in comparison.standings(measure.name)}
+
+
+def write_comparison(comparison: Comparison, path: Path) -> Path:
+    """Write `draw_comparison` as PNG to ``path``, which appears whole or not at all.
+
+    Raises:
+        WhycamError: matplotlib is missing or the file cannot be written.
+    """
+    figure = draw_comparison(comparison)
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=DPI)
+    return path
+
+
+def draw_comparison(comparison: Comparison) -> Figure:
+    """A panel for each measure: the mean of every map with its 95% interval.
+
+    Filled: better than every control; hollow: not; grey diamonds: the controls; a band marks the best control's
+    interval.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise missing_extra("matplotlib", "study", "drawing figures") from error
+    keys, measures = row_order(comparison), comparison.measures
+    figure = Figure(figsize=(2.6 + 1.75 * len(measures), 1.35 + 0.27 * len(keys)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
+    for ax, measure in zip(axes, measures, strict=True):
+        _panel(ax, by_key(comparison, measure), keys, measure)
+    axes[0].set_yticks(range(len(keys)), [_label(key) for key in keys], fontsize=8)
+    axes[0].set_ylim(len(keys) - 0.4, -0.6)
+    said = f"Methods compared on {comparison.images} images: mean and 95% interval. Band: the best control."
+    figure.suptitle(f"{said} Filled: better than every control", fontsize=9, color=INK, x=0.01, ha="left")
+    return figure
+
+
+def _panel(ax: Axes, standings: dict[Key, Standing], keys: Sequence[Key], measure: Measure) -> None:
+    best: Callable[..., Standing] = max if measure.better == "higher" else min
+    rivals = [standing for standing in standings.values() if standing.method in measure.controls]
+    top = best(rivals, key=lambda standing: standing.mean)
+    if top.interval is not None:
+        ax.axvspan(*top.interval, color=LINE, alpha=0.6, linewidth=0)
+    for place, key in enumerate(keys):
+        standing = standings[key]
+        colour = CONTROL if standing.control else GOOD
+        if standing.interval is not None:
+            ax.plot(standing.interval, (place, place), color=colour, linewidth=1.6, solid_capstyle="butt")
+        filled = standing.convincing is not False
+        ax.plot(
+            standing.mean, place, "D" if standing.control else "o", markersize=4.5, color=colour,
+            markerfacecolor=colour if filled else "white", markeredgewidth=1.3,
+        )  # fmt: skip
+    ax.set_title(f"{measure.title}, {measure.better} is better", loc="left", fontsize=8, color=INK)
+    ax.grid(axis="x", color=LINE, linewidth=0.6)
+    ax.tick_params(colors=SOFT, labelsize=7, length=2)
+    ax.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        ax.spines[side].set_visible(False)
+    ax.spines["bottom"].set_color(LINE)
+
+
+def _label(key: Key) -> str:
+    method, layer = key
+    title = method_note(method)["title"] if "(" not in method else method
+    return (
+        f"control: {title.lower()}" + (f"  {layer}" if layer != INPUT else "")
+        if method in CONTROLS
+        else (title if layer == INPUT else f"{title}  {layer}")
+    )

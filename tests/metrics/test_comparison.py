@@ -1,0 +1,331 @@
+"""Comparing methods: what is scored, what stands above what, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import whycam
+from whycam.cam.methods import METHODS, method
+from whycam.errors import WhycamError
+from whycam.metrics import bootstrap_interval, road
+from whycam.metrics.coherency import adcc, coherency
+from whycam.metrics.comparison import Comparison, compare
+from whycam.metrics.confidence import confidence_change
+from whycam.metrics.contest import CONTROLS
+from whycam.metrics.curves import deletion, insertion
+from whycam.metrics.measures import CURVE_STEPS, MEASURES, find_measures, measure
+from whycam.metrics.shape import complexity
+from whycam.report.compared import draw_comparison, markdown_table, row_order, text_table
+
+LAYER = "features[2]"
+
+
+class Small(nn.Module):
+    """Two convolutions and a linear layer, enough for every measure but cheap."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2, padding=1), nn.ReLU()
+        )
+        self.linear = nn.Linear(8, 10)
+
+    def forward(self, x):
+        return 6 * self.linear(self.features(x).mean(dim=(2, 3)))
+
+
+@pytest.fixture
+def small():
+    torch.manual_seed(3)
+    return Small().train()
+
+
+def pictures(count=6, seed=0):
+    return torch.rand(count, 3, 12, 12, generator=torch.Generator().manual_seed(seed))
+
+
+def normalise(images):
+    return (images - 0.5) / 0.25
+
+
+CHEAP = ["road", "deletion", "insertion", "adcc", "sanity"]
+
+
+def test_the_scores_are_those_of_the_measures_themselves(small):
+    images = pictures()
+    before = {name: value.clone() for name, value in small.state_dict().items()}
+    found = compare(small, images, ["gradcam", "layercam"], LAYER, preprocess=normalise, measures=CHEAP, batch_size=5)
+    assert small.training
+    assert all(torch.equal(value, before[name]) for name, value in small.state_dict().items())
+    assert all(parameter.grad is None for parameter in small.parameters())
+    small.eval()
+    classes = small(normalise(images)).argmax(dim=1)
+    maps = whycam.explain(small, normalise(images), LAYER, "layercam").map()
+    from whycam.seeds import derive_seed
+
+    seeds = [derive_seed("contest", 0, place) for place in range(len(images))]
+    shared = {"preprocess": normalise}
+    drop = confidence_change(small, images, maps, classes, **shared).drop
+    lit = complexity(whycam.cam.maps.heatmaps(maps, (12, 12)))
+    alike = coherency(lambda x: whycam.explain(small, normalise(x), LAYER, "layercam", classes).map(), images, maps)
+    expected = {
+        "road": road(small, images, maps, classes, seed=seeds, **shared).combined,
+        "deletion": deletion(small, images, maps, classes, steps=CURVE_STEPS, seed=seeds, **shared).area,
+        "insertion": insertion(small, images, maps, classes, steps=CURVE_STEPS, seed=seeds, **shared).area,
+        "adcc": adcc(drop, lit, alike),
+    }
+    for name, values in expected.items():
+        torch.testing.assert_close(found.scores[name]["layercam", LAYER], values.double(), atol=2e-5, rtol=0)
+    assert found.images == 6
+    assert found.keys == (
+        ("gradcam", LAYER), ("layercam", LAYER), ("random", LAYER), ("sobel", "input"), ("center", "input"),
+    )  # fmt: skip
+    # What sees no parameter is the same by the destroyed network.
+    for control in ("sobel", "center"):
+        assert found.scores["sanity"][control, "input"] == pytest.approx(torch.ones(6).double())
+    assert found.scores["sanity"]["gradcam", LAYER].mean() < 0.95
+
+
+def test_it_is_reproducible_by_its_seed_alone(small):
+    torch.manual_seed(1)
+    one = compare(small, pictures(), "gradcam", LAYER, preprocess=normalise, measures=CHEAP, seed=5)
+    torch.manual_seed(2)
+    other = compare(small, pictures(), "gradcam", LAYER, preprocess=normalise, measures=CHEAP, seed=5, batch_size=3)
+    another = compare(small, pictures(), "gradcam", LAYER, preprocess=normalise, measures=CHEAP, seed=6)
+    for name in CHEAP:
+        for key, values in one.scores[name].items():
+            torch.testing.assert_close(other.scores[name][key], values, atol=2e-5, rtol=0)
+    for name in ("road", "sanity"):
+        assert not torch.allclose(another.scores[name]["gradcam", LAYER], one.scores[name]["gradcam", LAYER])
+
+
+def test_methods_of_several_layers_and_of_the_image_take_part(small):
+    layers = ["features[0]", LAYER]
+    found = compare(
+        small, pictures(), ["refinecam", "inputgradient", "gradcam"], layers, preprocess=normalise,
+        measures=[*CHEAP, "coherency", "sensitivity", "infidelity", "drop", "increase", "gain", "complexity"],
+    )  # fmt: skip
+    joined = "+".join(layers)
+    assert {("refinecam", joined), ("inputgradient", "input"), ("gradcam", LAYER)} <= set(found.keys)
+    for name in found.scores:
+        assert {len(values) for values in found.scores[name].values()} == {6}
+        standings = {(standing.method, standing.layer): standing for standing in found.standings(name)}
+        assert set(standings) == set(found.keys)
+    json.dumps(found.to_dict())
+
+
+def made(scores, name="road"):
+    """A comparison of which the scores are given: (method, layer) → one a unit."""
+    filled = {key: torch.tensor(values, dtype=torch.float64) for key, values in scores.items()}
+    return Comparison({name: filled}, dict.fromkeys(filled, 0), len(next(iter(filled.values()))))
+
+
+NOISE = [0.0, 0.1, -0.1, 0.05, -0.05, 0.02, -0.02, 0.0]
+
+
+def shifted(by, wobble=0.0):
+    return [by + value + wobble * (-1) ** place for place, value in enumerate(NOISE)]
+
+
+def test_what_stands_above_what():
+    scores = {
+        ("a", "l"): shifted(0.5),
+        ("b", "l"): shifted(0.499, wobble=0.1),  # not told apart from the best
+        ("c", "l"): shifted(0.45),  # below the best in every image, though the intervals overlap widely
+        ("d", "l"): shifted(0.0, wobble=0.01),
+        ("random", "l"): shifted(0.0),
+        ("sobel", "input"): shifted(0.47),
+        ("center", "input"): shifted(-0.2),
+    }
+    found = {standing.method: standing for standing in made(scores).standings("ROAD")}
+    assert [*found][:4] == ["a", "b", "sobel", "c"]
+    assert [*found][-1] == "center"
+    assert [found[name].best for name in "abcd"] == [True, True, False, False]
+    assert found["a"].beats == ("random", "sobel", "center")
+    assert found["a"].convincing
+    assert found["b"].beats == ("random", "center")
+    assert not found["b"].convincing
+    assert found["c"].loses == ("sobel",)
+    assert (found["d"].beats, found["d"].loses) == (("center",), ("sobel",))
+    assert found["sobel"].control
+    assert found["sobel"].convincing is None
+    assert not found["sobel"].best
+    assert found["a"].interval == bootstrap_interval(torch.tensor(scores["a", "l"], dtype=torch.float64))
+    assert found["a"].mean == pytest.approx(0.5)
+
+
+def test_lower_is_better_where_the_measure_says_so():
+    scores = {("a", "l"): shifted(0.1), ("b", "l"): shifted(0.9), ("random", "l"): shifted(0.5),
+              ("sobel", "input"): shifted(0.6), ("center", "input"): shifted(0.7)}  # fmt: skip
+    first, *_, last = made(scores, "deletion").standings("deletion")
+    assert (first.method, first.best, first.convincing, first.mean) == ("a", True, True, pytest.approx(0.1))
+    assert (last.method, last.best, last.beats, last.loses) == ("b", False, (), CONTROLS)
+    low, high = first.interval
+    assert low < 0.1 < high
+
+
+def test_no_map_has_to_differ_more_than_random_weights_do():
+    scores = {("a", "l"): shifted(0.5), ("random", "l"): shifted(0.1), ("sobel", "input"): [1.0] * 8,
+              ("center", "input"): [1.0] * 8}  # fmt: skip
+    found = made(scores, "sanity").standings("sanity")
+    assert next(standing for standing in found if standing.method == "a").convincing
+
+
+def test_a_map_of_no_single_layer_has_to_beat_random_weights_at_all_of_them():
+    scores = {("refinecam", "k+l"): shifted(0.3), ("random", "k"): shifted(0.1), ("random", "l"): shifted(0.4),
+              ("sobel", "input"): shifted(0.0), ("center", "input"): shifted(0.0)}  # fmt: skip
+    (found,) = (standing for standing in made(scores).standings("road") if not standing.control)
+    assert (found.beats, found.loses) == (("sobel", "center"), ("random",))
+
+
+def test_units_for_which_a_measure_is_not_defined_are_left_out():
+    nan = math.nan
+    scores = {("a", "l"): [nan, 0.5, 0.6, 0.7], ("random", "l"): [9.0, 0.1, 0.2, nan],
+              ("sobel", "input"): [nan] * 4, ("center", "input"): [0.0] * 4}  # fmt: skip
+    found = {standing.method: standing for standing in made(scores, "sensitivity").standings("sensitivity")}
+    assert found["a"].mean == pytest.approx(0.6)
+    assert found["a"].n == 3
+    assert found["a"].interval == bootstrap_interval(torch.tensor([0.5, 0.6, 0.7], dtype=torch.float64))
+    assert math.isnan(found["sobel"].mean)
+    assert found["sobel"].interval is None
+    assert (found["a"].beats, found["a"].loses) == ((), ("random", "center"))
+
+
+def test_broken_maps_are_counted_and_show_nothing(small):
+    @method("Broken", paper="nowhere", needs=())
+    def broken(trace):
+        """Not finite for the first image."""
+        maps = trace.activations.sum(dim=1)
+        return torch.cat([torch.full_like(maps[:1], math.nan), maps[1:]])
+
+    try:
+        found = compare(small, pictures(), ["broken"], LAYER, preprocess=normalise, measures=["drop"], batch_size=4)
+    finally:
+        METHODS.pop("broken")
+    assert found.broken["broken", LAYER] == 2  # the first of each batch
+    assert found.to_dict()["broken"] == [{"method": "broken", "layer": LAYER, "maps": 2}]
+    # Without evidence nothing of the image is left.
+    small.eval()
+    images = pictures()
+    answers = small(normalise(torch.stack([images[0], torch.zeros(3, 12, 12)]))).softmax(dim=1)
+    before, after = answers[:, int(answers[0].argmax())].tolist()
+    drop = max(0.0, before - after) / before
+    assert float(found.scores["drop"]["broken", LAYER][0]) == pytest.approx(drop, abs=1e-5)
+
+
+def test_a_measure_of_ones_own(small):
+    @measure("My Measure", better="higher", paper="nowhere")
+    def mine(contest, key):
+        """The largest value.
+
+        More of it below.
+        """
+        return contest.maps[key].amax(dim=(1, 2))
+
+    try:
+        assert find_measures(["my-measure", "ROAD", "road"]) == (mine, MEASURES["road"])
+        assert mine.facts()["summary"] == "The largest value."
+        found = compare(small, pictures(), "gradcam", LAYER, preprocess=normalise, measures=["My_Measure"])
+        maps = whycam.explain(small.eval(), normalise(pictures()), LAYER).map()
+        torch.testing.assert_close(found.scores["mymeasure"]["gradcam", LAYER], maps.amax(dim=(1, 2)).double())
+        with pytest.raises(WhycamError, match="there is a measure 'mymeasure' already"):
+            measure("My Measure", better="higher", paper="nowhere")(lambda contest, key: contest.maps[key])
+    finally:
+        MEASURES.pop("mymeasure")
+    with pytest.raises(WhycamError, match="measure 'Mute' needs a docstring"):
+        measure("Mute", better="higher", paper="nowhere")(lambda contest, key: contest.maps[key])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"measures": ["rode"]},
+            r"there is no measure 'rode' \(did you mean road or drop\?\)",
+        ),
+        ({"measures": []}, "no measure is asked for; there are road, deletion"),
+        ({"images": pictures(1)}, r"1 image\(s\) tell nothing about spread"),
+        ({"images": 2 * pictures()}, r"images must be floats in \[0, 1\]"),
+        ({"layers": "features.9"}, "features.9"),
+        ({"methods": "gradcamm"}, "gradcamm"),
+        ({"measures": ["pointing"]}, "pointing needs images of at least 4 classes that the network is sure of, and"),
+    ],
+)
+def test_what_is_refused(small, changes, message):
+    given = {"images": pictures(), "methods": "gradcam", "layers": LAYER, "measures": ["road"]} | changes
+    with pytest.raises(WhycamError, match=message):
+        compare(small, given.pop("images"), given.pop("methods"), given.pop("layers"), preprocess=normalise, **given)
+
+
+def test_a_default_measure_that_cannot_be_is_left_out_and_said(small):
+    found = compare(small, pictures(), "gradcam", LAYER, preprocess=normalise)
+    assert list(found.scores) == ["road", "deletion", "insertion", "adcc", "sanity"]
+    assert found.to_dict()["left_out"]["pointing"].startswith("pointing needs images of at least 4 classes")
+
+
+def test_a_transformer_takes_part_in_what_it_can():
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.ViTConfig(
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=12, patch_size=3,
+        num_labels=10, initializer_range=0.5,
+    )  # fmt: skip
+    model = transformers.ViTForImageClassification(config).eval()
+    layer = next(path for path, _ in model.named_modules() if path.endswith("layers.1") or path.endswith("layer.1"))
+    found = compare(
+        model, pictures(12), ["gradcam", "hirescam"], f"{layer}.layernorm_before", preprocess=normalise,
+        measures=["drop", "sanity"],
+    )  # fmt: skip
+    assert set(found.scores["sanity"]) == set(found.keys)
+    with pytest.raises(WhycamError, match="pointing needs images of at least 4 classes"):
+        compare(
+            model, pictures(12), "gradcam", f"{layer}.layernorm_before", preprocess=normalise, measures=["pointing"]
+        )
+
+
+def test_what_was_not_measured_has_no_standings():
+    with pytest.raises(WhycamError, match="ADCC was not measured here, only road"):
+        made({("a", "l"): NOISE, ("random", "l"): NOISE}).standings("adcc")
+
+
+def test_the_table_says_what_stands_out():
+    scores = {("a", "l"): shifted(0.1), ("b", "l|m"): shifted(0.9), ("random", "l"): shifted(0.5),
+              ("sobel", "input"): shifted(0.6), ("center", "input"): shifted(0.7)}  # fmt: skip
+    comparison = made(scores, "deletion")
+    assert row_order(comparison)[:3] == [("a", "l"), ("b", "l|m"), ("random", "l")]
+    head, *rows = text_table(comparison).splitlines()
+    assert head.split() == ["method", "layer", "Deletion", "↓"]
+    assert rows[0].split() == ["a", "l", "0.100*"]
+    assert rows[1].split() == ["b", "l|m", "0.900", "?"]
+    assert rows[4].split() == ["control:", "center", "0.700"]
+    _, rule, first, second, *_ = markdown_table(comparison).splitlines()
+    assert rule == "| --- | --- | ---: |"
+    assert first == r"| a | l | 0.100\*  |"
+    assert r"l\|m" in second
+    axes = draw_comparison(comparison).axes
+    assert [ax.get_title(loc="left") for ax in axes] == ["Deletion, lower is better"]
+    assert len(axes[0].get_yticklabels()) == 5
+
+
+def test_on_the_bundled_network_grad_cam_points_at_the_right_cell():
+    """Böhle et al. report 0.726 for Grad-CAM on CIFAR-10 with another network; chance is 0.111."""
+    model, spec = whycam.load("cifar10-resnet18")
+    images = whycam.open_source("bundled").read(range(40)).float() / 255
+    found = compare(
+        model, images, ["gradcam", "gradcam++"], "layer4[-1]", preprocess=spec.preprocess.normalise,
+        measures=["pointing", "sanity"],
+    )  # fmt: skip
+    standings = {standing.method: standing for standing in found.standings("pointing")}
+    assert standings["gradcam"].mean > 0.6
+    assert standings["gradcam"].convincing
+    for control in CONTROLS:
+        assert standings[control].mean == pytest.approx(1 / 9, abs=0.02)
+    sane = {standing.method: standing for standing in found.standings("sanity")}
+    assert sane["gradcam"].mean < 0.6
+    assert sane["gradcam"].convincing
+    assert sane["sobel"].mean == pytest.approx(1)
