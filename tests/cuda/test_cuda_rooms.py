@@ -16,6 +16,7 @@ from PIL import Image
 import whycam
 from whycam import device as devices
 from whycam.data import take
+from whycam.metrics import compare
 from whycam.metrics.impute import fill_in
 from whycam.metrics.road import road
 from whycam.study import Config, Study, run_study
@@ -199,3 +200,19 @@ def test_the_same_file_and_digest_wherever_the_weights_lie(there, model, spec, t
     files = sorted(path.name for path in one.iterdir())
     assert files == sorted(path.name for path in other.iterdir())
     assert all((one / name).read_bytes() == (other / name).read_bytes() for name in files)
+
+
+def test_methods_compared(model, there, spec, images, device):
+    pixels = spec.preprocess.invert(images).float() / 255
+    measures = ["road", "deletion", "drop", "coherency", "sensitivity", "infidelity", "sanity"]
+
+    def compared(model, pixels):
+        return compare(
+            model, pixels, ["gradcam", "refinecam"], LAYERS, preprocess=spec.preprocess.normalise, measures=measures
+        )
+
+    expected, found = compared(model, pixels.cpu()), compared(there, pixels.to(device))
+    for name in measures:
+        for key, values in expected.scores[name].items():
+            assert found.scores[name][key].device.type == "cpu"
+            torch.testing.assert_close(found.scores[name][key], values, atol=5e-3, rtol=0)

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# What only a GPU can show, in some five minutes: the tests that need one, then what explanations cost there.
+#
+#   PYTHON=.venv/bin/python tools/on_a_gpu.sh DIR     # the logs and the benchmarks' JSON go to DIR
+#   DEVICE=cpu ROUNDS=2 tools/on_a_gpu.sh DIR         # to see that the script itself works
+#
+# A step that fails does not keep the others from running; the exit status is that of the worst. The peers that are
+# installed take part, see docs/figures.md.
+set -u
+out=${1:?give a folder for the results}
+python=${PYTHON:-python3}
+device=${DEVICE:-cuda}
+rounds=${ROUNDS:-5}
+here=$(dirname "$0")/..
+export PYTHONPATH=$here/src${PYTHONPATH:+:$PYTHONPATH}
+mkdir -p "$out"
+status=0
+
+step() {
+    local name=$1
+    shift
+    echo "== $name"
+    "$@" >"$out/$name.log" 2>&1
+    local code=$?
+    tail -n "${LINES_SHOWN:-40}" "$out/$name.log"
+    if [ "$code" -gt "$status" ]; then status=$code; fi
+}
+
+step tests env WHYCAM_TEST_DEVICE="$device" "$python" -m pytest -q -p no:cacheprovider -c "$here/pyproject.toml" \
+    "$here/tests/cuda" "$here/tests/training/test_on_a_gpu.py"
+for network in cifar:64 resnet50:16 vit-b16:8; do
+    name=explain-${network%:*}
+    step "$name" "$python" "$here/benchmarks/explain_cost.py" --device "$device" --network "${network%:*}" \
+        --batch "${network#*:}" --rounds "$rounds" --json "$out/$name.json"
+done
+step perturbation "$python" "$here/benchmarks/perturbation_cost.py" --device "$device" --rows 1024 \
+    --rounds "$rounds" --json "$out/perturbation.json"
+exit "$status"
