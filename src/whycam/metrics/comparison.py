@@ -71,6 +71,7 @@ class Comparison:
     broken: Mapping[Key, int]
     images: int
     left_out: Mapping[str, str] = field(default_factory=dict)
+    _made: dict[str, list[Standing]] = field(init=False, repr=False, default_factory=dict)
 
     @property
     def measures(self) -> tuple[Measure, ...]:
@@ -91,6 +92,11 @@ class Comparison:
         (wanted,) = find_measures([measure])
         if wanted.name not in self.scores:
             raise WhycamError(f"{wanted.title} was not measured here, only {', '.join(self.scores)}")
+        if wanted.name not in self._made:  # table, page, figure and record all ask
+            self._made[wanted.name] = self._ranked(wanted)
+        return list(self._made[wanted.name])
+
+    def _ranked(self, wanted: Measure) -> list[Standing]:
         sign = 1 if wanted.better == "higher" else -1
         scores = {key: sign * values for key, values in self.scores[wanted.name].items()}
         means = {key: _mean(values) for key, values in scores.items()}
