@@ -13,8 +13,9 @@ import whycam
 from whycam.cam.methods import METHODS, method
 from whycam.errors import WhycamError
 from whycam.metrics import bootstrap_interval, road
+from whycam.metrics.bootstrap import sign_flip_test
 from whycam.metrics.coherency import adcc, coherency
-from whycam.metrics.comparison import Comparison, compare
+from whycam.metrics.comparison import LEVEL, Comparison, compare
 from whycam.metrics.confidence import confidence_change
 from whycam.metrics.contest import CONTROLS
 from whycam.metrics.curves import deletion, insertion
@@ -185,15 +186,49 @@ def test_a_map_of_no_single_layer_has_to_beat_random_weights_at_all_of_them():
 
 def test_units_for_which_a_measure_is_not_defined_are_left_out():
     nan = math.nan
-    scores = {("a", "l"): [nan, 0.5, 0.6, 0.7], ("random", "l"): [9.0, 0.1, 0.2, nan],
-              ("sobel", "input"): [nan] * 4, ("center", "input"): [0.0] * 4}  # fmt: skip
+    scores = {("b", "l"): [nan] * 9, ("a", "l"): [nan, *[0.5, 0.6, 0.7, 0.6] * 2],
+              ("random", "l"): [9.0, *[0.1, 0.2, 0.1, 0.2] * 2], ("sobel", "input"): [0.0, *[nan] * 3, *[0.0] * 5],
+              ("center", "input"): [nan] * 9}  # fmt: skip
     found = {standing.method: standing for standing in made(scores, "sensitivity").standings("sensitivity")}
     assert found["a"].mean == pytest.approx(0.6)
-    assert found["a"].n == 3
-    assert found["a"].interval == bootstrap_interval(torch.tensor([0.5, 0.6, 0.7], dtype=torch.float64))
-    assert math.isnan(found["sobel"].mean)
-    assert found["sobel"].interval is None
-    assert (found["a"].beats, found["a"].loses) == ((), ("random", "center"))
+    assert found["a"].n == 8
+    assert found["a"].interval == bootstrap_interval(torch.tensor([0.5, 0.6, 0.7, 0.6] * 2, dtype=torch.float64))
+    # Five units in common tell nothing apart.
+    assert (found["a"].beats, found["a"].loses) == ((), ("random",))
+    assert found["a"].best
+    # What is defined nowhere is neither the best nor the measure of who is.
+    assert [*found] == ["sobel", "a", "random", "b", "center"]
+    for name in ("b", "center"):
+        assert math.isnan(found[name].mean)
+        assert (found[name].interval, found[name].n, found[name].best) == (None, 0, False)
+    comparison = made(scores, "sensitivity")
+    json.dumps(comparison.to_dict(), allow_nan=False)
+    assert text_table(comparison).splitlines()[2].split() == ["b", "l", "–", "?"]
+    draw_comparison(comparison)
+
+
+def test_signs_are_flipped():
+    six = torch.arange(1, 7, dtype=torch.float64)
+    assert sign_flip_test(six) == sign_flip_test(-six) == 2 / 64
+    assert sign_flip_test(six[:5]) == 2 / 32
+    assert sign_flip_test(torch.tensor([3.0, 3.0, -3.0])) == 1  # ±3 is the least there can be
+    assert sign_flip_test(torch.zeros(40)) == 1
+    assert sign_flip_test(torch.zeros(0)) == 1
+    many = torch.randn(40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert sign_flip_test(many + 1) == 1 / 2001
+    # t is 2 with 39 degrees of freedom, of which the two-sided p is 0.0525.
+    apart = many - many.mean() + 2 * many.std() / 40**0.5
+    assert sign_flip_test(apart, draws=100_000) == pytest.approx(0.0525, abs=0.005)
+
+
+@pytest.mark.parametrize("n", [3, 6, 8, 20])
+def test_equals_are_told_apart_once_in_twenty_times_also_where_images_are_few(n):
+    draw = torch.Generator().manual_seed(n)
+    apart = torch.randn(800, n, generator=draw, dtype=torch.float64)
+    found = sum(sign_flip_test(row, draws=500) <= LEVEL for row in apart) / len(apart)
+    assert found <= LEVEL + 2.5 * (LEVEL * (1 - LEVEL) / len(apart)) ** 0.5
+    if n > 6:
+        assert found > LEVEL / 2
 
 
 def test_broken_maps_are_counted_and_show_nothing(small):
@@ -216,6 +251,73 @@ def test_broken_maps_are_counted_and_show_nothing(small):
     before, after = answers[:, int(answers[0].argmax())].tolist()
     drop = max(0.0, before - after) / before
     assert float(found.scores["drop"]["broken", LAYER][0]) == pytest.approx(drop, abs=1e-5)
+
+
+def test_maps_that_show_nothing_pass_no_sanity_check(small):
+    @method("Blank", paper="nowhere", needs=())
+    def blank(trace):
+        """Nothing for the first image."""
+        maps = trace.activations.sum(dim=1)
+        return torch.cat([torch.zeros_like(maps[:1]), torch.full_like(maps[1:2], 2.0), maps[2:]])
+
+    try:
+        found = compare(small, pictures(), ["blank"], LAYER, preprocess=normalise, measures=["sanity"])
+    finally:
+        METHODS.pop("blank")
+    values = found.scores["sanity"]["blank", LAYER]
+    assert values.isnan().tolist() == [True, True, False, False, False, False]
+
+
+def test_a_control_that_is_perfect_by_construction_does_not_count():
+    for name in ("coherency", "sensitivity"):
+        assert MEASURES[name].controls == ("random", "sobel")
+
+
+def test_a_single_logit_is_refused_for_its_softmax_is_always_one(small):
+    small.linear = nn.Linear(8, 1)
+    with pytest.raises(WhycamError, match="a single logit, whose softmax is 1 whatever it is shown"):
+        compare(small, pictures(), "gradcam", LAYER, preprocess=normalise)
+
+
+class Certain(nn.Module):
+    """Knows a class by its channel, of images that have one; takes any size."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Conv2d(3, 4, 1)
+        with torch.no_grad():
+            self.features.weight.copy_(torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [-1, -1, -1]])[..., None, None])
+            self.features.bias.copy_(torch.tensor([0.0, 0, 0, 0.5]))
+
+    def forward(self, x):
+        return 30 * self.features(x).mean(dim=(2, 3))
+
+
+def test_pointing_counts_images_and_a_broken_map_costs_nobody_else_the_game():
+    @method("Broken", paper="nowhere", needs=())
+    def broken(trace):
+        """Not finite for the first of the batch."""
+        maps = trace.activations.relu().sum(dim=1)
+        return torch.cat([torch.full_like(maps[:1], math.nan), maps[1:]])
+
+    images = torch.zeros(9, 3, 4, 4)
+    for place in range(8):
+        if place % 4 < 3:
+            images[place, place % 4] = 0.5 + place / 20
+    images[8] = 0.14  # none is likelier than one half
+    try:
+        found = compare(
+            Certain(), images, ["layercam", "broken"], "features", preprocess=lambda x: x, measures=["pointing"]
+        )
+    finally:
+        METHODS.pop("broken")
+    own = found.scores["pointing"]["layercam", "features"]
+    assert own.isnan().tolist() == [False] * 8 + [True]
+    # Black and one colour each: all evidence for a colour lies in its cell but for a border that resizing smears.
+    assert bool((own[[0, 1, 2, 4, 5, 6]] > 0.9).all())
+    assert found.scores["pointing"]["broken", "features"][:8].isfinite().all()
+    for standing in found.standings("pointing"):
+        assert standing.n == 8
 
 
 def test_a_measure_of_ones_own(small):
@@ -249,6 +351,7 @@ def test_a_measure_of_ones_own(small):
             r"there is no measure 'rode' \(did you mean road or drop\?\)",
         ),
         ({"measures": []}, "no measure is asked for; there are road, deletion"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"images": pictures(1)}, r"1 image\(s\) tell nothing about spread"),
         ({"images": 2 * pictures()}, r"images must be floats in \[0, 1\]"),
         ({"layers": "features.9"}, "features.9"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -13,12 +14,14 @@ from whycam.cam.layers import LayerLike, resolve_layers
 from whycam.cam.methods.registry import Method, MethodLike, resolve_methods
 from whycam.errors import WhycamError
 from whycam.metrics.answers import Preprocessing, check_images
-from whycam.metrics.bootstrap import bootstrap_interval
+from whycam.metrics.bootstrap import bootstrap_interval, sign_flip_test
 from whycam.metrics.contest import CONTROLS, Contest, Key
 from whycam.metrics.measures import MEASURES, Measure, find_measures
 from whycam.modules import in_eval_mode, unwrapped
 from whycam.progress import Progress, quiet
 
+LEVEL = 0.05
+"""Of the tests by which maps are told apart."""
 DEFAULT = ("road", "deletion", "insertion", "adcc", "pointing", "sanity")
 
 
@@ -30,11 +33,11 @@ class Standing:
         method: its name.
         layer: its name; several joined by "+"; "input" for methods that look at the image alone.
         control: whether it is one that knows nothing of the decision.
-        mean: over the units (images, or mosaics) for which the measure is defined; NaN where it is for none.
+        mean: over the units (images) for which the measure is defined; NaN where it is for none.
         interval: its 95% bootstrap interval; None with fewer than two units.
         n: how many those are.
-        best: whether no other map but a control is better: it is the best, or the interval of the difference to the
-            best, unit by unit, holds 0.
+        best: whether no other map but a control is better: it is the best, or not told apart from the best, unit by
+            unit, by a `sign_flip_test` at 5%. False where it is defined for no unit.
         beats: the controls than which it is better, by the same test.
         loses: the controls than which it is worse.
         convincing: whether it beats all that count for this measure; None for controls themselves.
@@ -68,6 +71,7 @@ class Comparison:
     broken: Mapping[Key, int]
     images: int
     left_out: Mapping[str, str] = field(default_factory=dict)
+    _made: dict[str, list[Standing]] = field(init=False, repr=False, default_factory=dict)
 
     @property
     def measures(self) -> tuple[Measure, ...]:
@@ -88,9 +92,16 @@ class Comparison:
         (wanted,) = find_measures([measure])
         if wanted.name not in self.scores:
             raise WhycamError(f"{wanted.title} was not measured here, only {', '.join(self.scores)}")
+        if wanted.name not in self._made:  # table, page, figure and record all ask
+            self._made[wanted.name] = self._ranked(wanted)
+        return list(self._made[wanted.name])
+
+    def _ranked(self, wanted: Measure) -> list[Standing]:
         sign = 1 if wanted.better == "higher" else -1
         scores = {key: sign * values for key, values in self.scores[wanted.name].items()}
-        rank = sorted(scores, key=lambda key: -_mean(scores[key]))
+        means = {key: _mean(values) for key, values in scores.items()}
+        # What is defined for no unit stands nowhere: not the best, and behind all others.
+        rank = sorted(scores, key=lambda key: (math.isnan(means[key]), -means[key]))
         first = next((key for key in rank if not _is_control(key)), rank[0])
         return [_standing(key, scores, first, sign, wanted.controls) for key in rank]
 
@@ -101,10 +112,14 @@ class Comparison:
             "left_out": dict(self.left_out),
             "broken": [{"method": key[0], "layer": key[1], "maps": maps} for key, maps in self.broken.items() if maps],
             "measures": [
-                measure.facts() | {"standings": [vars(standing) for standing in self.standings(measure.name)]}
+                measure.facts() | {"standings": [_written(standing) for standing in self.standings(measure.name)]}
                 for measure in self.measures
             ],
         }
+
+
+def _written(standing: Standing) -> dict[str, Any]:
+    return vars(standing) | {"mean": None if math.isnan(standing.mean) else standing.mean}  # JSON has no NaN
 
 
 def _is_control(key: Key) -> bool:
@@ -121,9 +136,9 @@ def _standing(key: Key, scores: Mapping[Key, Tensor], first: Key, sign: int, cou
     }
     beats = tuple(name for name, found in verdicts.items() if all(verdict > 0 for verdict in found))
     return Standing(
-        method=key[0], layer=key[1], control=_is_control(key), mean=sign * _mean(own), n=len(defined),
+        method=key[0], layer=key[1], control=_is_control(key), mean=_mean(sign * own), n=len(defined),
         interval=bootstrap_interval(sign * defined) if len(defined) > 1 else None,
-        best=not _is_control(key) and (key == first or _difference(own, scores[first]) == 0),
+        best=not _is_control(key) and len(defined) > 0 and (key == first or _difference(own, scores[first]) == 0),
         beats=beats,
         loses=tuple(name for name, found in verdicts.items() if any(verdict < 0 for verdict in found)),
         convincing=None if _is_control(key) else len(beats) == len(counting),
@@ -141,13 +156,12 @@ def _mean(values: Tensor) -> float:
 
 
 def _difference(one: Tensor, other: Tensor) -> int:
-    """1 or −1 where the interval of the mean difference, unit by unit, lies above or below 0; else 0."""
+    """1 or −1 where the mean difference, unit by unit, is told apart from 0; else 0."""
     apart = one - other
     apart = apart[apart.isfinite()]
-    if len(apart) < 2:
+    if sign_flip_test(apart) > LEVEL:
         return 0
-    low, high = bootstrap_interval(apart)
-    return 1 if low > 0 else -1 if high < 0 else 0
+    return 1 if float(apart.mean()) > 0 else -1
 
 
 def compare(
@@ -192,6 +206,8 @@ def compare(
     if not wanted:
         raise WhycamError(f"no measure is asked for; there are {', '.join(MEASURES)}")
     network = unwrapped(model)
+    if batch_size < 1:
+        raise WhycamError(f"batch_size must be at least 1, got {batch_size}")
     names = tuple(layer.name for layer in resolve_layers(network, layers))
     resolved = _with_controls(resolve_methods(methods))
     with in_eval_mode(network):

@@ -58,13 +58,18 @@ class Contest:
         """(B, K).
 
         Raises:
-            WhycamError: the network answers otherwise.
+            WhycamError: the network answers otherwise, or K is 1.
         """
         with torch.no_grad():
             found = [
                 first_tensor(self.model(self.preprocess(some))) for some in torch.split(self.images, self.batch_size)
             ]
         logits = [answer for answer in found if answer is not None and answer.ndim == 2]
+        if logits and logits[0].shape[1] == 1:
+            raise WhycamError(
+                "the network has a single logit, whose softmax is 1 whatever it is shown: compare on one that "
+                "answers with two, torch.cat([torch.zeros_like(z), z], dim=1) of the single one z"
+            )
         if len(logits) < len(found):
             raise WhycamError("methods are compared on a predicted class, and this network has no (B, K) logits")
         return torch.cat(logits).float()

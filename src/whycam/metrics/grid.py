@@ -53,6 +53,7 @@ def grid_pointing(
     *,
     preprocess: Preprocessing | None,
     batch_size: int = 16,
+    strict: bool = True,
 ) -> GridPointing:
     """Ask about the class of every cell, and measure which share of the positive evidence lies in that cell.
 
@@ -69,10 +70,11 @@ def grid_pointing(
         preprocess: makes network input of mosaics without changing their size, ``spec.preprocess.normalise`` say; None
             feeds them as they are.
         batch_size: mosaics at a time, each asked about all of its cells in one forward pass.
+        strict: refuse maps that are not finite; otherwise they count as no evidence.
 
     Raises:
         WhycamError: what `whycam.explain` refuses, ``preprocess`` changes the size, the network takes no images of that
-            size, or a map is not finite.
+            size, or a map is not finite and ``strict``.
     """
     if batch_size < 1:
         raise WhycamError(f"batch_size must be at least 1, got {batch_size}")
@@ -94,7 +96,10 @@ def grid_pointing(
         explanation = _explained(explainer, inputs, classes, mosaics.grid)
         for method, layer in dict.fromkeys((method, layer) for method, layer, _ in explanation.maps):
             maps = torch.stack([explanation.maps[method, layer, str(cell)] for cell in range(cells)], dim=1)
-            shares = cell_shares(maps.flatten(0, 1), mosaics.grid, size=size).view(-1, cells, cells)
+            maps = maps.flatten(0, 1)
+            if not strict:
+                maps = maps.masked_fill(~maps.isfinite().flatten(1).all(dim=1)[:, None, None], 0)
+            shares = cell_shares(maps, mosaics.grid, size=size).view(-1, cells, cells)
             found.setdefault((method, layer), []).append(shares.diagonal(dim1=1, dim2=2).cpu())
     return GridPointing({key: torch.cat(scores) for key, scores in found.items()}, mosaics.grid)
 

@@ -42,7 +42,7 @@ class Measure:
         better: whether a higher or a lower number is better.
         paper: where it was published.
         summary: one line, the docstring's first.
-        function: (`Contest`, (method, layer)) → (n,) one number an image, or another unit, the same for all keys.
+        function: (`Contest`, (method, layer)) → (n,) one number an image, of the first n, the same for all keys.
         prepare: called before anything is measured, so that what cannot work is refused then.
         controls: those that a map should beat.
     """
@@ -155,7 +155,11 @@ def average_gain(contest: Contest, key: Key) -> Tensor:
     return contest.change(key).gain
 
 
-@measure("Coherency", better="higher", paper="Poppi et al., 2021, arXiv:2104.10252")
+# The middle is the same in every image, so it has the perfect score without any merit: no map can be better.
+_SEEING = tuple(control for control in CONTROLS if control != "center")
+
+
+@measure("Coherency", better="higher", paper="Poppi et al., 2021, arXiv:2104.10252", controls=_SEEING)
 def coherency_score(contest: Contest, key: Key) -> Tensor:
     """How alike the heatmap of the image times its heatmap is: (correlation + 1) / 2."""
     return contest.coherency(key)
@@ -173,7 +177,7 @@ def adcc_score(contest: Contest, key: Key) -> Tensor:
     return adcc(contest.change(key).drop, contest.complexity(key), contest.coherency(key))
 
 
-@measure("Sensitivity", better="lower", paper="Yeh et al., 2019, arXiv:1901.09392")
+@measure("Sensitivity", better="lower", paper="Yeh et al., 2019, arXiv:1901.09392", controls=_SEEING)
 def sensitivity(contest: Contest, key: Key) -> Tensor:
     """The largest relative change of the map under noise that nobody sees."""
     return max_sensitivity(contest.again(key), contest.images, seed=contest.seeds)
@@ -186,8 +190,10 @@ def infidelity_score(contest: Contest, key: Key) -> Tensor:
                       seed=contest.seeds, batch_size=contest.batch_size).unexplained  # fmt: skip
 
 
-def _played(contest: Contest) -> GridPointing:
-    def play() -> GridPointing:
+def _played(contest: Contest) -> tuple[GridPointing, Tensor]:
+    """The game, and which image stood in which cell: (M, grid²)."""
+
+    def play() -> tuple[GridPointing, Tensor]:
         sure = confident(contest.logits, contest.classes)
         images, classes = contest.images[sure], contest.classes[sure]
         kinds = len(torch.unique(classes))
@@ -198,7 +204,10 @@ def _played(contest: Contest) -> GridPointing:
                 f"are {kinds} among these {len(contest.images)}: compare on more images, or by other measures"
             )
         game = mosaics(images, classes, grid=grid, count=MOSAICS, seed=contest.seed)
-        return grid_pointing(contest.model, game, contest.layers, contest.methods, preprocess=contest.preprocess)
+        at_once = max(1, contest.batch_size // grid**2)  # a mosaic is as large as grid² images
+        played = grid_pointing(contest.model, game, contest.layers, contest.methods, preprocess=contest.preprocess,
+                               batch_size=at_once, strict=False)  # fmt: skip
+        return played, sure.cpu()[game.members]
 
     return contest.once("pointing", play)
 
@@ -207,9 +216,14 @@ def _played(contest: Contest) -> GridPointing:
 def pointing(contest: Contest, key: Key) -> Tensor:
     """The share of a class's evidence that lies in its own cell of a mosaic of nine images; chance is 1/9.
 
-    With images of fewer than nine classes mosaics are of four, and chance is 1/4.
+    With images of fewer than nine classes mosaics are of four, and chance is 1/4. The class is the one that the network
+    predicts for the image by itself, with a probability of at least one half. An image's number is its mean over all
+    mosaics that show it, for mosaics share images and are no units of their own.
     """
-    return _played(contest).scores[key].mean(dim=1)
+    played, members = _played(contest)
+    images, scores = len(contest.images), played.scores[key].flatten()
+    total = scores.new_zeros(images).index_add(0, members.flatten(), scores)
+    return total / members.flatten().bincount(minlength=images)  # NaN where no mosaic shows it
 
 
 def _of_destroyed(contest: Contest) -> dict[Key, Tensor]:
@@ -230,6 +244,8 @@ def _of_destroyed(contest: Contest) -> dict[Key, Tensor]:
 def sanity(contest: Contest, key: Key) -> Tensor:
     """|Rank correlation| with the map by a network whose parameters are random: near 1 shows that it ignores them."""
     after = _of_destroyed(contest)[key]
-    # A map without any order is like no other.
-    alike = spearman(contest.maps[key][: len(after)], torch.where(whole(after), after, 0))
-    return alike.abs().nan_to_num(nan=0.0)
+    before = contest.maps[key][: len(after)]
+    # A map that has lost all order is like no other; one that never had any tells nothing of the network.
+    alike = spearman(before, torch.where(whole(after), after, 0)).abs().nan_to_num(nan=0.0)
+    flat = before.flatten(1)
+    return alike.masked_fill((flat.amin(dim=1) == flat.amax(dim=1)).to(alike.device), torch.nan)

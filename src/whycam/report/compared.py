@@ -74,7 +74,7 @@ def _cells(comparison: Comparison) -> list[list[str]]:
 def _cell(standing: Standing) -> str:
     mark = "" if standing.control else "*" if standing.best else " "
     doubt = "?" if standing.convincing is False else " "
-    return f"{standing.mean:.3f}{mark}{doubt}"
+    return f"{standing.mean:.3f}{mark}{doubt}" if standing.n else f"–{mark}{doubt}"
 
 
 def row_order(comparison: Comparison) -> list[Key]:
