@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 import whycam
-from whycam.cam.methods import METHODS, method
+from whycam.cam.methods import METHODS, method, resolve_methods
 from whycam.errors import WhycamError
 from whycam.metrics import bootstrap_interval, road
 from whycam.metrics.bootstrap import sign_flip_test
 from whycam.metrics.coherency import adcc, coherency
 from whycam.metrics.comparison import LEVEL, Comparison, compare
 from whycam.metrics.confidence import confidence_change
-from whycam.metrics.contest import CONTROLS
+from whycam.metrics.contest import CONTROLS, Contest
 from whycam.metrics.curves import deletion, insertion
 from whycam.metrics.measures import CURVE_STEPS, MEASURES, find_measures, measure
 from whycam.metrics.shape import complexity
@@ -84,7 +84,7 @@ def test_the_scores_are_those_of_the_measures_themselves(small):
         torch.testing.assert_close(found.scores[name]["layercam", LAYER], values.double(), atol=2e-5, rtol=0)
     assert found.images == 6
     assert found.keys == (
-        ("gradcam", LAYER), ("layercam", LAYER), ("random", LAYER), ("sobel", "input"), ("center", "input"),
+        ("gradcam", LAYER), ("layercam", LAYER), ("sobel", "input"), ("center", "input"), ("random", LAYER),
     )  # fmt: skip
     # What sees no parameter is the same by the destroyed network.
     for control in ("sobel", "center"):
@@ -432,3 +432,13 @@ def test_on_the_bundled_network_grad_cam_points_at_the_right_cell():
     assert sane["gradcam"].mean < 0.6
     assert sane["gradcam"].convincing
     assert sane["sobel"].mean == pytest.approx(1)
+
+
+def test_random_weights_are_others_for_each_image_and_the_same_again(small):
+    contest = Contest(small.eval(), pictures(3).repeat(2, 1, 1, 1), normalise, (LAYER,), resolve_methods(["random"]))
+    key = "random", LAYER
+    maps = contest.maps[key]
+    assert not torch.allclose(maps[:3], maps[3:], atol=1e-3)  # of the same three images
+    torch.testing.assert_close(contest.again(key)(contest.images), maps)
+    some = contest.explained(small, contest.images[:2], contest.classes[:2])
+    torch.testing.assert_close(some[key], maps[:2])

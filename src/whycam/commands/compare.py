@@ -8,7 +8,7 @@ from whycam import console
 from whycam.commands.study import open_dataset
 from whycam.errors import require_study_packages
 from whycam.files import write_bytes
-from whycam.metrics.comparison import DEFAULT
+from whycam.metrics.comparison import DEFAULT, FEWEST
 from whycam.metrics.measures import MEASURES
 
 
@@ -37,6 +37,8 @@ def compare(options: Namespace) -> None:
     console.say(text_table(comparison) + "\n")
     for line in READING:
         console.say(line)
+    if comparison.images < FEWEST:
+        console.note(f"with fewer than {FEWEST} images nothing can be told apart: give more --images")
     for measure, why in comparison.left_out.items():
         console.note(f"{measure} is left out: {why}")
     for (method, layer), count in comparison.broken.items():

@@ -105,6 +105,11 @@ class Question:
             raise WhycamError("the model's answer to an altered image is NaN or infinite")
         if self.classes is None:
             return output.float()
+        if output.shape[1] == 1:
+            raise WhycamError(
+                "the model answers with a single logit, whose softmax is 1 whatever it is shown: give a function that "
+                "makes a score of it (its sigmoid, say), and no targets"
+            )
         wanted = self.classes[rows.to(self.classes.device)]
         if wanted.numel() and not 0 <= int(wanted.min()) <= int(wanted.max()) < output.shape[1]:
             raise WhycamError(

@@ -22,6 +22,8 @@ from whycam.progress import Progress, quiet
 
 LEVEL = 0.05
 """Of the tests by which maps are told apart."""
+FEWEST = 6
+"""Images with which they can be: of fewer, all differences may have one sign by chance more often than that."""
 DEFAULT = ("road", "deletion", "insertion", "adcc", "pointing", "sanity")
 
 
@@ -212,8 +214,10 @@ def compare(
     resolved = _with_controls(resolve_methods(methods))
     with in_eval_mode(network):
         contest = Contest(network, images, preprocess, names, resolved, seed, batch_size)
+        progress("maps", 0, 1)
         broken, left_out = contest.broken, dict[str, str]()
         for measure in wanted:
+            progress(measure.name, 0, len(wanted) * len(broken))
             try:
                 measure.prepare(contest)
             except WhycamError as error:

@@ -24,7 +24,8 @@ from whycam.seeds import derive_seed
 Key = tuple[str, str]
 """(method, layer) as an `Explanation` names them: "input" for methods that look at the images alone."""
 
-CONTROLS = ("random", "sobel", "center")
+RANDOM = "random"
+CONTROLS = (RANDOM, "sobel", "center")
 """Maps that know nothing of the decision: random channel weights, the image's edges, its middle."""
 
 T = TypeVar("T")
@@ -101,17 +102,38 @@ class Contest:
     def explained(
         self, model: nn.Module, images: Tensor, classes: Tensor, only: Key | None = None
     ) -> dict[Key, Tensor]:
-        """Maps of other images, or by another network: (n, C, H, W) in [0, 1], (n,) → key → (n, h, w)."""
+        """Maps of the first n images or of altered ones, by this or another network.
+
+        Random weights are drawn for each image anew: with the same for all, whether a method beats them would be a
+        matter of that one draw.
+
+        Args:
+            model: the network.
+            images: (n, C, H, W) in [0, 1].
+            classes: (n,) what is asked about.
+            only: the map that is wanted, by default all.
+
+        Returns:
+            key → (n, h, w).
+        """
         methods: Sequence[Method] = self.methods
         layers = self.layers
         if only is not None:
             methods = [method for method in methods if method.name == only[0]]
             layers = (only[1],) if only[1] in layers else layers
-        explainer = Explainer(model, layers, methods, seed=self.seed)
         found: dict[Key, list[Tensor]] = {}
-        for some, their in zip(*(torch.split(given, self.batch_size) for given in (images, classes)), strict=True):
-            for (method, layer, _), raw in explainer(self.preprocess(some), their).maps.items():
+
+        def explain(these: Sequence[Method], rows: slice, seed: int) -> None:
+            explained = Explainer(model, layers, these, seed=seed)(self.preprocess(images[rows]), classes[rows])
+            for (method, layer, _), raw in explained.maps.items():
                 found.setdefault((method, layer), []).append(raw)
+
+        if settled := [method for method in methods if method.name != RANDOM]:
+            for start in range(0, len(images), self.batch_size):
+                explain(settled, slice(start, start + self.batch_size), self.seed)
+        if drawn := [method for method in methods if method.name == RANDOM]:
+            for place, seed in enumerate(self.seeds[: len(images)]):
+                explain(drawn, slice(place, place + 1), seed)
         return {key: torch.cat(parts) for key, parts in found.items()}
 
     def again(self, key: Key) -> Callable[[Tensor], Tensor]:

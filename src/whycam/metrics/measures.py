@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -56,9 +56,9 @@ class Measure:
     prepare: Callable[[Contest], object] = field(repr=False, default=lambda _contest: None)
     controls: tuple[str, ...] = CONTROLS
 
-    def facts(self) -> dict[str, str]:
-        """The JSON form: all but the function."""
-        return {name: getattr(self, name) for name in ("name", "title", "better", "paper", "summary")}
+    def facts(self) -> dict[str, Any]:
+        """The JSON form: all but the functions."""
+        return {name: getattr(self, name) for name in ("name", "title", "better", "paper", "summary", "controls")}
 
     def __call__(self, contest: Contest, key: Key) -> Tensor:
         """Judge a method at a layer: (n,) float64 on the CPU; NaN where the measure is not defined for a unit."""
@@ -242,7 +242,11 @@ def _of_destroyed(contest: Contest) -> dict[Key, Tensor]:
     prepare=_of_destroyed,
 )  # fmt: skip
 def sanity(contest: Contest, key: Key) -> Tensor:
-    """|Rank correlation| with the map by a network whose parameters are random: near 1 shows that it ignores them."""
+    """|Rank correlation| with the map by a network whose parameters are random: near 1 shows that it ignores them.
+
+    One random network, at most 32 images. Maps that have nothing to do with each other have some 0.2 by chance where
+    there are sixteen cells, and less where there are more: compare at one layer, and with the random weights there.
+    """
     after = _of_destroyed(contest)[key]
     before = contest.maps[key][: len(after)]
     # A map that has lost all order is like no other; one that never had any tells nothing of the network.
