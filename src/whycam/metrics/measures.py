@@ -214,11 +214,11 @@ def _played(contest: Contest) -> tuple[GridPointing, Tensor]:
 
 @measure("Pointing", better="higher", paper="Grid Pointing Game, Böhle et al., 2021, arXiv:2104.00032", prepare=_played)
 def pointing(contest: Contest, key: Key) -> Tensor:
-    """The share of a class's evidence that lies in its own cell of a mosaic of nine images; chance is 1/9.
+    """The share of a class's evidence that lies in its own cell of a mosaic; chance is 1/9 (1/4 with few classes).
 
-    With images of fewer than nine classes mosaics are of four, and chance is 1/4. The class is the one that the network
-    predicts for the image by itself, with a probability of at least one half. An image's number is its mean over all
-    mosaics that show it, for mosaics share images and are no units of their own.
+    A mosaic is of nine images, or of four where there are fewer than nine classes. The class is the one that the
+    network predicts for the image by itself, with a probability of at least one half. An image's number is its mean
+    over all mosaics that show it, for mosaics share images and are no units of their own.
     """
     played, members = _played(contest)
     images, scores = len(contest.images), played.scores[key].flatten()
