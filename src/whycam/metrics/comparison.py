@@ -171,7 +171,7 @@ def compare(
     layers: Sequence[LayerLike] | LayerLike,
     *,
     preprocess: Preprocessing,
-    measures: Sequence[str] | None = None,
+    measures: Sequence[str] | str | None = None,
     seed: int = 0,
     batch_size: int = 64,
     progress: Progress = quiet,
@@ -188,7 +188,8 @@ def compare(
         methods: names or methods, controls or not; the controls ``random``, ``sobel`` and ``center`` are always added.
         layers: names or modules.
         preprocess: makes network input of images in [0, 1].
-        measures: names, see `MEASURES`; by default those of `DEFAULT` that this network and these images allow.
+        measures: a name or several, see `MEASURES`; by default those of `DEFAULT` that this network and these images
+            allow.
         seed: of everything drawn at random.
         batch_size: images at a time.
         progress: told (measure, done, total).
@@ -202,7 +203,8 @@ def compare(
     check_images(images)
     if len(images) < 2:
         raise WhycamError(f"{len(images)} image(s) tell nothing about spread: compare on at least 2, better on 50")
-    wanted = find_measures(DEFAULT if measures is None else measures)
+    asked = DEFAULT if measures is None else measures
+    wanted = find_measures([asked] if isinstance(asked, str) else asked)
     if not wanted:
         raise WhycamError(f"no measure is asked for; there are {', '.join(MEASURES)}")
     network = unwrapped(model)
