@@ -35,6 +35,7 @@ def test_a_process_compares_and_keeps_what_it_found(tmp_path):
     assert head.split() == ["method", "layer", "Drop", "↓", "Sanity", "↓"]
     assert rows[0].split()[:2] == ["gradcam", "layer4[-1]"]
     assert {row.split()[1] for row in rows[1:4]} == {"random", "sobel", "center"}
+    assert f"scores: {out / 'scores.parquet'}" in rows
     assert sorted(path.name for path in out.iterdir()) == [
         "comparison.json", "comparison.md", "comparison.png", "scores.parquet",
     ]  # fmt: skip

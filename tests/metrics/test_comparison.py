@@ -21,7 +21,7 @@ from whycam.metrics.contest import CONTROLS
 from whycam.metrics.curves import deletion, insertion
 from whycam.metrics.measures import CURVE_STEPS, MEASURES, find_measures, measure
 from whycam.metrics.shape import complexity
-from whycam.report.compared import draw_comparison, markdown_table, row_order, text_table
+from whycam.report.compared import IN_A_ROW, draw_comparison, markdown_page, markdown_table, row_order, text_table
 
 LAYER = "features[2]"
 
@@ -413,6 +413,44 @@ def test_the_table_says_what_stands_out():
     axes = draw_comparison(comparison).axes
     assert [ax.get_title(loc="left") for ax in axes] == ["Deletion, lower is better"]
     assert len(axes[0].get_yticklabels()) == 5
+
+
+LONG = "vit.encoder.layer.11.attention.output.dense.layernorm_before_the_last_projection"
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("layer", "measures"), [("l", ["road"]), (LONG, ["road"]), (LONG, CHEAP), ("l", [*MEASURES])])
+def test_a_figure_shows_its_words_whole_and_no_two_over_each_other(layer, measures):
+    scores = {("augmented(noisy(layercam, n=4))", layer): shifted(0.1), ("random", layer): shifted(0.5),
+              ("sobel", "input"): shifted(0.6), ("center", "input"): shifted(0.7)}  # fmt: skip
+    scores = {key: torch.tensor(values, dtype=torch.float64) for key, values in scores.items()}
+    figure = draw_comparison(Comparison(dict.fromkeys(measures, scores), dict.fromkeys(scores, 0), 8))
+    figure.canvas.draw()
+    panels = figure.axes[: len(measures)]
+    titles = [panel._left_title for panel in panels]
+    assert [title.get_text().split(",")[0] for title in titles] == [MEASURES[name].title for name in measures]
+    labels = [label for panel in panels for label in panel.get_yticklabels() if label.get_visible()]
+    boxes = [text.get_window_extent() for text in (figure._suptitle, *titles)]
+    for box in (*boxes, *(label.get_window_extent() for label in labels[:4])):
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.x1
+    assert not any(one.overlaps(other) for place, one in enumerate(boxes) for other in boxes[:place])
+    assert len({round(panel.get_position().x0, 3) for panel in panels}) <= IN_A_ROW
+
+
+def test_the_page_says_what_is_missing_and_what_was_broken():
+    scores = {("a", "l"): shifted(0.1), ("random", "l"): shifted(0.5), ("sobel", "input"): shifted(0.6),
+              ("center", "input"): shifted(0.7)}  # fmt: skip
+    scores = {key: torch.tensor(values, dtype=torch.float64) for key, values in scores.items()}
+    broken = dict.fromkeys(scores, 0) | {("a", "l"): 2}
+    page = markdown_page(Comparison({"road": scores}, broken, 8, {"pointing": "too few classes"}), "8 images")
+    assert "- pointing is left out: too few classes\n" in page
+    assert "- 2 maps of a at l are not finite, and count as no evidence\n" in page
+
+
+def test_a_lone_measure_may_be_given_by_its_name(small):
+    found = compare(small, pictures(), "gradcam", LAYER, preprocess=normalise, measures="drop")
+    assert list(found.scores) == ["drop"]
 
 
 def test_on_the_bundled_network_grad_cam_points_at_the_right_cell():

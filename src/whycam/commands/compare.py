@@ -15,11 +15,12 @@ from whycam.metrics.measures import MEASURES
 def compare(options: Namespace) -> None:
     """Judge explanation methods on a checkpoint and a data set, beside controls."""
     require_study_packages("a comparison")
-    from whycam.report.compared import READING, markdown_page, text_table, write_comparison
-    from whycam.study.comparison import RESULT, compare_on
+    from whycam.report.compared import READING, markdown_page, notes_on, text_table, write_comparison
+    from whycam.study.comparison import RESULT, SCORES, compare_on
 
     model, spec, source = open_dataset(options)
     with console.progress() as show:
+        show("compare", 0, 1)  # how much there is to do is known only when all maps are made
         found = compare_on(
             model, spec, source, options.out, methods=options.methods, layers=options.layers,
             measures=options.measures, images=options.images, seed=options.seed,
@@ -37,14 +38,12 @@ def compare(options: Namespace) -> None:
     console.say(text_table(comparison) + "\n")
     for line in READING:
         console.say(line)
-    for measure, why in comparison.left_out.items():
-        console.note(f"{measure} is left out: {why}")
-    for (method, layer), count in comparison.broken.items():
-        if count:
-            console.note(f"{count} maps of {method} at {layer} are not finite, and count as no evidence")
+    for note in notes_on(comparison):
+        console.note(note)
     console.say(f"\nfigure: {figure}")
     console.say(f"table:  {page}")
     console.say(f"result: {found.path / RESULT}")
+    console.say(f"scores: {found.path / SCORES}")
 
 
 def measures(options: Namespace) -> None:

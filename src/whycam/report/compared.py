@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 150
+IN_A_ROW = 7  # panels: more would be too wide for any page
 INK, SOFT, LINE, GOOD, CONTROL = "#1b1d22", "#575b63", "#dedad1", "#2f6690", "#a8a296"
 _ARROWS = {"higher": "↑", "lower": "↓"}
 
@@ -57,7 +60,18 @@ def markdown_page(comparison: Comparison, said: str) -> str:
         f"- {measure.title}, {measure.better} is better: {measure.summary} ({measure.paper})"
         for measure in comparison.measures
     )
-    return f"{said}\n\n{markdown_table(comparison)}\n\n{marks}\n\n{measures}\n"
+    notes = "".join(f"\n- {note}" for note in notes_on(comparison))
+    return f"{said}\n\n{markdown_table(comparison)}\n\n{marks}{notes}\n\n{measures}\n"
+
+
+def notes_on(comparison: Comparison) -> list[str]:
+    """What was left out and which maps were broken, a sentence each."""
+    left_out = [f"{measure} is left out: {why}" for measure, why in comparison.left_out.items()]
+    return left_out + [
+        f"{count} maps of {method} at {layer} are not finite, and count as no evidence"
+        for (method, layer), count in comparison.broken.items()
+        if count
+    ]
 
 
 def _cells(comparison: Comparison) -> list[list[str]]:
@@ -113,24 +127,39 @@ def draw_comparison(comparison: Comparison) -> Figure:
     except ImportError as error:
         raise missing_extra("matplotlib", "study", "drawing figures") from error
     keys, measures = row_order(comparison), comparison.measures
-    figure = Figure(figsize=(2.6 + 1.75 * len(measures), 1.35 + 0.27 * len(keys)), layout="constrained")
+    labels = [_label(key) for key in keys]
+    rows = math.ceil(len(measures) / IN_A_ROW)
+    columns = math.ceil(len(measures) / rows)
+    width = 0.3 + 0.077 * max(30, *map(len, labels)) + 1.75 * columns  # inches; 0.077 is a wide letter of these labels
+    figure = Figure(figsize=(width, 0.75 + rows * (0.6 + 0.27 * len(keys))), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
-    for ax, measure in zip(axes, measures, strict=True):
+    axes = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    for ax, measure in zip(axes.flat, measures, strict=False):
         _panel(ax, by_key(comparison, measure), keys, measure)
-    axes[0].set_yticks(range(len(keys)), [_label(key) for key in keys], fontsize=8)
-    axes[0].set_ylim(len(keys) - 0.4, -0.6)
-    said = f"Methods compared on {comparison.images} images: mean and 95% interval. Band: the best control."
-    figure.suptitle(f"{said} Filled: better than every control", fontsize=9, color=INK, x=0.01, ha="left")
+    for ax in axes.flat[len(measures) :]:
+        ax.set_axis_off()
+    for ax in axes.flat:
+        ax.tick_params(axis="y", length=0, labelsize=8)
+    axes[0, 0].set_yticks(range(len(keys)), labels)
+    axes[0, 0].set_ylim(len(keys) - 0.4, -0.6)
+    said = (
+        f"Methods compared on {comparison.images} images: mean and 95% interval. Band: the best control. "
+        "Filled: better than every control"
+    )
+    wrapped = textwrap.fill(said, int(width / 0.085))  # inches, a wide letter of this line
+    figure.suptitle(wrapped, fontsize=9, color=INK, x=0.01, ha="left")
     return figure
 
 
 def _panel(ax: Axes, standings: dict[Key, Standing], keys: Sequence[Key], measure: Measure) -> None:
     best: Callable[..., Standing] = max if measure.better == "higher" else min
     rivals = [standing for standing in standings.values() if standing.method in measure.controls]
-    top = best(rivals, key=lambda standing: standing.mean)
-    if top.interval is not None:
-        ax.axvspan(*top.interval, color=LINE, alpha=0.6, linewidth=0)
+    defined = [standing for standing in rivals if standing.n]
+    if defined:
+        top = best(defined, key=lambda standing: standing.mean)
+        low, high = top.interval or (top.mean, top.mean)
+        # With an edge, so that an interval without width, as of what always scores 1, is seen.
+        ax.axvspan(low, high, facecolor=LINE, edgecolor=LINE, alpha=0.6, linewidth=1.5)
     for place, key in enumerate(keys):
         standing = standings[key]
         colour = CONTROL if standing.control else GOOD
