@@ -32,9 +32,10 @@ def test_a_process_compares_and_keeps_what_it_found(tmp_path):
     assert result.stderr == ""
     first, _, head, *rows = result.stdout.splitlines()
     assert first == "6 images of CIFAR-10 (bundled 1,000), test; maps of the predicted class"
-    assert head.split() == ["method", "layer", "Drop", "↓", "Sanity", "↓"]
+    assert head.split() == ["method", "layer", "Drop", "↓", "Sanity", "↓", "convincing"]
     assert rows[0].split()[:2] == ["gradcam", "layer4[-1]"]
     assert {row.split()[1] for row in rows[1:4]} == {"random", "sobel", "center"}
+    assert f"scores: {out / 'scores.parquet'}" in rows
     assert sorted(path.name for path in out.iterdir()) == [
         "comparison.json", "comparison.md", "comparison.png", "scores.parquet",
     ]  # fmt: skip

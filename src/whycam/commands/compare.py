@@ -8,23 +8,27 @@ from whycam import console
 from whycam.commands.study import open_dataset
 from whycam.errors import require_study_packages
 from whycam.files import write_bytes
-from whycam.metrics.comparison import DEFAULT, FEWEST
+from whycam.metrics.comparison import DEFAULT
 from whycam.metrics.measures import MEASURES
 
 
 def compare(options: Namespace) -> None:
     """Judge explanation methods on a checkpoint and a data set, beside controls."""
     require_study_packages("a comparison")
-    from whycam.report.compared import READING, markdown_page, text_table, write_comparison
-    from whycam.study.comparison import RESULT, compare_on
+    from whycam.report.compared import READING, markdown_page, notes_on, text_table, verdict, write_comparison
+    from whycam.study.comparison import RESULT, SCORES, compare_on
 
     model, spec, source = open_dataset(options)
     with console.progress() as show:
-        found = compare_on(
-            model, spec, source, options.out, methods=options.methods, layers=options.layers,
-            measures=options.measures, images=options.images, seed=options.seed,
-            batch_size=options.batch_size, progress=lambda _measure, done, total: show("compare", done, total),
-        )  # fmt: skip
+        show("compare", 0, 1)  # how much there is to do is known only when all maps are made
+        try:
+            found = compare_on(
+                model, spec, source, options.out, methods=options.methods, layers=options.layers,
+                measures=options.measures, images=options.images, seed=options.seed,
+                batch_size=options.batch_size, progress=lambda _measure, done, total: show("compare", done, total),
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("nothing was kept: a comparison is made in one go") from None
         figure = write_comparison(found.comparison, found.path / "comparison.png")
     said = f"{found.comparison.images} images of {source.name}, {source.split}; maps of the predicted class"
     page = found.path / "comparison.md"
@@ -37,16 +41,13 @@ def compare(options: Namespace) -> None:
     console.say(text_table(comparison) + "\n")
     for line in READING:
         console.say(line)
-    if comparison.images < FEWEST:
-        console.note(f"with fewer than {FEWEST} images nothing can be told apart: give more --images")
-    for measure, why in comparison.left_out.items():
-        console.note(f"{measure} is left out: {why}")
-    for (method, layer), count in comparison.broken.items():
-        if count:
-            console.note(f"{count} maps of {method} at {layer} are not finite, and count as no evidence")
+    console.say("\n" + verdict(comparison))
+    for note in notes_on(comparison):
+        console.note(note)
     console.say(f"\nfigure: {figure}")
     console.say(f"table:  {page}")
     console.say(f"result: {found.path / RESULT}")
+    console.say(f"scores: {found.path / SCORES}")
 
 
 def measures(options: Namespace) -> None:

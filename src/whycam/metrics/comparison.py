@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from whycam.cam.layers import LayerLike, resolve_layers
 from whycam.cam.methods.registry import Method, MethodLike, resolve_methods
+from whycam.cam.survey import default_layer
 from whycam.errors import WhycamError
 from whycam.metrics.answers import Preprocessing, check_images
 from whycam.metrics.bootstrap import bootstrap_interval, sign_flip_test
@@ -39,7 +40,8 @@ class Standing:
         interval: its 95% bootstrap interval; None with fewer than two units.
         n: how many those are.
         best: whether no other map but a control is better: it is the best, or not told apart from the best, unit by
-            unit, by a `sign_flip_test` at 5%. False where it is defined for no unit.
+            unit, by a `sign_flip_test` at 5%. False where it is defined for no unit, and of a measure that only tells
+            who fails.
         beats: the controls than which it is better, by the same test.
         loses: the controls than which it is worse.
         convincing: whether it beats all that count for this measure; None for controls themselves.
@@ -67,12 +69,14 @@ class Comparison:
         broken: (method, layer) → how many of its maps were not finite, and counted as no evidence.
         images: how many there were.
         left_out: measure → why it is not there although it is one of the default ones.
+        blank: (method, layer) → how many of its maps are the same everywhere.
     """
 
     scores: Mapping[str, Mapping[Key, Tensor]]
     broken: Mapping[Key, int]
     images: int
     left_out: Mapping[str, str] = field(default_factory=dict)
+    blank: Mapping[Key, int] = field(default_factory=dict)
     _made: dict[str, list[Standing]] = field(init=False, repr=False, default_factory=dict)
 
     @property
@@ -98,6 +102,15 @@ class Comparison:
             self._made[wanted.name] = self._ranked(wanted)
         return list(self._made[wanted.name])
 
+    def support(self, key: Key) -> int:
+        """By how many measures a method at a layer is better than every control that counts."""
+        return sum(
+            bool(standing.convincing)
+            for name in self.scores
+            for standing in self.standings(name)
+            if (standing.method, standing.layer) == key
+        )
+
     def _ranked(self, wanted: Measure) -> list[Standing]:
         sign = 1 if wanted.better == "higher" else -1
         scores = {key: sign * values for key, values in self.scores[wanted.name].items()}
@@ -105,7 +118,7 @@ class Comparison:
         # What is defined for no unit stands nowhere: not the best, and behind all others.
         rank = sorted(scores, key=lambda key: (math.isnan(means[key]), -means[key]))
         first = next((key for key in rank if not _is_control(key)), rank[0])
-        return [_standing(key, scores, first, sign, wanted.controls) for key in rank]
+        return [_standing(key, scores, first, sign, wanted) for key in rank]
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form: of each measure its facts and standings."""
@@ -113,6 +126,7 @@ class Comparison:
             "images": self.images,
             "left_out": dict(self.left_out),
             "broken": [{"method": key[0], "layer": key[1], "maps": maps} for key, maps in self.broken.items() if maps],
+            "blank": [{"method": key[0], "layer": key[1], "maps": maps} for key, maps in self.blank.items() if maps],
             "measures": [
                 measure.facts() | {"standings": [_written(standing) for standing in self.standings(measure.name)]}
                 for measure in self.measures
@@ -128,22 +142,23 @@ def _is_control(key: Key) -> bool:
     return key[0] in CONTROLS
 
 
-def _standing(key: Key, scores: Mapping[Key, Tensor], first: Key, sign: int, counting: Sequence[str]) -> Standing:
+def _standing(key: Key, scores: Mapping[Key, Tensor], first: Key, sign: int, measure: Measure) -> Standing:
     own = scores[key]
     defined = own[own.isfinite()]
     verdicts = {
         name: [_difference(own, scores[rival]) for rival in _rivals(key, name, scores)]
-        for name in counting
+        for name in measure.controls
         if name != key[0]
     }
     beats = tuple(name for name, found in verdicts.items() if all(verdict > 0 for verdict in found))
     return Standing(
         method=key[0], layer=key[1], control=_is_control(key), mean=_mean(sign * own), n=len(defined),
         interval=bootstrap_interval(sign * defined) if len(defined) > 1 else None,
-        best=not _is_control(key) and len(defined) > 0 and (key == first or _difference(own, scores[first]) == 0),
+        best=measure.ranks and not _is_control(key) and len(defined) > 0
+        and (key == first or _difference(own, scores[first]) == 0),
         beats=beats,
         loses=tuple(name for name, found in verdicts.items() if any(verdict < 0 for verdict in found)),
-        convincing=None if _is_control(key) else len(beats) == len(counting),
+        convincing=None if _is_control(key) else len(beats) == len(measure.controls),
     )  # fmt: skip
 
 
@@ -170,10 +185,10 @@ def compare(
     model: nn.Module,
     images: Tensor,
     methods: Sequence[MethodLike] | MethodLike,
-    layers: Sequence[LayerLike] | LayerLike,
+    layers: Sequence[LayerLike] | LayerLike | None = None,
     *,
-    preprocess: Preprocessing,
-    measures: Sequence[str] | None = None,
+    preprocess: Preprocessing | None,
+    measures: Sequence[str] | str | None = None,
     seed: int = 0,
     batch_size: int = 64,
     progress: Progress = quiet,
@@ -188,9 +203,10 @@ def compare(
         model: a network with (B, K) logits; afterwards as it was.
         images: (B, C, H, W) floats in [0, 1], of the network's size, before normalisation.
         methods: names or methods, controls or not; the controls ``random``, ``sobel`` and ``center`` are always added.
-        layers: names or modules.
-        preprocess: makes network input of images in [0, 1].
-        measures: names, see `MEASURES`; by default those of `DEFAULT` that this network and these images allow.
+        layers: names or modules; by default the last spatial layer.
+        preprocess: makes network input of images in [0, 1]; None feeds them as they are.
+        measures: a name or several, see `MEASURES`; by default those of `DEFAULT` that this network and these images
+            allow.
         seed: of everything drawn at random.
         batch_size: images at a time.
         progress: told (measure, done, total).
@@ -204,16 +220,19 @@ def compare(
     check_images(images)
     if len(images) < 2:
         raise WhycamError(f"{len(images)} image(s) tell nothing about spread: compare on at least 2, better on 50")
-    wanted = find_measures(DEFAULT if measures is None else measures)
+    asked = DEFAULT if measures is None else measures
+    wanted = find_measures([asked] if isinstance(asked, str) else asked)
     if not wanted:
         raise WhycamError(f"no measure is asked for; there are {', '.join(MEASURES)}")
     network = unwrapped(model)
     if batch_size < 1:
         raise WhycamError(f"batch_size must be at least 1, got {batch_size}")
-    names = tuple(layer.name for layer in resolve_layers(network, layers))
+    prepared = preprocess or _as_they_are
     resolved = _with_controls(resolve_methods(methods))
     with in_eval_mode(network):
-        contest = Contest(network, images, preprocess, names, resolved, seed, batch_size)
+        found = [default_layer(network, prepared(images[:1]))] if layers is None else resolve_layers(network, layers)
+        names = tuple(layer.name for layer in found)
+        contest = Contest(network, images, prepared, names, resolved, seed, batch_size)
         progress("maps", 0, 1)
         broken, left_out = contest.broken, dict[str, str]()
         for measure in wanted:
@@ -230,7 +249,11 @@ def compare(
             progress(measure.name, done, total)
             scores[measure.name][key] = measure(contest, key)
         progress(wanted[-1].name, total, total)
-    return Comparison(scores, broken, len(images), left_out)
+    return Comparison(scores, broken, len(images), left_out, contest.blank)
+
+
+def _as_they_are(images: Tensor) -> Tensor:
+    return images
 
 
 def _with_controls(methods: Sequence[Method]) -> tuple[Method, ...]:

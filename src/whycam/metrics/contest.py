@@ -90,6 +90,12 @@ class Contest:
         """How many maps are not finite."""
         return {key: int((~whole(found)).sum()) for key, found in self._found.items()}
 
+    @property
+    def blank(self) -> dict[Key, int]:
+        """How many maps are the same everywhere, those that are not finite left aside."""
+        flat = {key: found.flatten(1) for key, found in self._found.items()}
+        return {key: int((found.amin(dim=1) == found.amax(dim=1)).sum()) for key, found in flat.items()}
+
     @cached_property
     def _found(self) -> dict[Key, Tensor]:
         return self.explained(self.model, self.images, self.classes)

@@ -45,6 +45,7 @@ class Measure:
         function: (`Contest`, (method, layer)) → (n,) one number an image, of the first n, the same for all keys.
         prepare: called before anything is measured, so that what cannot work is refused then.
         controls: those that a map should beat.
+        ranks: whether a better number makes a better map, or the measure only tells who fails.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Measure:
     function: Function = field(repr=False)
     prepare: Callable[[Contest], object] = field(repr=False, default=lambda _contest: None)
     controls: tuple[str, ...] = CONTROLS
+    ranks: bool = True
 
     def facts(self) -> dict[str, Any]:
         """The JSON form: all but the functions."""
@@ -75,6 +77,7 @@ def measure(
     paper: str,
     prepare: Callable[[Contest], object] = lambda _contest: None,
     controls: tuple[str, ...] = CONTROLS,
+    ranks: bool = True,
 ) -> Callable[[Function], Measure]:
     """Register a function as a measure; its name is the title's in lower case without separators.
 
@@ -89,7 +92,7 @@ def measure(
         lines = (function.__doc__ or "").strip().splitlines()
         if not lines:
             raise WhycamError(f"measure {title!r} needs a docstring: its first line is what users are shown")
-        MEASURES[name] = Measure(name, title, better, paper, lines[0], function, prepare, controls)
+        MEASURES[name] = Measure(name, title, better, paper, lines[0], function, prepare, controls, ranks)
         return MEASURES[name]
 
     return register
@@ -214,11 +217,11 @@ def _played(contest: Contest) -> tuple[GridPointing, Tensor]:
 
 @measure("Pointing", better="higher", paper="Grid Pointing Game, Böhle et al., 2021, arXiv:2104.00032", prepare=_played)
 def pointing(contest: Contest, key: Key) -> Tensor:
-    """The share of a class's evidence that lies in its own cell of a mosaic of nine images; chance is 1/9.
+    """The share of a class's evidence that lies in its own cell of a mosaic; chance is 1/9 (1/4 with few classes).
 
-    With images of fewer than nine classes mosaics are of four, and chance is 1/4. The class is the one that the network
-    predicts for the image by itself, with a probability of at least one half. An image's number is its mean over all
-    mosaics that show it, for mosaics share images and are no units of their own.
+    A mosaic is of nine images, or of four where there are fewer than nine classes. The class is the one that the
+    network predicts for the image by itself, with a probability of at least one half. An image's number is its mean
+    over all mosaics that show it, for mosaics share images and are no units of their own.
     """
     played, members = _played(contest)
     images, scores = len(contest.images), played.scores[key].flatten()
@@ -239,7 +242,7 @@ def _of_destroyed(contest: Contest) -> dict[Key, Tensor]:
 # Random weights on the channels of a random network are as different as can be, so no map has to beat these.
 @measure(
     "Sanity", better="lower", paper="Adebayo et al., 2018, arXiv:1810.03292", controls=("sobel", "center"),
-    prepare=_of_destroyed,
+    prepare=_of_destroyed, ranks=False,
 )  # fmt: skip
 def sanity(contest: Contest, key: Key) -> Tensor:
     """|Rank correlation| with the map by a network whose parameters are random: near 1 shows that it ignores them.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING
 from whycam.cam.methods.registry import INPUT
 from whycam.errors import missing_extra
 from whycam.files import replacing
-from whycam.metrics.comparison import Comparison, Standing
+from whycam.metrics.comparison import FEWEST, Comparison, Standing
 from whycam.metrics.contest import CONTROLS, Key
 from whycam.metrics.measures import Measure
 from whycam.report.notes import method_note
@@ -19,12 +21,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 150
+NAMED = 6  # in a sentence
+IN_A_ROW = 7  # panels: more would be too wide for any page
 INK, SOFT, LINE, GOOD, CONTROL = "#1b1d22", "#575b63", "#dedad1", "#2f6690", "#a8a296"
 _ARROWS = {"higher": "↑", "lower": "↓"}
 
 READING = (
     "* the best by this measure, or not told apart from it",
-    "? not better than every control",
+    "? not better than every control; convincing: by how many measures it is",
     "controls know nothing of the decision: random channel weights, the image's edges, its middle",
 )
 """What the marks mean."""
@@ -57,17 +61,52 @@ def markdown_page(comparison: Comparison, said: str) -> str:
         f"- {measure.title}, {measure.better} is better: {measure.summary} ({measure.paper})"
         for measure in comparison.measures
     )
-    return f"{said}\n\n{markdown_table(comparison)}\n\n{marks}\n\n{measures}\n"
+    notes = "".join(f"\n- {note}" for note in notes_on(comparison))
+    return f"{said}\n\n{markdown_table(comparison)}\n\n{verdict(comparison)}\n\n{marks}{notes}\n\n{measures}\n"
+
+
+def verdict(comparison: Comparison) -> str:
+    """What the whole table comes down to, in a sentence."""
+    counts = {key: comparison.support(key) for key in comparison.keys if key[0] not in CONTROLS}
+    most, total = max(counts.values(), default=0), len(comparison.measures)
+    if not most:
+        return "No map is better than every control by any of these measures: take more images, or believe none."
+    names = [f"{method} {layer}" if layer != INPUT else method for (method, layer), n in counts.items() if n == most]
+    shown = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    by = "all" if most == total else str(most)
+    measures = f"{by} {total} measures" if most == total else f"{by} of {total} measures, none by more"
+    return f"Better than every control by {measures}: {shown}."
+
+
+def notes_on(comparison: Comparison) -> list[str]:
+    """What was left out, and which maps say nothing, a sentence each."""
+    few = (
+        [f"with fewer than {FEWEST} images nothing can be told apart: take more"] if comparison.images < FEWEST else []
+    )
+    left_out = [f"{measure} is left out: {why}" for measure, why in comparison.left_out.items()]
+    broken = [
+        f"{count} maps of {method} at {layer} are not finite, and count as no evidence"
+        for (method, layer), count in comparison.broken.items()
+        if count
+    ]
+    blank = [
+        f"{count} maps of {method} at {layer} are the same everywhere: take a layer that the answer depends on"
+        for (method, layer), count in comparison.blank.items()
+        if count
+    ]
+    return few + left_out + broken + blank
 
 
 def _cells(comparison: Comparison) -> list[list[str]]:
     measures, keys = comparison.measures, row_order(comparison)
     found = {measure.name: by_key(comparison, measure) for measure in measures}
-    rows = [["method", "layer", *(f"{measure.title} {_ARROWS[measure.better]}" for measure in measures)]]
+    heads = (f"{measure.title} {_ARROWS[measure.better]}" for measure in measures)
+    rows = [["method", "layer", *heads, "convincing"]]
     for method, layer in keys:
-        name = f"control: {method}" if method in CONTROLS else method
-        where = "" if layer == INPUT else layer
-        rows.append([name, where, *(_cell(found[measure.name][method, layer]) for measure in measures)])
+        control = method in CONTROLS
+        cells = [_cell(found[measure.name][method, layer]) for measure in measures]
+        support = "" if control else f"{comparison.support((method, layer))} of {len(measures)}"
+        rows.append([f"control: {method}" if control else method, "" if layer == INPUT else layer, *cells, support])
     return rows
 
 
@@ -78,10 +117,9 @@ def _cell(standing: Standing) -> str:
 
 
 def row_order(comparison: Comparison) -> list[Key]:
-    """By the first measure, the best first; controls behind."""
-    ranked = comparison.standings(comparison.measures[0].name)
-    ordered = [*(s for s in ranked if not s.control), *(s for s in ranked if s.control)]
-    return [(standing.method, standing.layer) for standing in ordered]
+    """By how many measures convince, then by the first measure, the best first; controls behind."""
+    ranked = [(standing.method, standing.layer) for standing in comparison.standings(comparison.measures[0].name)]
+    return sorted(ranked, key=lambda key: (key[0] in CONTROLS, -comparison.support(key)))
 
 
 def by_key(comparison: Comparison, measure: Measure) -> dict[Key, Standing]:
@@ -113,24 +151,39 @@ def draw_comparison(comparison: Comparison) -> Figure:
     except ImportError as error:
         raise missing_extra("matplotlib", "study", "drawing figures") from error
     keys, measures = row_order(comparison), comparison.measures
-    figure = Figure(figsize=(2.6 + 1.75 * len(measures), 1.35 + 0.27 * len(keys)), layout="constrained")
+    labels = [_label(key) for key in keys]
+    rows = math.ceil(len(measures) / IN_A_ROW)
+    columns = math.ceil(len(measures) / rows)
+    width = 0.3 + 0.077 * max(30, *map(len, labels)) + 1.75 * columns  # inches; 0.077 is a wide letter of these labels
+    figure = Figure(figsize=(width, 0.75 + rows * (0.6 + 0.27 * len(keys))), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
-    for ax, measure in zip(axes, measures, strict=True):
+    axes = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    for ax, measure in zip(axes.flat, measures, strict=False):
         _panel(ax, by_key(comparison, measure), keys, measure)
-    axes[0].set_yticks(range(len(keys)), [_label(key) for key in keys], fontsize=8)
-    axes[0].set_ylim(len(keys) - 0.4, -0.6)
-    said = f"Methods compared on {comparison.images} images: mean and 95% interval. Band: the best control."
-    figure.suptitle(f"{said} Filled: better than every control", fontsize=9, color=INK, x=0.01, ha="left")
+    for ax in axes.flat[len(measures) :]:
+        ax.set_axis_off()
+    for ax in axes.flat:
+        ax.tick_params(axis="y", length=0, labelsize=8)
+    axes[0, 0].set_yticks(range(len(keys)), labels)
+    axes[0, 0].set_ylim(len(keys) - 0.4, -0.6)
+    said = (
+        f"Methods compared on {comparison.images} images: mean and 95% interval. Band: the best control. "
+        "Filled: better than every control"
+    )
+    wrapped = textwrap.fill(said, int(width / 0.085))  # inches, a wide letter of this line
+    figure.suptitle(wrapped, fontsize=9, color=INK, x=0.01, ha="left")
     return figure
 
 
 def _panel(ax: Axes, standings: dict[Key, Standing], keys: Sequence[Key], measure: Measure) -> None:
     best: Callable[..., Standing] = max if measure.better == "higher" else min
     rivals = [standing for standing in standings.values() if standing.method in measure.controls]
-    top = best(rivals, key=lambda standing: standing.mean)
-    if top.interval is not None:
-        ax.axvspan(*top.interval, color=LINE, alpha=0.6, linewidth=0)
+    defined = [standing for standing in rivals if standing.n]
+    if defined:
+        top = best(defined, key=lambda standing: standing.mean)
+        low, high = top.interval or (top.mean, top.mean)
+        # With an edge, so that an interval without width, as of what always scores 1, is seen.
+        ax.axvspan(low, high, facecolor=LINE, edgecolor=LINE, alpha=0.6, linewidth=1.5)
     for place, key in enumerate(keys):
         standing = standings[key]
         colour = CONTROL if standing.control else GOOD
