@@ -67,7 +67,7 @@ def markdown_page(comparison: Comparison, said: str) -> str:
 
 def verdict(comparison: Comparison) -> str:
     """What the whole table comes down to, in a sentence."""
-    counts = {key: comparison.support(key) for key in comparison.keys if key[0] not in CONTROLS}
+    counts = {key: comparison.support(key) for key in row_order(comparison) if key[0] not in CONTROLS}
     most, total = max(counts.values(), default=0), len(comparison.measures)
     if not most:
         return "No map is better than every control by any of these measures: take more images, or believe none."
