@@ -83,18 +83,7 @@ def _data(sub: argparse.ArgumentParser) -> None:
     _json(sub)
 
 
-def _summary(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument(
-        "checkpoint",
-        metavar="CHECKPOINT",
-        nargs="?",
-        default="cifar10-resnet18",
-        help=f"{CHECKPOINT_HELP}; or an architecture, resnet18 or resnet34",
-    )
-    _json(sub)
-
-
-def _layers(sub: argparse.ArgumentParser) -> None:
+def _network(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
@@ -233,8 +222,8 @@ def _lr_find(sub: argparse.ArgumentParser) -> None:
 ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "demo": _demo,
     "data": _data,
-    "summary": _summary,
-    "layers": _layers,
+    "summary": _network,
+    "layers": _network,
     "evaluate": _evaluate,
     "study": _study,
     "report": _report,

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from watcher import SIDE, Watcher, scene
 
 from whycam.errors import WhycamError
 from whycam.metrics import bootstrap_interval, fill_in, road
 from whycam.metrics.ranking import ranks, removed_counts, removed_pixels
-
-SIDE = 12
 
 
 def solved(image, removed):
@@ -138,28 +137,6 @@ def test_a_map_and_its_negative_rank_in_opposite_order(generator):
     maps = torch.randint(4, (5, 8, 8), generator=generator).float()  # full of ties
     ties = torch.rand(5, 8, 8, generator=generator)
     assert torch.equal(ranks(-maps, -ties), 63 - ranks(maps, ties))
-
-
-class Watcher(nn.Module):
-    """Its first class speaks for light in a square, the second for light elsewhere."""
-
-    def __init__(self):
-        super().__init__()
-        self.dropout = nn.Dropout(0.9)
-
-    def forward(self, x):
-        x = self.dropout(x)
-        square = x[:, :, 2:6, 3:7].mean(dim=(1, 2, 3))
-        return torch.stack([8 * square, 4 * x.mean(dim=(1, 2, 3))], dim=1)
-
-
-def scene(count):
-    """Dim texture with a bright square, and the map that knows where it is."""
-    images = 0.3 * textures(count)
-    images[:, :, 2:6, 3:7] += 0.6
-    truth = torch.zeros(count, SIDE, SIDE)
-    truth[:, 2:6, 3:7] = 1
-    return images, truth
 
 
 def test_a_map_that_knows_scores_far_above_noise_and_a_map_that_is_wrong_below():

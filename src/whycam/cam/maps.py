@@ -20,6 +20,16 @@ Aggregation = Literal["mean", "max", "product"]
 COARSE_CELLS = 9
 
 
+def finite(maps: Tensor) -> Tensor:
+    """(B, …) → (B,) bool: which maps hold neither NaN nor infinity."""
+    return maps.flatten(1).isfinite().all(dim=1)
+
+
+def only_finite(maps: Tensor) -> Tensor:
+    """(B, …), a map that is not finite made zero: no evidence anywhere."""
+    return torch.where(finite(maps).view(-1, *[1] * (maps.ndim - 1)), maps, 0)
+
+
 def flags_of(raw: Tensor) -> list[tuple[Flag, ...]]:
     """What a viewer has to be told about each map, because a picture of it would mislead.
 
@@ -36,11 +46,10 @@ def flags_of(raw: Tensor) -> list[tuple[Flag, ...]]:
         One tuple of flags per map.
     """
     flat = raw.flatten(1)
-    finite = flat.isfinite().all(dim=1).tolist()
     lows, highs = flat.amin(dim=1).tolist(), flat.amax(dim=1).tolist()
     coarse = flat.shape[1] < COARSE_CELLS
     result: list[tuple[Flag, ...]] = []
-    for is_finite, low, high in zip(finite, lows, highs, strict=True):
+    for is_finite, low, high in zip(finite(raw).tolist(), lows, highs, strict=True):
         found: list[Flag] = []
         if not is_finite:
             found.append("non-finite")

@@ -7,7 +7,6 @@ from argparse import Namespace
 from whycam import console
 from whycam.commands.study import open_dataset
 from whycam.errors import require_study_packages
-from whycam.files import write_bytes
 from whycam.metrics.comparison import DEFAULT
 from whycam.metrics.measures import MEASURES
 
@@ -15,7 +14,7 @@ from whycam.metrics.measures import MEASURES
 def compare(options: Namespace) -> None:
     """Judge explanation methods on a checkpoint and a data set, beside controls."""
     require_study_packages("a comparison")
-    from whycam.report.compared import READING, markdown_page, notes_on, text_table, verdict, write_comparison
+    from whycam.report.compared import READING, notes_on, text_table, verdict, write_comparison
     from whycam.study.comparison import RESULT, SCORES, compare_on
 
     model, spec, source = open_dataset(options)
@@ -29,14 +28,12 @@ def compare(options: Namespace) -> None:
             )  # fmt: skip
         except KeyboardInterrupt:
             raise KeyboardInterrupt("nothing was kept: a comparison is made in one go") from None
-        figure = write_comparison(found.comparison, found.path / "comparison.png")
-    said = f"{found.comparison.images} images of {source.name}, {source.split}; maps of the predicted class"
-    page = found.path / "comparison.md"
-    write_bytes(page, markdown_page(found.comparison, said).encode())
+        comparison = found.comparison
+        said = f"{comparison.images} images of {source.name}, {source.split}; maps of the predicted class"
+        figure, page = write_comparison(comparison, found.path, said)
     if options.json:
         console.say_json({"figure": str(figure), "table": str(page), **found.record})
         return
-    comparison = found.comparison
     console.say(said + "\n")
     console.say(text_table(comparison) + "\n")
     for line in READING:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from whycam.cam.maps import finite
 from whycam.errors import WhycamError
 from whycam.modules import first_tensor, in_eval_mode
 
@@ -145,6 +146,6 @@ def check_maps(maps: Tensor, images: Tensor) -> None:
             "images must be (B, C, H, W) and maps (B, h, w), one for each image, got "
             f"{tuple(images.shape)} and {tuple(maps.shape)}"
         )
-    broken = ~maps.flatten(1).isfinite().all(dim=1)
+    broken = ~finite(maps)
     if bool(broken.any()):
         raise WhycamError(f"map {int(broken.int().argmax())} holds NaN or infinity: its pixels have no order")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from whycam.cam.maps import heatmaps
+from whycam.cam.maps import finite, heatmaps
 from whycam.device import in_double
 from whycam.errors import WhycamError
 from whycam.metrics.agreement import pearson
@@ -52,7 +52,7 @@ def coherency(explain: Explain, images: Tensor, maps: Tensor) -> Tensor:
     heat = heatmaps(maps.detach().to(images.device), size)
     seen = images * heat[:, None].to(images)
     again = explained(explain, seen).to(images.device)
-    defined = again.flatten(1).isfinite().all(dim=1)
+    defined = finite(again)
     alike = pearson(heat, heatmaps(again, size))
     return (torch.where(defined.to(alike.device), alike, 0).nan_to_num(nan=0.0) + 1) / 2
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from whycam.cam.explain import Explainer
-from whycam.cam.maps import heatmaps
+from whycam.cam.maps import finite, heatmaps, only_finite
 from whycam.cam.methods.registry import Method
 from whycam.errors import WhycamError
 from whycam.metrics.answers import Preprocessing
@@ -83,18 +83,17 @@ class Contest:
     @cached_property
     def maps(self) -> dict[Key, Tensor]:
         """Every signed map, (B, h, w); one that is not finite counts as no evidence anywhere (see `broken`)."""
-        return {key: torch.where(whole(found), found, 0) for key, found in self._found.items()}
+        return {key: only_finite(found) for key, found in self._found.items()}
 
     @cached_property
     def broken(self) -> dict[Key, int]:
         """How many maps are not finite."""
-        return {key: int((~whole(found)).sum()) for key, found in self._found.items()}
+        return {key: int((~finite(found)).sum()) for key, found in self._found.items()}
 
     @property
     def blank(self) -> dict[Key, int]:
         """How many maps are the same everywhere, those that are not finite left aside."""
-        flat = {key: found.flatten(1) for key, found in self._found.items()}
-        return {key: int((found.amin(dim=1) == found.amax(dim=1)).sum()) for key, found in flat.items()}
+        return {key: int(flat(found).sum()) for key, found in self._found.items()}
 
     @cached_property
     def _found(self) -> dict[Key, Tensor]:
@@ -146,8 +145,7 @@ class Contest:
         """How one of the maps is made, of the images after they were altered: (B, C, H, W) → (B, h, w)."""
 
         def explain(altered: Tensor) -> Tensor:
-            raw = self.explained(self.model, altered, self.classes, key)[key]
-            return torch.where(whole(raw), raw, 0)
+            return only_finite(self.explained(self.model, altered, self.classes, key)[key])
 
         return explain
 
@@ -175,6 +173,7 @@ class Contest:
         return complexity(heatmaps(self.maps[key], self.images.shape[2:]))
 
 
-def whole(maps: Tensor) -> Tensor:
-    """(B, …) → (B, 1, …) bool: which maps are finite throughout."""
-    return maps.flatten(1).isfinite().all(dim=1).view(-1, *[1] * (maps.ndim - 1))
+def flat(maps: Tensor) -> Tensor:
+    """(B, …) → (B,) bool: which maps are the same everywhere, and so put nothing before anything else."""
+    values = maps.flatten(1)
+    return values.amin(dim=1) == values.amax(dim=1)

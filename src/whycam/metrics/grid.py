@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from whycam.cam.explain import Explainer
 from whycam.cam.explanation import Explanation
 from whycam.cam.layers import LayerLike
+from whycam.cam.maps import only_finite
 from whycam.cam.methods.registry import MethodLike
 from whycam.errors import WhycamError
 from whycam.metrics.answers import Preprocessing
@@ -97,9 +98,7 @@ def grid_pointing(
         for method, layer in dict.fromkeys((method, layer) for method, layer, _ in explanation.maps):
             maps = torch.stack([explanation.maps[method, layer, str(cell)] for cell in range(cells)], dim=1)
             maps = maps.flatten(0, 1)
-            if not strict:
-                maps = maps.masked_fill(~maps.isfinite().flatten(1).all(dim=1)[:, None, None], 0)
-            shares = cell_shares(maps, mosaics.grid, size=size).view(-1, cells, cells)
+            shares = cell_shares(maps if strict else only_finite(maps), mosaics.grid, size=size).view(-1, cells, cells)
             found.setdefault((method, layer), []).append(shares.diagonal(dim1=1, dim2=2).cpu())
     return GridPointing({key: torch.cat(scores) for key, scores in found.items()}, mosaics.grid)
 

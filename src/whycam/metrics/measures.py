@@ -9,11 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from whycam.cam.maps import only_finite
 from whycam.device import in_double
 from whycam.errors import WhycamError
 from whycam.metrics.agreement import spearman
 from whycam.metrics.coherency import adcc
-from whycam.metrics.contest import CONTROLS, Contest, Key, whole
+from whycam.metrics.contest import CONTROLS, Contest, Key, flat
 from whycam.metrics.curves import deletion, insertion
 from whycam.metrics.grid import GridPointing, grid_pointing
 from whycam.metrics.mosaic import confident, mosaics
@@ -27,7 +28,6 @@ MOSAICS = 32
 GRIDS = (3, 2)
 """Cells along a mosaic's sides: the finest for which there are images of enough classes."""
 SANITY_IMAGES = 32
-
 
 Function = Callable[[Contest, Key], Tensor]
 
@@ -253,6 +253,5 @@ def sanity(contest: Contest, key: Key) -> Tensor:
     after = _of_destroyed(contest)[key]
     before = contest.maps[key][: len(after)]
     # A map that has lost all order is like no other; one that never had any tells nothing of the network.
-    alike = spearman(before, torch.where(whole(after), after, 0)).abs().nan_to_num(nan=0.0)
-    flat = before.flatten(1)
-    return alike.masked_fill((flat.amin(dim=1) == flat.amax(dim=1)).to(alike.device), torch.nan)
+    alike = spearman(before, only_finite(after)).abs().nan_to_num(nan=0.0)
+    return alike.masked_fill(flat(before).to(alike.device), torch.nan)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from whycam.cam.maps import resize
+from whycam.cam.maps import finite, resize
 from whycam.device import in_double
 from whycam.errors import WhycamError
 
@@ -109,6 +109,6 @@ def _check(maps: Tensor, inside: Tensor | None = None) -> None:
             f"inside must be (B, H, W) bool, one region for each of {len(maps)} maps, got {tuple(inside.shape)} "
             f"{str(inside.dtype).removeprefix('torch.')}"
         )
-    broken = ~maps.flatten(1).isfinite().all(dim=1)
+    broken = ~finite(maps)
     if bool(broken.any()):
         raise WhycamError(f"map {int(broken.int().argmax())} holds NaN or infinity: it points nowhere")

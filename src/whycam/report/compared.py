@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from whycam.cam.methods.registry import INPUT
 from whycam.errors import missing_extra
-from whycam.files import replacing
+from whycam.files import replacing, write_bytes
 from whycam.metrics.comparison import FEWEST, Comparison, Standing
 from whycam.metrics.contest import CONTROLS, Key
 from whycam.metrics.measures import Measure
@@ -73,9 +73,8 @@ def verdict(comparison: Comparison) -> str:
         return "No map is better than every control by any of these measures: take more images, or believe none."
     names = [f"{method} {layer}" if layer != INPUT else method for (method, layer), n in counts.items() if n == most]
     shown = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
-    by = "all" if most == total else str(most)
-    measures = f"{by} {total} measures" if most == total else f"{by} of {total} measures, none by more"
-    return f"Better than every control by {measures}: {shown}."
+    by = f"all {total} measures" if most == total else f"{most} of {total} measures, none by more"
+    return f"Better than every control by {by}: {shown}."
 
 
 def notes_on(comparison: Comparison) -> list[str]:
@@ -127,16 +126,26 @@ def by_key(comparison: Comparison, measure: Measure) -> dict[Key, Standing]:
     return {(standing.method, standing.layer): standing for standing in comparison.standings(measure.name)}
 
 
-def write_comparison(comparison: Comparison, path: Path) -> Path:
-    """Write `draw_comparison` as PNG to ``path``, which appears whole or not at all.
+def write_comparison(comparison: Comparison, folder: Path, said: str) -> tuple[Path, Path]:
+    """Write `draw_comparison` as ``comparison.png`` and `markdown_page` as ``comparison.md``, each whole or not at all.
+
+    Args:
+        comparison: what to show.
+        folder: where to write.
+        said: on what was compared, see `markdown_page`.
+
+    Returns:
+        Both paths.
 
     Raises:
-        WhycamError: matplotlib is missing or the file cannot be written.
+        WhycamError: matplotlib is missing or a file cannot be written.
     """
-    figure = draw_comparison(comparison)
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png", dpi=DPI)
-    return path
+    figure, page = folder / "comparison.png", folder / "comparison.md"
+    drawn = draw_comparison(comparison)
+    with replacing(figure) as partial:
+        drawn.savefig(partial, format="png", dpi=DPI)
+    write_bytes(page, markdown_page(comparison, said).encode())
+    return figure, page
 
 
 def draw_comparison(comparison: Comparison) -> Figure:
@@ -206,8 +215,6 @@ def _panel(ax: Axes, standings: dict[Key, Standing], keys: Sequence[Key], measur
 def _label(key: Key) -> str:
     method, layer = key
     title = method_note(method)["title"] if "(" not in method else method
-    return (
-        f"control: {title.lower()}" + (f"  {layer}" if layer != INPUT else "")
-        if method in CONTROLS
-        else (title if layer == INPUT else f"{title}  {layer}")
-    )
+    if method in CONTROLS:
+        title = f"control: {title.lower()}"
+    return title if layer == INPUT else f"{title}  {layer}"

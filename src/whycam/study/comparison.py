@@ -16,7 +16,6 @@ from torch import nn
 
 import whycam
 from whycam.cam.layers import resolve_layers
-from whycam.cam.survey import default_layer
 from whycam.data.preprocess import fit
 from whycam.data.source import ImageSource
 from whycam.device import device_name
@@ -27,7 +26,7 @@ from whycam.models.checkpoint import ModelSpec
 from whycam.modules import unwrapped
 from whycam.progress import Progress, quiet
 from whycam.seeds import generator
-from whycam.study.layers import study_layers
+from whycam.study.layers import chosen_layers
 from whycam.study.manifest import versions
 from whycam.study.predict import check_classes
 
@@ -89,8 +88,7 @@ def compare_on(
     out, network = Path(out), unwrapped(model)
     device = next(network.parameters()).device
     if layers is None:
-        first = spec.preprocess(source.read([0]).to(device))
-        layers = study_layers(network) or (default_layer(network, first).name,)
+        layers = chosen_layers(network, spec.preprocess(source.read([0]).to(device)))
     resolve_layers(network, layers)  # an unknown one is said before images are read
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -117,7 +115,7 @@ def compare_on(
 
 
 def _table(found: Comparison) -> pa.Table:
-    """A row per measure, method, layer and unit: an image of ``drawn`` by its place, or a mosaic."""
+    """A row per measure, method, layer and unit: an image of ``drawn``, by its place there."""
     parts = [
         pa.table(
             {

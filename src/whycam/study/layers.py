@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from whycam.cam.explanation import Explanation
 from whycam.cam.methods import Method
+from whycam.cam.survey import default_layer
 from whycam.errors import WhycamError
 
 STUDY_LAYERS = ("layer2[-2]", "layer3[-2]", "layer4[-1]")
@@ -17,6 +18,16 @@ def study_layers(model: nn.Module) -> tuple[str, ...] | None:
     """The study's three layers where the network has the ResNet's four stages, else None: the last spatial layer."""
     stages = dict(model.named_children())
     return STUDY_LAYERS if all(layer.partition("[")[0] in stages for layer in STUDY_LAYERS) else None
+
+
+def chosen_layers(model: nn.Module, images: Tensor) -> tuple[str, ...]:
+    """Where to look if nobody says: the study's three layers, or else the last spatial layer.
+
+    Args:
+        model: the network.
+        images: a batch as it takes them.
+    """
+    return study_layers(model) or (default_layer(model, images).name,)
 
 
 def check_grids(methods: Sequence[Method], trial: Explanation) -> None:

@@ -20,7 +20,6 @@ from torch import nn
 from whycam.cam.explain import Explainer
 from whycam.cam.layers import resolve_layers
 from whycam.cam.methods import resolve_methods
-from whycam.cam.survey import default_layer
 from whycam.data.source import ImageSource, IndexArray
 from whycam.errors import WhycamError
 from whycam.models.checkpoint import ModelSpec
@@ -39,7 +38,7 @@ from whycam.study.folder import (
     claim,
     write_json,
 )
-from whycam.study.layers import check_grids, study_layers
+from whycam.study.layers import check_grids, chosen_layers
 from whycam.study.measure import measure
 from whycam.study.neighbours import reduced
 from whycam.study.parts import assemble, read_table, write_missing
@@ -133,7 +132,7 @@ class _Run:
     def layers(self) -> tuple[str, ...]:
         if self.config.layers is not None:
             return self.config.layers
-        return study_layers(self.model) or (default_layer(self.model, self._first_input).name,)
+        return chosen_layers(self.model, self._first_input)
 
     @cached_property
     def _first_input(self) -> torch.Tensor:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 
+from whycam.cam.maps import finite
 from whycam.cam.methods import METHODS
 from whycam.cam.methods.registry import INPUT
 from whycam.cam.views import LayerTrace
@@ -99,8 +100,8 @@ class Scorer:
         before = self._predictions["confidence"].to_numpy()[indices]
         tables = []
         for layer, method, maps in self._candidates(indices, images):
-            finite = maps.flatten(1).isfinite().all(dim=1)
-            scores = self._road(images, maps, torch.from_numpy(predicted), indices, finite)
+            ranked = finite(maps)
+            scores = self._road(images, maps, torch.from_numpy(predicted), indices, ranked)
             known = {
                 "morf": scores.morf.mean(dim=1), "lerf": scores.lerf.mean(dim=1), "combined": scores.combined
             }  # fmt: skip
@@ -109,8 +110,8 @@ class Scorer:
                 "target": [TARGET] * len(ids), "class_index": predicted, "before": before,
             }  # fmt: skip
             for name, values in known.items():
-                spread = torch.zeros(len(ids), dtype=values.dtype).masked_scatter_(finite, values.cpu())
-                columns[name] = np.ma.masked_array(spread.numpy(), (~finite).numpy())
+                spread = torch.zeros(len(ids), dtype=values.dtype).masked_scatter_(ranked, values.cpu())
+                columns[name] = np.ma.masked_array(spread.numpy(), (~ranked).numpy())
             arrays = [pa.array(columns[field.name], type=field.type, safe=False) for field in SCORES]
             tables.append(pa.table(arrays, schema=SCORES))
         table = pa.concat_tables(tables)

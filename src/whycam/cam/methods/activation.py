@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from whycam.cam.maps import finite
 from whycam.cam.methods.gradient import spread, weighted
 from whycam.cam.methods.registry import method
 from whycam.cam.views import LayerTrace
@@ -100,7 +101,7 @@ def _if_finite(decompose: Callable[[Tensor], Tensor], features: Tensor) -> Tenso
     # A sum is finite only if everything in it is, and cheaper than to look at everything.
     if bool(features.sum().isfinite()):
         return decompose(features)
-    whole = features.flatten(1).isfinite().all(dim=1)
+    whole = finite(features)
     maps = decompose(features.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
     return torch.where(whole.view(-1, *[1] * (maps.ndim - 1)), maps, torch.nan)
 
