@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What only a GPU can show, in some five minutes: the tests that need one, then what explanations cost there.
+# What only a GPU can show: the tests that need one, then what explanations cost there.
 #
 #   PYTHON=.venv/bin/python tools/on_a_gpu.sh DIR     # the logs and the benchmarks' JSON go to DIR
 #   DEVICE=cpu ROUNDS=2 tools/on_a_gpu.sh DIR         # to see that the script itself works
