@@ -2,7 +2,7 @@
 
 python benchmarks/cluster_use.py STUDY
 
-Prints the normalised mutual information (0: nothing in common, 1: the same partition; entropies averaged) between the
+Prints the normalized mutual information (0: nothing in common, 1: the same partition; entropies averaged) between the
 clusters and the predicted classes, the labels and the ordered pairs of classes, and how the largest pairs of each
 cluster are made up. Reads the study folder alone.
 """
@@ -19,7 +19,7 @@ from whycam.study import Study
 
 
 def shared(a: Sequence[Hashable], b: Sequence[Hashable]) -> float:
-    """Normalised mutual information of two labellings of the same things."""
+    """Normalized mutual information of two labellings of the same things."""
     n, left, right, both = len(a), Counter(a), Counter(b), Counter(zip(a, b, strict=True))
     mutual = sum(m / n * math.log(m * n / (left[x] * right[y])) for (x, y), m in both.items())
     entropy = [-sum(m / n * math.log(m / n) for m in counts.values()) for counts in (left, right)]
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("study")
     study = Study.load(parser.parse_args().study)
     if study.clusters is None:
-        raise SystemExit(f"no clusters in this study: {study.why_no_neighbours or 'too few errors'}")
+        raise SystemExit(f"no clusters in this study: {study.why_no_neighbors or 'too few errors'}")
     cluster = dict(zip(study.clusters["id"].to_pylist(), study.clusters["cluster"].to_pylist(), strict=True))
     rows = study.errors.select(["id", "label", "predicted"]).to_pylist()
     clusters = [cluster[row["id"]] for row in rows]

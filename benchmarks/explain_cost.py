@@ -220,7 +220,7 @@ KINDS = {
     "convolutions, forward": ("aten::mkldnn_convolution", "aten::_conv", "aten::cudnn_convolution"),
     "convolutions, backward": ("aten::convolution_backward",),
     "matrix products": ("aten::addmm", "aten::bmm", "aten::mm"),
-    "normalisation": ("aten::native_batch_norm", "aten::native_layer_norm"),
+    "normalization": ("aten::native_batch_norm", "aten::native_layer_norm"),
 }
 
 

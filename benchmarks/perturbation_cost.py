@@ -28,9 +28,9 @@ from pathlib import Path
 import torch
 
 import whycam
-from whycam.cam.inputs import Inputs
-from whycam.cam.layers import resolve_layer
-from whycam.cam.tail import Tail
+from whycam.cam.network.inputs import Inputs
+from whycam.cam.network.layers import resolve_layer
+from whycam.cam.passes.tail import Tail
 
 CLOCK = time.perf_counter
 DEVICE = torch.device("cpu")

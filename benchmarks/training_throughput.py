@@ -7,7 +7,7 @@ The candidates take turns in every round, so that a machine whose speed drifts s
 few steps in a row, after one that is not counted: a training finds its caches and its memory as its own last step left
 them.
 
-- the step of ``whycam train``: augmentation, forward, backward, optimiser, averaging, on the recipe's batch;
+- the step of ``whycam train``: augmentation, forward, backward, optimizer, averaging, on the recipe's batch;
 - the bare convolutions of the same network: every convolution's forward and both its gradients, on tensors of the same
   shapes and type, and nothing else: the limit of any loop that uses these convolutions (twice over for a
   sharpness-aware step, which is two passes);
@@ -42,7 +42,7 @@ from whycam.device import reuse_freed_memory
 from whycam.models.resnet import resnet18
 from whycam.training import find_recipe
 from whycam.training.augment import plan_epoch
-from whycam.training.device_data import DeviceData
+from whycam.training.device_dataset import DeviceData
 from whycam.training.distributed import processes
 from whycam.training.loop import Loop
 from whycam.training.state import Position, RunKey

@@ -63,7 +63,7 @@ def goldens():
 
 @pytest.fixture(scope="session")
 def batch(spec):
-    """(8, 3, 32, 32) normalised bundled images."""
+    """(8, 3, 32, 32) normalized bundled images."""
     return spec.preprocess(whycam.open_source("bundled").read(range(8)))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from whycam.cli import main
+from whycam.cli.main import main
 
 # The first products start threads and load code; they are not what is to fail.
 torch.nn.functional.conv2d(torch.zeros(8, 3, 32, 32), torch.zeros(8, 3, 3, 3))

@@ -18,7 +18,7 @@ from PIL import Image
 
 import whycam
 from whycam.cam.methods import find_method
-from whycam.cli import main
+from whycam.cli.main import main
 
 COMMANDS = [
     "demo", "data", "summary", "layers", "recipes", "evaluate", "study", "report", "explain", "serve", "methods",
@@ -183,7 +183,7 @@ def test_layers(here):
     assert re.search(r"^layer4.1 +BasicBlock +512 +4×4  the whole image  ← default$", text, re.MULTILINE)
     values = json.loads(here("layers", "resnet34", "--json").stdout)
     assert values["default"] == "layer4.2"
-    assert {"path", "grid", "channels", "reach"} <= values["layers"][0].keys()
+    assert {"path", "grid", "channels", "receptive_field"} <= values["layers"][0].keys()
 
 
 def test_exif_rotation_and_odd_modes_are_read_as_they_are_meant(here, tmp_path):
@@ -200,14 +200,14 @@ def test_exif_rotation_and_odd_modes_are_read_as_they_are_meant(here, tmp_path):
     }
     tops = [values["images"][0]["ranking"] for values in rankings.values()]
     assert tops[0] == tops[1] == tops[2]
-    upright.convert("L").save(tmp_path / "grey.png")
-    Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save(tmp_path / "grey16.png")
-    result = here("explain", "cifar10-resnet18", tmp_path / "grey.png", tmp_path / "grey16.png", "--out", tmp_path)
+    upright.convert("L").save(tmp_path / "gray.png")
+    Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save(tmp_path / "gray16.png")
+    result = here("explain", "cifar10-resnet18", tmp_path / "gray.png", tmp_path / "gray16.png", "--out", tmp_path)
     assert result.returncode == 0, result.stderr
 
 
 def test_images_that_cannot_be_read(refused, tmp_path, image):
-    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (32, 32), color) for color in ("red", "blue")]
     frames[0].save(tmp_path / "animated.gif", save_all=True, append_images=frames[1:])
     Image.new("1", (20_000, 20_000)).save(tmp_path / "huge.png")
     (tmp_path / "cut.png").write_bytes(image.read_bytes()[:200])

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from whycam.cli import main
-from whycam.metrics.comparison import DEFAULT
+from whycam.cli.main import main
+from whycam.comparison.ranking import DEFAULT
 
 QUICK = ["--images", "6", "--layers", "layer4[-1]", "--methods", "gradcam", "--measures", "drop", "sanity"]
 
@@ -46,12 +46,12 @@ def test_a_process_compares_and_keeps_what_it_found(tmp_path):
     assert len(set(record["drawn"])) == 6
     scores = pq.read_table(out / "scores.parquet").to_pylist()
     for measure in record["measures"]:
-        for standing in measure["standings"]:
-            key = measure["name"], standing["method"], standing["layer"]
+        for ranking in measure["rankings"]:
+            key = measure["name"], ranking["method"], ranking["layer"]
             mine = [row["score"] for row in scores if (row["measure"], row["method"], row["layer"]) == key]
-            assert len(mine) == standing["n"] == 6
-            assert standing["mean"] == pytest.approx(sum(mine) / 6)
-            assert standing["interval"][0] <= standing["mean"] <= standing["interval"][1]
+            assert len(mine) == ranking["n"] == 6
+            assert ranking["mean"] == pytest.approx(sum(mine) / 6)
+            assert ranking["interval"][0] <= ranking["mean"] <= ranking["interval"][1]
 
 
 def test_for_machines_it_is_one_object_and_another_seed_draws_others(capfd, tmp_path):

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 import whycam
-from whycam.cli import main
+from whycam.cli.main import main
 from whycam.training import RECIPES, Recipe, read_history
 from whycam.training.state import load_state
 
@@ -227,7 +227,7 @@ def test_a_mistake_of_one_process_alone_is_said(data, tmp_path):
     (tmp_path / "data-0").symlink_to(data)
     script = tmp_path / "rank.py"
     script.write_text(
-        "import os, sys\nfrom whycam.cli import main\n"
+        "import os, sys\nfrom whycam.cli.main import main\n"
         f"data = {str(tmp_path)!r} + '/data-' + os.environ['RANK']\n"
         f"sys.exit(main(['train', '--data', data, '--out', {str(tmp_path / 'run')!r}, '--device', 'cpu']))\n"
     )

@@ -7,8 +7,8 @@ import subprocess
 
 import pytest
 
-from whycam.cli import build_parser
-from whycam.completion import SHELLS, describe, script
+from whycam.cli.completion import SHELLS, describe, script
+from whycam.cli.main import build_parser
 
 
 def shell(name, code):

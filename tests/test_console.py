@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from whycam import console
 from whycam.cam.explanation import Explanation
-from whycam.commands.study import _map_facts
+from whycam.cli import console
+from whycam.cli.commands.study import _map_facts
 
 
 def strictly(text):

@@ -10,7 +10,7 @@ import matplotlib
 import pytest
 
 from whycam.cam.methods import METHODS
-from whycam.cli import build_parser
+from whycam.cli.main import build_parser
 from whycam.training import RECIPES, Recipe, find_recipe
 
 ROOT = Path(__file__).parent.parent

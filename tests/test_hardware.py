@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from whycam.errors import WhycamError
-from whycam.hardware import HardwareError, within_hardware
+from whycam.errors import HardwareError, WhycamError, within_hardware
 
 sys.path.append(str(Path(__file__).parent / "training"))
 from tiny import two_classes

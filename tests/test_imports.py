@@ -49,7 +49,7 @@ for name in whycam.__all__:
 )
 def test_help_answers_without_torch(arguments):
     code = f"""
-from whycam.cli import main
+from whycam.cli.main import main
 try:
     main({arguments!r})
 except SystemExit as stop:
@@ -74,7 +74,7 @@ assert "torch" not in sys.modules
 )
 def test_missing_extra_is_one_sentence(package, arguments, tmp_path):
     arguments = [argument.format(out=tmp_path / "out", image=tmp_path / "image.png") for argument in arguments]
-    result = run(f"from whycam.cli import main; sys.exit(main({arguments!r}))", [package])
+    result = run(f"from whycam.cli.main import main; sys.exit(main({arguments!r}))", [package])
     assert result.returncode == 2
     assert len(result.stderr.strip().splitlines()) == 1
     assert "pip install 'whycam[study]'" in result.stderr

@@ -13,7 +13,7 @@ from typing import Any
 
 import whycam
 from whycam.cam.methods import METHODS
-from whycam.cli import build_parser
+from whycam.cli.main import build_parser
 from whycam.metrics import MEASURES
 from whycam.training import RECIPES, Recipe
 

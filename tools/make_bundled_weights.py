@@ -28,8 +28,8 @@ from whycam.data import ImageSource
 from whycam.errors import WhycamError
 from whycam.models.checkpoint import save_checkpoint
 from whycam.training import Recipe, Spread
-from whycam.training.device_data import DeviceData
-from whycam.training.evaluate import VIEWS, Evaluation, evaluate
+from whycam.training.device_dataset import DeviceData
+from whycam.training.evaluation import VIEWS, Evaluation, evaluate
 
 FOLDER = Path(__file__).resolve().parent.parent / "src" / "whycam" / "assets" / "cifar10-resnet18"
 
@@ -182,7 +182,7 @@ cifar10-resnet18 CIFAR10` gives the plain numbers again.
 ## Intended use and limits
 
 Made for studying explanations of image classifiers: to repeat and better the study that whycam starts from, to compare
-methods, to try the library without training anything. It knows ten classes, in 32×32 colour images like CIFAR-10's;
+methods, to try the library without training anything. It knows ten classes, in 32×32 color images like CIFAR-10's;
 on anything else its answers mean nothing, however confident.{smoothed}
 Some of its errors on the test set are the labels' (54 of 10,000 are confirmed wrong, Northcutt et al., 2021).
 

@@ -38,7 +38,7 @@ print(f"{source.name}: {len(source)} images")"""),
     ("markdown", """## One image first
 
 One forward pass and one backward pass per target give every map: here for the predicted class, and for its rival.
-The colour bars are in raw units and shared by both targets of a layer, so the two rows can be compared. Nothing is
+The color bars are in raw units and shared by both targets of a layer, so the two rows can be compared. Nothing is
 interpolated: `layer4[-1]` has 16 cells, and 16 cells are what you see."""),
     ("code", """layers = ["layer2[-2]", "layer3[-2]", "layer4[-1]"]
 image = spec.preprocess(source.read([2]))
@@ -46,7 +46,7 @@ rival = int(model(image).argsort(descending=True)[0, 1])
 print(f"the runner-up is {spec.classes[rival]}")
 explanation = whycam.explain(model, image, layers, "gradcam", {"predicted": None, spec.classes[rival]: rival})
 explanation"""),
-    ("markdown", """The maps themselves are raw, signed tensors; scaling and colour are steps for the eye only. What a
+    ("markdown", """The maps themselves are raw, signed tensors; scaling and color are steps for the eye only. What a
 picture would hide is flagged, and `plot()` gives a matplotlib figure for a paper:
 `explanation.plot().savefig("why.pdf")`."""),
     ("code", """for layer in layers:

@@ -48,7 +48,7 @@ def main() -> None:
             subprocess.run([sys.executable, "-m", "whycam", "demo", "--out", str(study)], check=True)
         screenshot = Image.open(io.BytesIO(photograph((study / "report.html").resolve()))).convert("RGB")
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
-    # Lossless: a palette of its own would falsify the maps' colours.
+    # Lossless: a palette of its own would falsify the maps' colors.
     screenshot.save(PICTURE, optimize=True)
     sys.stdout.write(f"{PICTURE}: {PICTURE.stat().st_size:,} bytes\n")
 

@@ -4,7 +4,7 @@
     python tools/training_table.py DIR --trajectory 1 5 15 20
     python tools/training_table.py DIR --ablations record lr=0.3
 
-Every run at or below a DIR counts: made by ``whycam train`` or by ``training_programme.py``, finished or not, resumed
+Every run at or below a DIR counts: made by ``whycam train`` or by ``training_program.py``, finished or not, resumed
 or not; weights are not needed. Runs are put together if recipe and test images are the same; a seed counts once. A row
 names what its recipe changes about the preset whose name it has. Means are over finished runs; ± is the sample standard
 deviation, left out where n is 1. Runs that are not finished, or diverged, are listed with their last evaluation, which
@@ -25,12 +25,12 @@ from typing import Any
 
 from whycam.errors import WhycamError
 from whycam.training import RECIPES, EpochRecord, Recipe, Spread, find_recipe, read_history
-from whycam.training.evaluate import VIEWS
+from whycam.training.evaluation import VIEWS
 from whycam.training.history import HISTORY_FILE
 from whycam.training.state import STATE_FILE, load_state
 
 CONFIG = "config.json"
-# Left by the programme in the folder of a run that diverged: the sentence that ended it.
+# Left by the program in the folder of a run that diverged: the sentence that ended it.
 DIVERGED = "diverged.txt"
 # How often a run is evaluated, and how its steps are launched, changes nothing about its network.
 NO_MATTER = ("evaluate_every", "graph")

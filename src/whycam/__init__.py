@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from whycam._version import __version__
+
 if TYPE_CHECKING:
     from whycam.cam import (
         Binary,
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
         ClassScore,
         Explainer,
         Explanation,
-        Factorisation,
+        Factorization,
         Finer,
         Layout,
         LogProbability,
@@ -28,15 +30,13 @@ if TYPE_CHECKING:
         Similarity,
         WholeOutput,
         explain,
-        factorise,
+        factorize,
         load_explanation,
     )
     from whycam.data import Preprocess, open_source
     from whycam.errors import WhycamError
-    from whycam.models import ModelSpec, load, save_checkpoint, summarise
+    from whycam.models import ModelSpec, load, save_checkpoint, summarize
     from whycam.study import Study
-
-__version__ = "0.1.0"
 
 # Where each public name lives. Names are imported on first use, so that `whycam --help` answers without torch.
 _HOMES = {
@@ -53,7 +53,7 @@ _HOMES = {
     "ClassScore": "whycam.cam",
     "Explainer": "whycam.cam",
     "Explanation": "whycam.cam",
-    "Factorisation": "whycam.cam",
+    "Factorization": "whycam.cam",
     "Margin": "whycam.cam",
     "ModelSpec": "whycam.models",
     "Predicted": "whycam.cam",
@@ -62,12 +62,12 @@ _HOMES = {
     "Study": "whycam.study",
     "WhycamError": "whycam.errors",
     "explain": "whycam.cam",
-    "factorise": "whycam.cam",
+    "factorize": "whycam.cam",
     "load": "whycam.models",
     "load_explanation": "whycam.cam",
     "open_source": "whycam.data",
     "save_checkpoint": "whycam.models",
-    "summarise": "whycam.models",
+    "summarize": "whycam.models",
 }
 
 __all__ = [
@@ -76,7 +76,7 @@ __all__ = [
     "ClassScore",
     "Explainer",
     "Explanation",
-    "Factorisation",
+    "Factorization",
     "Finer",
     "Layout",
     "LogProbability",
@@ -94,12 +94,12 @@ __all__ = [
     "WhycamError",
     "__version__",
     "explain",
-    "factorise",
+    "factorize",
     "load",
     "load_explanation",
     "open_source",
     "save_checkpoint",
-    "summarise",
+    "summarize",
 ]
 
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from whycam.cli import main
+from whycam.cli.main import main
 
 sys.exit(main())

@@ -15,7 +15,7 @@ from whycam.errors import WhycamError
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed for one purpose: the SHA-256 of the parts, so that neighbouring seeds are unrelated."""
+    """A 63-bit seed for one purpose: the SHA-256 of the parts, so that neighboring seeds are unrelated."""
     text = "/".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 

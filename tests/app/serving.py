@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from whycam import console
 from whycam.app.guard import Hosts
 from whycam.app.limits import Limits
 from whycam.app.live import LiveModel
 from whycam.app.routes import Site
 from whycam.app.server import addresses, listen, serve
+from whycam.cli import console
 
 
 def serve_live(live: LiveModel, limits: Limits) -> None:

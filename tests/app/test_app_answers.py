@@ -21,10 +21,10 @@ import whycam
 from whycam.app.desk import Ticket
 from whycam.app.live import Choice, LiveModel
 from whycam.cam.methods import METHODS
-from whycam.data.encoded import fit_pixels
+from whycam.data.batches import fit_pixels
 from whycam.data.preprocess import CIFAR10
 from whycam.models import ModelSpec
-from whycam.report.pack import MISSING, dequantise
+from whycam.report.encoding import MISSING, dequantize
 
 
 def unpack(answer):
@@ -38,7 +38,7 @@ def unpack(answer):
         cells = undone(data[at : at + height * width], height, width)[None]
         at += height * width
         assert not flags[i] & MISSING
-        found[name, target] = dequantise(cells, numbers[0, i : i + 1], zero[i : i + 1])[0].reshape(height, width)
+        found[name, target] = dequantize(cells, numbers[0, i : i + 1], zero[i : i + 1])[0].reshape(height, width)
     assert at == len(data)
     return found
 
@@ -147,7 +147,7 @@ def just_too_large():
 
 
 def animation():
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     buffer = io.BytesIO()
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
     return buffer.getvalue()
@@ -206,18 +206,18 @@ def test_unknown_choices_are_named(query, sentence, server, photo):
     assert sentence in answer.json["error"]
 
 
-def test_grey_rotated_and_transparent_images_are_taken(server):
-    grey = np.linspace(0, 255, 64 * 48).reshape(64, 48).astype(np.uint8)
+def test_gray_rotated_and_transparent_images_are_taken(server):
+    gray = np.linspace(0, 255, 64 * 48).reshape(64, 48).astype(np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6
-    rotated = server.explain(encoded(grey, "JPEG", exif=exif))
+    rotated = server.explain(encoded(gray, "JPEG", exif=exif))
     assert (rotated.status, rotated.json["file"]) == (200, {"width": 64, "height": 48})
-    assert server.explain(encoded(np.dstack([grey] * 4))).status == 200
-    assert server.explain(encoded(grey, "WEBP", lossless=True)).status == 200
+    assert server.explain(encoded(np.dstack([gray] * 4))).status == 200
+    assert server.explain(encoded(gray, "WEBP", lossless=True)).status == 200
     assert server.explain(encoded(np.zeros((1, 3000, 3), np.uint8))).status == 200
 
 
 def test_the_page_is_the_reports_front_end(server):
     page = server.ask().body.decode()
-    for name in ("colour.js", "evidence.js", "report.css"):
+    for name in ("color.js", "evidence.js", "report.css"):
         assert (files("whycam.report") / "assets" / name).read_text(encoding="utf-8") in page

@@ -18,7 +18,7 @@ from served import encoded, read_all
 import whycam
 from whycam.app.guard import Hosts
 from whycam.app.limits import Limits
-from whycam.cli import main
+from whycam.cli.main import main
 from whycam.data import take
 from whycam.report import write_report
 from whycam.study import run_study
@@ -298,7 +298,7 @@ class Blocker:
         if name.partition(".")[0] == "uvicorn":
             raise ModuleNotFoundError(name=name)
 sys.meta_path.insert(0, Blocker())
-from whycam.cli import main
+from whycam.cli.main import main
 sys.exit(main(["serve", "cifar10-resnet18"]))
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -149,7 +149,7 @@ def test_layers_method_and_class_are_chosen(live, photo):
 
 
 def drawn(view: View) -> list[int]:
-    """How many colours the maps of each row have, with the image hidden beneath them."""
+    """How many colors the maps of each row have, with the image hidden beneath them."""
     view.set(opacityMode="fixed", opacity=1)
     script = """[...document.querySelectorAll('#evidence .evidence.predicted canvas')].map(canvas => {
       const {data} = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
@@ -196,7 +196,7 @@ def test_methods_that_look_at_no_single_layer_are_drawn_too(live, photo):
     view.page.wait_for_function("() => whycam.core.layers.length === 7")
 
 
-def test_colours_are_the_palettes_entries_for_the_bytes(live, photo):
+def test_colors_are_the_palettes_entries_for_the_bytes(live, photo):
     view = live(hash="#opacityMode=fixed&opacity=100")
     view.page.set_input_files("#file", photo)
     answered(view)
@@ -211,7 +211,7 @@ def test_colours_are_the_palettes_entries_for_the_bytes(live, photo):
         )
         seen = [view.run(CELL, [2, "predicted", 4, x, y]) for y in range(4) for x in range(4)]
         assert seen == wanted
-        assert len({tuple(colour) for colour in seen}) > 2
+        assert len({tuple(color) for color in seen}) > 2
 
 
 def test_display_needs_no_server(live, photo):

@@ -50,7 +50,7 @@ RECIPES = {
     "odd": Recipe(n=200, errors=40, make_map=odd_map),
     "unexplained": Recipe(n=200, errors=40, unexplained=25),
     "clustered": Recipe(n=900, errors=120, methods=("gradcam", "hirescam"), correct_explained=30),
-    "older": Recipe(n=100, errors=20, neighbours=False, scores=None),
+    "older": Recipe(n=100, errors=20, neighbors=False, scores=None),
 }
 
 
@@ -204,16 +204,16 @@ def test_print_says_how_many(made, opened):
 def test_paper_is_white_and_writing_dark(theme, made, opened):
     view = opened(made("plain", RECIPES["plain"]).page, hash=f"theme={theme}", color_scheme="dark")
     # All writing but what has a ground of its own: the matrix's cells and the badges on pictures.
-    colours = """[...document.querySelectorAll('main *')].filter(e => e.checkVisibility()
+    colors = """[...document.querySelectorAll('main *')].filter(e => e.checkVisibility()
         && !e.closest('[role=gridcell], .odd, .badge, .pinned')
         && [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()))
       .map(e => getComputedStyle(e).color.match(/[0-9.]+/g).slice(0, 3).map(Number))"""
     paper = "getComputedStyle(document.body).backgroundColor"
     if theme != "light":
-        assert np.median(view.run(colours)) > 150  # on the screen the writing is pale
+        assert np.median(view.run(colors)) > 150  # on the screen the writing is pale
     view.page.emulate_media(media="print", color_scheme="dark")
     view.run("window.dispatchEvent(new Event('beforeprint'))")
-    writing = np.array(view.run(colours))
+    writing = np.array(view.run(colors))
     assert len(writing) > 100
     # Relative luminance (WCAG 2): what is darker than this has a contrast of at least 4.5 to white.
     linear = np.where(writing <= 10, writing / 3294.6, ((writing / 255 + 0.055) / 1.055) ** 2.4)

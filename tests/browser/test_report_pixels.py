@@ -13,8 +13,8 @@ from make_study import CIFAR10
 from PIL import Image
 from test_report_opens import RECIPES
 
-from whycam.report.colour import DIVERGING, lookup_table
-from whycam.report.pack import dequantise, quantise
+from whycam.report.color import DIVERGING, lookup_table
+from whycam.report.encoding import dequantize, quantize
 
 CELLS = """([selector, columns, rows]) => {
   const canvas = document.querySelector(selector);
@@ -44,10 +44,10 @@ def raw_of(study, identifier, method, layer, target):
 def seen(raw):
     """The value that a stored byte stands for."""
     flat = raw.reshape(1, -1).astype(np.float32)
-    return dequantise(*quantise(flat))[0]
+    return dequantize(*quantize(flat))[0]
 
 
-def expected_colours(shown, scale, palette, signed):
+def expected_colors(shown, scale, palette, signed):
     t = np.asarray(shown, np.float64) / scale
     entry = np.floor((t.clip(-1, 1) + 1) * 127.5 + 0.5) if signed else np.floor(t.clip(0, 1) * 255 + 0.5)
     return lookup_table(DIVERGING if signed else palette)[entry.astype(int)]
@@ -64,7 +64,7 @@ def near(got, wanted):
 
 @pytest.mark.parametrize("values", ["positive", "signed"])
 @pytest.mark.parametrize("palette", ["viridis", "cividis", "inferno"])
-def test_cells_have_the_palette_colour_of_the_stored_byte(palette, values, made, opened):
+def test_cells_have_the_palette_color_of_the_stored_byte(palette, values, made, opened):
     report = made("plain", RECIPES["plain"])
     view = opened(report.page)
     view.set(image=11, opacityMode="fixed", opacity=1, palette=palette, values=values)
@@ -78,7 +78,7 @@ def test_cells_have_the_palette_colour_of_the_stored_byte(palette, values, made,
         for kind, shown in maps.items():
             got = view.run(CELLS, [canvas_of(number, kind), side, side])
             signed = values == "signed" or kind == "difference"
-            assert near(got, expected_colours(shown, scale, palette, signed))
+            assert near(got, expected_colors(shown, scale, palette, signed))
 
 
 def test_a_cell_equals_the_look_up_of_its_byte_exactly(made, opened):
@@ -101,10 +101,10 @@ def test_opacity_by_value_blends_as_stated(made, opened):
     shown = seen(raw_of(report.study, identifier, "gradcam", "layer2[-2]", "predicted")).clip(0, None)
     scale = shown.max()
     pixels = np.asarray(Image.open(io.BytesIO(report.study.images[identifier])).convert("RGB"), float)
-    # At the centre of a cell of 2 × 2 pixels lies the pixel below and right of it.
+    # At the center of a cell of 2 × 2 pixels lies the pixel below and right of it.
     below = pixels[1::2, 1::2].reshape(-1, 3)
     alpha = (0.8 * shown / scale)[:, None]
-    wanted = expected_colours(shown, scale, "viridis", False) * alpha + below * (1 - alpha)
+    wanted = expected_colors(shown, scale, "viridis", False) * alpha + below * (1 - alpha)
     got = np.asarray(view.run(CELLS, [canvas_of(0, "predicted"), 16, 16]), float)[:, :3]
     assert np.abs(got - wanted).max() <= 3
 
@@ -133,11 +133,11 @@ def test_interpolation_is_bilinear_with_half_pixel_centres(made, opened):
     shown = torch.from_numpy(raw.clip(0, None).reshape(1, 1, 4, 4))
     smooth = F.interpolate(shown, size=(192, 192), mode="bilinear", align_corners=False)[0, 0].numpy().ravel()
     got = view.run(CELLS, [canvas_of(2, "predicted"), 192, 192])
-    assert near(got, expected_colours(smooth, raw.max(), "viridis", False))
+    assert near(got, expected_colors(smooth, raw.max(), "viridis", False))
     assert "bilinear interpolation" in view.page.inner_text("#detail .layer >> nth=2")
 
 
-def test_cells_that_are_not_finite_are_grey(made, opened):
+def test_cells_that_are_not_finite_are_gray(made, opened):
     view = opened(made("odd", RECIPES["odd"]).page)
     view.page.select_option("#filters [name=flag]", "non-finite")
     view.set(opacityMode="fixed", opacity=1)

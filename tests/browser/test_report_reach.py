@@ -137,7 +137,7 @@ STATES = {
 def test_axe_finds_nothing(theme, width, made, opened):
     pytest.importorskip("playwright")
     axe = (files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
-    # A colour on its way to another is not a state: without motion there is none.
+    # A color on its way to another is not a state: without motion there is none.
     page = made("clustered", RECIPES["clustered"]).page
     view = opened(page, hash=f"theme={theme}", width=width, bypass_csp=True, reduced_motion="reduce")
     view.run(f"() => {{ {axe} }}")

@@ -1,4 +1,4 @@
-"""Neighbours, suspected labels and clusters: what the page shows is what the study's tables hold."""
+"""Neighbors, suspected labels and clusters: what the page shows is what the study's tables hold."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def selected(view):
     return view.run("whycam.selection.map(e => whycam.core.ids[e])")
 
 
-def test_neighbours_are_the_tables(made, opened):
+def test_neighbors_are_the_tables(made, opened):
     report = made("clustered", RECIPES["clustered"])
     view = opened(report.page)
     wait_for_album(view)
     study, classes = report.study, report.study.classes
-    rows, truth = study.neighbours.to_pylist(), {row["id"]: row for row in study.predictions.to_pylist()}
+    rows, truth = study.neighbors.to_pylist(), {row["id"]: row for row in study.predictions.to_pylist()}
     for error in (0, 7, 119):
         view.set(image=error)
         name = view.run("e => whycam.core.ids[e]", error)
@@ -57,13 +57,13 @@ def test_neighbours_are_the_tables(made, opened):
             for (title, label, pixels), row in zip(shown, wanted, strict=True):
                 assert f"similarity {row['similarity']:.2f}" in label
                 assert classes[truth[name][column]] in label
-                sure = float(re.search(r"recognised with (?:[<>])?([\d.]+)%", label)[1]) / 100
+                sure = float(re.search(r"recognized with (?:[<>])?([\d.]+)%", label)[1]) / 100
                 assert sure == pytest.approx(truth[title]["confidence"], abs=1e-3)
                 png = np.asarray(Image.open(io.BytesIO(study.images[title])).convert("RGB"))
                 assert (np.asarray(pixels).reshape(32, 32, 3) == png).all()
         votes = [truth[row["neighbour_id"]]["label"] for row in rows if (row["id"], row["kind"]) == (name, "any")]
         said = view.page.inner_text("#detail .near > .note")
-        found = re.search(r"Of the (\d+) nearest images of any class (\d+) (?:is|are) labelled .* and (\d+) ", said)
+        found = re.search(r"Of the (\d+) nearest images of any class (\d+) (?:is|are) labeled .* and (\d+) ", said)
         ballot = [len(votes), votes.count(truth[name]["predicted"]), votes.count(truth[name]["label"])]
         assert [int(n) for n in found.groups()] == ballot
 
@@ -133,7 +133,7 @@ def test_cluster_means_equal_a_slow_mean(made, opened):
 def check_scores(view, study):
     """The table is real, and holds the means of the Parquet's rows, in its order, with the intervals of the metrics."""
     rows = study.scores.to_pylist()
-    titles = {"gradcam": "Grad-CAM", "hirescam": "HiResCAM", "noise": "Control: noise", "center": "Control: centre"}
+    titles = {"gradcam": "Grad-CAM", "hirescam": "HiResCAM", "noise": "Control: noise", "center": "Control: center"}
     keys = list(dict.fromkeys((row["layer"], row["method"]) for row in rows))
     intervals = {(e["layer"], e["method"]): e["interval"] for e in study.metrics["map_scores"]}
     shown = view.run(SCORE_TABLE)
@@ -179,14 +179,14 @@ def test_new_parts_are_reached_and_worked_by_keyboard(made, opened):
 
 
 @pytest.mark.parametrize("name", ["older", "headless"])
-def test_studies_without_neighbours_say_why(name, made, opened):
+def test_studies_without_neighbors_say_why(name, made, opened):
     report = made(name, RECIPES["older"])
     if name == "headless":
         path = report.study.path / "manifest.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"features": None}))
         write_report(type(report.study).load(report.study.path), report.page)
     view = opened(report.page)
-    why = "made before whycam recorded neighbours" if name == "older" else "not that of one linear layer"
+    why = "made before whycam recorded neighbors" if name == "older" else "not that of one linear layer"
     assert why in view.page.inner_text("#detail .near")
     assert why in view.page.inner_text("#clusters-lead")
     assert "made before whycam scored its maps" in view.page.inner_text("#scores-lead")
@@ -209,7 +209,7 @@ def test_what_the_budget_leaves_out_is_named(made, opened, tmp_path):
     assert f"nearest {'one is' if pictured == 1 else '2 are'} pictured and the others named" in said
     named = view.page.locator("#detail .near .no-picture:visible").all_inner_texts()
     name = view.run("whycam.core.ids[whycam.state.image]")
-    rest = [r["neighbour_id"] for r in study.neighbours.to_pylist()
+    rest = [r["neighbour_id"] for r in study.neighbors.to_pylist()
             if r["id"] == name and r["kind"] != "any" and r["rank"] > pictured]  # fmt: skip
     have = view.run("[...document.querySelectorAll('#detail .near canvas')].filter(c => c.checkVisibility()).length")
     # A picture that came in with another error's nearest is there, too.
@@ -217,7 +217,7 @@ def test_what_the_budget_leaves_out_is_named(made, opened, tmp_path):
     assert len(named) + have == 6
 
 
-def test_paged_neighbours_come_from_files(made, opened):
+def test_paged_neighbors_come_from_files(made, opened):
     report = made("paged", PAGED, budget=400_000)
     view = opened(report.page)
     assert view.run("whycam.relations.pictured") == 3
@@ -227,7 +227,7 @@ def test_paged_neighbours_come_from_files(made, opened):
         "() => [...document.querySelectorAll('#detail .near li:not([hidden]) canvas')]"
         ".every(c => c.getContext('2d').getImageData(5, 5, 1, 1).data[3] === 255)"
     )
-    # Neighbours of images of 224 pixels are kept at 96.
+    # Neighbors of images of 224 pixels are kept at 96.
     assert view.run("whycam.albumPicture(whycam.relations.links[0]).width") == 96
 
 

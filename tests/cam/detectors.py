@@ -29,9 +29,9 @@ class ListOfDicts(nn.Module):
         y, x = torch.meshgrid(
             (torch.arange(rows) + 0.5) * height / rows, (torch.arange(columns) + 0.5) * width / columns, indexing="ij"
         )
-        centre = torch.stack([x, y], -1).flatten(0, 1).to(images)
+        center = torch.stack([x, y], -1).flatten(0, 1).to(images)
         offset = self.locate(features).flatten(2).transpose(1, 2)
-        middle, half = centre + offset[..., :2], 4 * offset[..., 2:].exp()
+        middle, half = center + offset[..., :2], 4 * offset[..., 2:].exp()
         boxes = torch.cat([middle - half, middle + half], -1)
         result = []
         for mine, scores in zip(boxes, likely, strict=True):

@@ -135,13 +135,13 @@ def random(model, image, layers, _class_index):
 
 
 def sobel(_model, image, _layers, _class_index):
-    """Differences across and down of the grey image, its edge repeated."""
-    grey = np.pad(image.numpy().mean(0), 1, mode="edge")
+    """Differences across and down of the gray image, its edge repeated."""
+    gray = np.pad(image.numpy().mean(0), 1, mode="edge")
     height, width = image.shape[1:]
     result = np.zeros((height, width))
     for i in range(height):
         for j in range(width):
-            p = grey[i : i + 3, j : j + 3]
+            p = gray[i : i + 3, j : j + 3]
             across = (p[:, 2] - p[:, 0]) @ [1, 2, 1]
             down = (p[2] - p[0]) @ [1, 2, 1]
             result[i, j] = math.hypot(across, down)
@@ -170,7 +170,7 @@ def _input_gradient(model, image, class_index):
 
 
 def inputgradient(model, image, _layers, class_index):
-    """∂logit/∂x, summed over colours."""
+    """∂logit/∂x, summed over colors."""
     return _input_gradient(model, image, class_index).sum(0).numpy()
 
 

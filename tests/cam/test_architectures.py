@@ -1,4 +1,4 @@
-"""Real architectures with random weights: layouts are recognised, default layers matter, methods run on them."""
+"""Real architectures with random weights: layouts are recognized, default layers matter, methods run on them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import whycam
-from whycam.cam.layout import Layout, detect_layout
-from whycam.cam.survey import default_layer, survey
+from whycam.cam.inspect import default_layer, inspect_layers
+from whycam.cam.network.layout import Layout, detect_layout
 
 transformers = pytest.importorskip("transformers")
 
@@ -296,13 +296,13 @@ def test_a_survey_says_how_far_a_layer_sees():
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2),
     )  # fmt: skip
     torch.manual_seed(0)
-    places = survey(model, torch.randn(1, 3, 33, 33))
-    assert [(place.path, place.grid, place.reach) for place in places] == [
+    places = inspect_layers(model, torch.randn(1, 3, 33, 33))
+    assert [(info.path, info.grid, info.receptive_field) for info in places] == [
         ("0", (33, 33), (3, 3)),
         ("1", (17, 17), (5, 5)),
         ("2", (17, 17), (9, 9)),
     ]
-    assert all(place.counts for place in places)
+    assert all(info.affects_output for info in places)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from test_capture import assert_unchanged, snapshot
 import whycam
 from whycam import Boxes, WhycamError
 from whycam.cam import Layout, detections
-from whycam.cam.boxes import overlap
+from whycam.cam.targets.detection import overlap
 from whycam.compat.pytorch_grad_cam.utils.model_targets import FasterRCNNBoxScoreTarget
 
 METHODS = ["gradcam", "hirescam", "layercam", "gradcam++", "eigencam", "ablationcam", "reciprocam", "scorecam",
@@ -73,8 +73,8 @@ def test_the_score_is_its_definition(seed, threshold, how):
 
     # The same from dense outputs, where every box has a probability of every class.
     logits, corners = rng.normal(size=(3, 40, 4)), np.stack([entry[0] for entry in found]) / 50
-    centres = np.concatenate([corners[..., :2] + corners[..., 2:], 2 * (corners[..., 2:] - corners[..., :2])], -1) / 2
-    dense = {"logits": torch.from_numpy(logits), "pred_boxes": torch.from_numpy(centres)}
+    centers = np.concatenate([corners[..., :2] + corners[..., 2:], 2 * (corners[..., 2:] - corners[..., :2])], -1) / 2
+    dense = {"logits": torch.from_numpy(logits), "pred_boxes": torch.from_numpy(centers)}
     softmax = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     for kind, likely in {"softmax": softmax[..., :-1], "sigmoid": 1 / (1 + np.exp(-logits))}.items():
         shrunk = [box / 50 for box in wanted]

@@ -16,7 +16,7 @@ from torch import nn
 import whycam
 from whycam import WhycamError
 from whycam.cam import Explainer, capture, resolve_layers
-from whycam.cam.asking import resolve_targets
+from whycam.cam.targets.resolve import resolve_targets
 
 STUDY_LAYERS = ["layer2[-2]", "layer3[-2]", "layer4[-1]"]
 METHODS = ["gradcam", "hirescam"]
@@ -303,7 +303,7 @@ def test_2000_calls_leave_nothing_behind():
     [
         (torch.zeros(3, 32, 32), r"shape \(B, C, H, W\), got \(3, 32, 32\); one image needs a batch axis"),
         (torch.zeros(0, 3, 32, 32), "the batch of images is empty"),
-        (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), "must be normalised floats, got torch.uint8"),
+        (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), "must be normalized floats, got torch.uint8"),
         (torch.zeros(2, 3, 32, 32, dtype=torch.float64), r"images are torch.float64, the model torch.float32"),
         (torch.full((2, 3, 32, 32), torch.nan), "2 of 2 images hold NaN"),
         (torch.zeros(2, 1, 32, 32), r"images have 1 channel\(s\), the model's first convolution takes 3"),

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 import whycam
 from whycam import WhycamError
-from whycam.cam.survey import survey
+from whycam.cam.inspect import inspect_layers
 
 METHODS = ["gradcam", "shapleycam", "fullgrad", "guidedbackprop", "inputgradient", "noisy(gradcam, n=2)",
            "ablationcam", "scorecam", "reciprocam", "eigencam"]  # fmt: skip
@@ -73,4 +73,4 @@ def test_what_reentrant_checkpointing_does_not_hinder():
         for key, raw in whycam.explain(model, images, layer, methods, 1).maps.items():
             torch.testing.assert_close(raw, expected[key], rtol=0, atol=1e-12, msg=str(key))
     with pytest.raises(WhycamError, match="pass use_reentrant=False"):
-        survey(model, images)
+        inspect_layers(model, images)

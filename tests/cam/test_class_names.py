@@ -11,8 +11,8 @@ from torch import nn
 import whycam
 from whycam import WhycamError
 from whycam.cam import Explainer
-from whycam.cam.classes import ClassNames, class_index
 from whycam.cam.methods.fullgrad import full_gradients
+from whycam.cam.targets.class_names import ClassNames, class_index
 
 NAMES = ["ant", "bee", "cat", "dog", "elk"]
 

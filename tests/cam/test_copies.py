@@ -11,8 +11,8 @@ from networks import InPlace
 from test_perturbation import make, rows_run
 
 import whycam
-from whycam.cam.methods.copies import Noise, mean, together
-from whycam.cam.run import Run
+from whycam.cam.methods._perturbed_batches import Noise, mean, together
+from whycam.cam.passes.runner import Run
 from whycam.seeds import generator
 
 METHODS = ["noisy(gradcam, n=11)", "noisy(scorecam, n=3)", "augmented(gradcam)", "smoothgradcam++(n=11)",
@@ -27,7 +27,7 @@ def fresh():
 @pytest.mark.parametrize("count", [1, 4, 15, 16, 17, 33, 64])
 def test_noise_is_what_one_draw_gives(count, shape):
     whole = torch.randn((count, *shape), generator=fresh(), dtype=torch.float32)
-    noise = Noise.as_one(fresh(), count, shape)
+    noise = Noise.from_single_tensor(fresh(), count, shape)
     assert torch.equal(torch.stack([noise[index] for index in range(count)]), whole)
     for index in (count - 1, 0, count // 2):  # in any order
         assert torch.equal(noise[index], whole[index])
@@ -43,7 +43,7 @@ def test_noise_is_what_single_draws_give():
 
 def test_together(monkeypatch):
     for count, images, rows in [(1, 1, 64), (7, 3, 64), (7, 3, 7), (200, 1, 64), (5, 100, 64)]:
-        monkeypatch.setattr("whycam.cam.methods.copies.ROWS", rows)
+        monkeypatch.setattr("whycam.cam.methods._perturbed_batches.ROWS", rows)
         chunks = list(together(count, images))
         assert [index for chunk in chunks for index in chunk] == list(range(count))
         assert all(len(chunk) * images <= max(rows, images) for chunk in chunks)
@@ -60,8 +60,8 @@ def test_mean(count):
 def test_maps_are_the_same_however_much_is_kept(room, monkeypatch):
     module, images = make(InPlace, batch=2, size=6)
     expected = whycam.explain(module, images, ["norm", "act2"], METHODS, {"a": 1, "b": None}).maps
-    monkeypatch.setattr("whycam.cam.run._KEPT", room)
-    monkeypatch.setattr("whycam.cam.methods.copies.ROWS", 4)
+    monkeypatch.setattr("whycam.cam.passes.runner._KEPT", room)
+    monkeypatch.setattr("whycam.cam.methods._perturbed_batches.ROWS", 4)
     actual = whycam.explain(module, images, ["norm", "act2"], METHODS, {"a": 1, "b": None}).maps
     for key, raw in expected.items():
         torch.testing.assert_close(actual[key], raw, rtol=0, atol=1e-12, msg=str(key))
@@ -71,7 +71,7 @@ def test_maps_are_the_same_however_much_is_kept(room, monkeypatch):
 def test_memory_does_not_grow_with_the_number_of_copies(method, monkeypatch):
     """What is alive in the middle of a pass, and how many runs on copies there are."""
     module, images = make(InPlace, batch=2, size=24)
-    monkeypatch.setattr("whycam.cam.run._KEPT", 0)
+    monkeypatch.setattr("whycam.cam.passes.runner._KEPT", 0)
     alive = weakref.WeakSet()
     passes, most_runs, held = 0, 0, 0
 

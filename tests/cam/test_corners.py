@@ -9,11 +9,11 @@ from torch import nn
 
 import whycam
 from whycam.cam import resolve_layers
-from whycam.cam.head import pooled_linear_head
-from whycam.cam.inputs import Inputs
-from whycam.cam.layout import Layout, detect_layout
 from whycam.cam.maps import to_unit
-from whycam.cam.tail import Tail
+from whycam.cam.network.head import pooled_linear_head
+from whycam.cam.network.inputs import Inputs
+from whycam.cam.network.layout import Layout, detect_layout
+from whycam.cam.passes.tail import Tail
 from whycam.errors import WhycamError
 
 

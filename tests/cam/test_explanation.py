@@ -15,7 +15,7 @@ import torch
 
 import whycam
 from whycam import WhycamError
-from whycam.cam.notebook import in_words
+from whycam.cam.display import in_words
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_figure(explained):
     panels = figure.axes[: 4 * 3]
     titles = [axes.get_title() for axes in panels]
     assert titles[1].startswith("layer3[-2] (8×8, full = ")
-    assert len(figure.axes) == 4 * 3 + 4 * 2  # a colour bar beside every map
+    assert len(figure.axes) == 4 * 3 + 4 * 2  # a color bar beside every map
     with pytest.raises(WhycamError, match="image 8 does not exist; this explanation has 8"):
         explained.plot(8)
 
@@ -91,7 +91,7 @@ def test_figure_for_a_paper(form, start, explained):
 
 
 def test_figure_shows_the_native_cells(explained):
-    """Each cell has its own colour, targets share the scale of their layer, and the bar says what it is."""
+    """Each cell has its own color, targets share the scale of their layer, and the bar says what it is."""
     figure = explained.plot(2)
     meshes = [next(iter(panel.collections)) for panel in figure.axes[: 4 * 3] if panel.collections]
     keys = [(m, layer, t) for m in explained.methods for t in explained.targets for layer in explained.layers]
@@ -130,7 +130,7 @@ def test_figure_of_methods_that_share_no_layer(mixed):
     assert [panel.get_ylabel() for panel in images] == [method for method, _ in rows]
     keys = [key for row in rows for key in mixed.maps if (key[0], key[2]) == row]
     assert len(drawn) == len(keys) == len(mixed.maps)
-    assert len(figure.axes) == len(panels) + len(drawn)  # the rest are colour bars
+    assert len(figure.axes) == len(panels) + len(drawn)  # the rest are color bars
     for panel, key in zip(drawn, keys, strict=True):
         assert panel.get_title().replace("\n", "").startswith(key[1])
         seen = torch.as_tensor(panel.collections[0].get_array().filled(0.0))
@@ -153,12 +153,12 @@ def test_titles_of_many_layers_are_broken_between_them(mixed):
     assert len(lines) == 4
 
 
-def test_colour_maps_that_do_not_exist(explained):
-    with pytest.raises(WhycamError, match=r"no colour map 'zzzz'; matplotlib\.colormaps lists them"):
+def test_color_maps_that_do_not_exist(explained):
+    with pytest.raises(WhycamError, match=r"no color map 'zzzz'; matplotlib\.colormaps lists them"):
         explained.plot(colormap="zzzz")
-    with pytest.raises(WhycamError, match="no colour map 'nope'"):
+    with pytest.raises(WhycamError, match="no color map 'nope'"):
         explained.plot(colormap="nope")
-    with pytest.raises(WhycamError, match=r"no colour map 'virids' \(did you mean viridis"):
+    with pytest.raises(WhycamError, match=r"no color map 'virids' \(did you mean viridis"):
         explained.plot(colormap="virids", signed=True)
 
 
@@ -183,14 +183,14 @@ def test_maps_that_are_no_pictures_are_named(explained):
         dataclasses.replace(explained, maps=flat).plot()
 
 
-@pytest.mark.parametrize(("channels", "grey"), [(1, True), (2, True), (3, False), (4, False)])
-def test_images_of_any_number_of_channels(channels, grey, explained):
+@pytest.mark.parametrize(("channels", "gray"), [(1, True), (2, True), (3, False), (4, False)])
+def test_images_of_any_number_of_channels(channels, gray, explained):
     images = torch.rand(8, channels, 32, 32)
     shown = dataclasses.replace(explained, inputs=images).plot(3).axes[0].images[0].get_array()
     pixels = torch.as_tensor(shown.filled() if hasattr(shown, "filled") else shown)
     assert pixels.shape == (32, 32, 3)
-    assert bool((pixels == pixels[..., :1]).all()) == grey
-    kept = images[3, :3] if not grey else images[3].mean(0, keepdim=True)
+    assert bool((pixels == pixels[..., :1]).all()) == gray
+    kept = images[3, :3] if not gray else images[3].mean(0, keepdim=True)
     wanted = (kept - kept.min()) / (kept.max() - kept.min())
     torch.testing.assert_close(pixels, wanted.expand(3, -1, -1).permute(1, 2, 0))
 

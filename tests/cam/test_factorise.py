@@ -1,4 +1,4 @@
-"""Deep feature factorisation: what holds of any factorisation, and of concepts that are known."""
+"""Deep feature factorization: what holds of any factorization, and of concepts that are known."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 import whycam
 from whycam import WhycamError
-from whycam.cam.factorise import nmf
+from whycam.cam.factorize import nmf
 
 
 def test_known_concepts_are_found():
@@ -28,7 +28,7 @@ def test_known_concepts_are_found():
 
 
 def test_the_parts_add_up(model, batch):
-    found = whycam.factorise(model, batch, "layer3[-2]", concepts=6)
+    found = whycam.factorize(model, batch, "layer3[-2]", concepts=6)
     assert found.concepts.shape == (6, 256)
     assert found.maps.shape == (8, 6, 8, 8)
     assert found.heatmaps().shape == (8, 6, 32, 32)
@@ -47,11 +47,11 @@ def test_the_parts_add_up(model, batch):
     error = float((kept[0] - rebuilt).norm() / (kept[0] - found.offset[:, None, None]).norm())
     assert error == pytest.approx(found.error, rel=1e-3)
     assert 0 < error < 0.8
-    assert whycam.factorise(model, batch, "layer3[-2]", concepts=12).error < error
+    assert whycam.factorize(model, batch, "layer3[-2]", concepts=12).error < error
 
 
 def test_scores_add_up_to_the_logits_but_for_what_is_unexplained(model, batch):
-    found = whycam.factorise(model, batch, "layer4[-1]", concepts=10)
+    found = whycam.factorize(model, batch, "layer4[-1]", concepts=10)
     kept = []
     handle = model.layer4[-1].register_forward_hook(lambda _module, _inputs, output: kept.append(output.clone()))
     with torch.no_grad():
@@ -64,42 +64,42 @@ def test_scores_add_up_to_the_logits_but_for_what_is_unexplained(model, batch):
     torch.testing.assert_close(rebuilt + unexplained, logits, rtol=1e-4, atol=1e-4)
     correlation = np.corrcoef(logits.flatten().numpy(), rebuilt.flatten().numpy())[0, 1]
     assert correlation > 0.9
-    more = whycam.factorise(model, batch, "layer4[-1]", concepts=20)
+    more = whycam.factorize(model, batch, "layer4[-1]", concepts=20)
     closer = more.maps.mean((2, 3)) @ more.scores + model.linear.bias.detach()
     assert (closer - logits).norm() < (rebuilt - logits).norm() / 2
-    own = whycam.factorise(model, batch, "layer4[-1]", concepts=10, classifier=lambda concepts: concepts[:, :4])
+    own = whycam.factorize(model, batch, "layer4[-1]", concepts=10, classifier=lambda concepts: concepts[:, :4])
     torch.testing.assert_close(own.scores, found.concepts[:, :4])
 
 
 def test_it_is_seeded_and_leaves_the_model_as_it_was(model, batch):
     before = {name: (module.training, len(module._forward_hooks)) for name, module in model.named_modules()}
-    first = whycam.factorise(model, batch, "layer4[-1]", concepts=4)
+    first = whycam.factorize(model, batch, "layer4[-1]", concepts=4)
     torch.rand(1)
-    again = whycam.factorise(model, batch, "layer4[-1]", concepts=4)
+    again = whycam.factorize(model, batch, "layer4[-1]", concepts=4)
     torch.testing.assert_close(first.maps, again.maps, rtol=0, atol=0)
-    other = whycam.factorise(model, batch, "layer4[-1]", concepts=4, seed=1)
+    other = whycam.factorize(model, batch, "layer4[-1]", concepts=4, seed=1)
     assert not torch.equal(first.maps, other.maps)
     assert {name: (module.training, len(module._forward_hooks)) for name, module in model.named_modules()} == before
 
 
 def test_negative_activations_get_an_offset(model, batch):
-    found = whycam.factorise(model, batch, "layer3[-2].bn1", concepts=4)
+    found = whycam.factorize(model, batch, "layer3[-2].bn1", concepts=4)
     assert float(found.offset.max()) <= 0
     assert float(found.offset.min()) < 0
-    assert float(whycam.factorise(model, batch, "layer3[-2]", concepts=4).offset.abs().max()) == 0
+    assert float(whycam.factorize(model, batch, "layer3[-2]", concepts=4).offset.abs().max()) == 0
 
 
 def test_mistakes_are_named(model, batch):
     with pytest.raises(WhycamError, match="0 concepts cannot be told apart here: give a number from 1 to 128"):
-        whycam.factorise(model, batch, "layer4[-1]", concepts=0)
+        whycam.factorize(model, batch, "layer4[-1]", concepts=0)
     for concepts in (2.5, True, "a", None):
-        with pytest.raises(WhycamError, match=f"option concepts of factorise is a whole number, not {concepts!r}"):
-            whycam.factorise(model, batch, "layer4[-1]", concepts=concepts)
-    with pytest.raises(WhycamError, match="option iterations of factorise is a whole number of at least 1, not 0"):
-        whycam.factorise(model, batch, "layer4[-1]", iterations=0)
+        with pytest.raises(WhycamError, match=f"option concepts of factorize is a whole number, not {concepts!r}"):
+            whycam.factorize(model, batch, "layer4[-1]", concepts=concepts)
+    with pytest.raises(WhycamError, match="option iterations of factorize is a whole number of at least 1, not 0"):
+        whycam.factorize(model, batch, "layer4[-1]", iterations=0)
     with pytest.raises(WhycamError, match="unknown layer 'layer9'"):
-        whycam.factorise(model, batch, "layer9")
+        whycam.factorize(model, batch, "layer9")
     broken = copy.deepcopy(model)
     broken.layer4[-1].bn2.weight.data.fill_(float("nan"))
     with pytest.raises(WhycamError, match=r"layer 'layer4.* gives NaN or infinite values"):
-        whycam.factorise(broken, batch)
+        whycam.factorize(broken, batch)

@@ -14,14 +14,14 @@ from torch import nn
 
 import whycam
 from whycam import WhycamError
-from whycam.cam.inputs import Inputs
-from whycam.cam.layers import resolve_layer
+from whycam.cam.inspect import default_layer
 from whycam.cam.methods.activation import main_axis, principal_map
-from whycam.cam.survey import default_layer
-from whycam.cam.tail import _MOST_SPLITS, _SPLITS, Tail
+from whycam.cam.network.inputs import Inputs
+from whycam.cam.network.layers import resolve_layer
+from whycam.cam.passes.tail import _MOST_SPLITS, _SPLITS, Tail
 from whycam.compat.pytorch_grad_cam.utils.svd_on_activations import project_positive
 from whycam.device import has_double, in_double
-from whycam.modules import first_tensor, rows_of, with_first_tensor
+from whycam.nn_utils import first_tensor, rows_of, with_first_tensor
 
 METHODS = ["gradcam", "hirescam", "ablationcam", "reciprocam", "scorecam", "fullgrad", "inputgradient",
            "noisy(gradcam, n=2)", "augmented(ablationcam)"]  # fmt: skip
@@ -130,7 +130,7 @@ def test_containers_are_copied_and_rebuilt():
 
 
 class Subtracts(InPlace):
-    """Normalises the images in place."""
+    """Normalizes the images in place."""
 
     def forward(self, x):
         x.sub_(0.5)

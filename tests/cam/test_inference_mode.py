@@ -10,8 +10,8 @@ from torch import nn
 
 import whycam
 from whycam.cam import METHODS, Margin, Similarity
+from whycam.cam.inspect import inspect_layers
 from whycam.cam.methods.fullgrad import full_gradients
-from whycam.cam.survey import survey
 
 FEW = {"sscam": "sscam(n=2)", "iscam": "iscam(n=2)", "smoothgrad": "smoothgrad(n=2)",
        "integratedgradients": "integratedgradients(steps=2)"}  # fmt: skip
@@ -69,7 +69,9 @@ def test_every_method_explains_a_model_that_was_made_under_it(expected):
         whycam.explain(model, batch(), "conv", targets=9)
     assert_unchanged(model, before)
     # Everything else that runs backward: the layers' survey, the exact decomposition, maps to train with.
-    assert [place.reach for place in survey(model, batch())] == [place.reach for place in survey(network(), batch())]
+    assert [info.receptive_field for info in inspect_layers(model, batch())] == [
+        info.receptive_field for info in inspect_layers(network(), batch())
+    ]
     assert whycam.explain(model, batch()).layers == whycam.explain(network(), batch()).layers
     torch.testing.assert_close(full_gradients(model, batch(), 1).total, full_gradients(network(), batch(), 1).total)
     images = batch().requires_grad_()

@@ -60,7 +60,7 @@ def test_heatmap_of_nothing_is_nothing():
 
 
 def bilinear_reference(values, size):
-    """Half-pixel centres, edges repeated, one output pixel at a time in float64."""
+    """Half-pixel centers, edges repeated, one output pixel at a time in float64."""
     h, w = values.shape
     result = np.zeros(size)
     for i in range(size[0]):

@@ -17,7 +17,7 @@ from torch import nn
 from torch.overrides import _len_torch_function_stack
 
 import whycam
-from whycam.cam.split import _TRACING
+from whycam.cam.passes.graph_split import _TRACING
 
 RERUNNING = ["ablationcam", "reciprocam", "scorecam", "sscam(n=2)", "iscam(n=2)", "groupcam(groups=2)", "fullgrad",
              "inputgradient", "guidedgradcam", "guidedbackprop", "smoothgrad(n=2)", "smoothgradcam++(n=2)",

@@ -11,8 +11,8 @@ from torch import nn
 
 import whycam
 from whycam import Layout, WhycamError
+from whycam.cam.inspect import inspect_layers
 from whycam.cam.methods.registry import Method
-from whycam.cam.survey import survey
 from whycam.compat.pytorch_grad_cam import GradCAM
 
 
@@ -94,13 +94,13 @@ def test_tokens_that_are_too_few(tokens, grid):
                 whycam.explain(model, images, "blocks[0].norm2", method, 1, layout=layout)
 
 
-def test_what_factorise_is_given(network):
+def test_what_factorize_is_given(network):
     with pytest.raises(WhycamError, match=r"layout is a whycam.Layout, .*; got 'tokens'"):
-        whycam.factorise(*network, "conv", layout="tokens")
+        whycam.factorize(*network, "conv", layout="tokens")
     for concepts in (2.5, "3"):
-        with pytest.raises(WhycamError, match="option concepts of factorise is a whole number"):
-            whycam.factorise(*network, "conv", concepts=concepts)
-    assert whycam.factorise(*network, "conv", concepts=np.int64(2)).maps.shape[1] == 2
+        with pytest.raises(WhycamError, match="option concepts of factorize is a whole number"):
+            whycam.factorize(*network, "conv", concepts=concepts)
+    assert whycam.factorize(*network, "conv", concepts=np.int64(2)).maps.shape[1] == 2
 
 
 def test_an_embedding_for_all_images_or_one_each(network):
@@ -120,9 +120,9 @@ def test_a_lazy_network_that_has_seen_no_batch():
     calls = [
         lambda: whycam.explain(model, images),
         lambda: whycam.explain(model, images, "0", ["scorecam", "gradcam"]),
-        lambda: survey(model, images),
-        lambda: whycam.summarise(model, (3, 6, 6)),
-        lambda: whycam.factorise(model, images, "0", 2),
+        lambda: inspect_layers(model, images),
+        lambda: whycam.summarize(model, (3, 6, 6)),
+        lambda: whycam.factorize(model, images, "0", 2),
         lambda: GradCAM(model, [model[0]])(images),
     ]
     for call in calls:

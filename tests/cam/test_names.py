@@ -11,7 +11,7 @@ from torch import nn
 import whycam
 from whycam import WhycamError
 from whycam.cam import ClassScore, Margin, Predicted, Probability, resolve_layer, resolve_methods
-from whycam.cam.asking import resolve_target, scores_of
+from whycam.cam.targets.resolve import resolve_target, scores_of
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def make(kind, batch=3):
 
 
 class OneClassEach:
-    """Written by hand, after the description in whycam.cam.targets."""
+    """Written by hand, after the description in whycam.cam.targets.classification."""
 
     wants_output = True
 

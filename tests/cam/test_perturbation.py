@@ -241,7 +241,7 @@ def test_ablation_s_closed_form_is_the_rerun_and_runs_nothing(target):
 
     assert rows_run(module.conv, closed) == 3
 
-    # Read at a layer whose tail is not recognised as pool and linear, but is the same function.
+    # Read at a layer whose tail is not recognized as pool and linear, but is the same function.
     class Doubled(nn.Module):
         def __init__(self):
             super().__init__()

@@ -67,7 +67,7 @@ def test_a_type_s_rounding(exact, kind):
     assert float(error) > 1e-2 * epsilon * float(expected.map("hirescam").abs().max())
 
 
-def test_the_last_layer_is_recognised_under_autocast(loaded, batch):
+def test_the_last_layer_is_recognized_under_autocast(loaded, batch):
     """CAM is there, and Ablation-CAM has its closed form: nothing runs but the capture."""
     model, images = loaded[0], batch[:2]
     exact = whycam.explain(model, images, "layer4[-1]", ["cam", "ablationcam"], 1)

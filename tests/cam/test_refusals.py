@@ -10,7 +10,7 @@ from torch import nn
 import whycam
 from whycam import WhycamError
 from whycam.cam import METHODS, method
-from whycam.cli import main
+from whycam.cli.main import main
 
 
 @pytest.mark.parametrize(

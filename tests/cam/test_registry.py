@@ -17,9 +17,9 @@ import torch
 import whycam
 from whycam.cam import METHODS, LayerTrace, Method, method, resolve_methods
 from whycam.cam.methods import noisy
-from whycam.cam.methods.options import Range, checked
 from whycam.cam.methods.registry import ENTRY_POINTS
 from whycam.errors import WhycamError
+from whycam.options import Range, checked
 
 PROMISED = {
     "cam", "gradcam", "hirescam", "gradcamelementwise", "gradcam++", "xgradcam", "layercam", "eigencam",

@@ -102,7 +102,7 @@ def test_eigen_of_methods_that_run_the_network_again(method):
     (inner,) = resolve_methods(method)
     parts = []
 
-    @whycam.cam.method("Terms", paper="none", needs=inner.needs, has_terms=True)
+    @whycam.cam.method("Terms", paper="none", needs=inner.needs, has_channel_terms=True)
     def terms(trace):
         """What eigen is given."""
         parts.append(channel_parts(inner, trace))
@@ -150,7 +150,7 @@ def test_noisy_is_the_mean_over_noise():
 def test_copies_may_share_a_pass(method, rows, monkeypatch):
     module, images = make(InPlace)
     expected = whycam.explain(module, images, ["norm", "act2"], method)
-    monkeypatch.setattr("whycam.cam.methods.copies.ROWS", rows)
+    monkeypatch.setattr("whycam.cam.methods._perturbed_batches.ROWS", rows)
     actual = whycam.explain(module, images, ["norm", "act2"], method)
     for key, raw in expected.maps.items():
         torch.testing.assert_close(actual.maps[key], raw, rtol=0, atol=1e-12)

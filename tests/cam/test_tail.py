@@ -14,10 +14,10 @@ from test_capture import assert_unchanged, snapshot
 from torch import nn
 from torch.nn import functional as F
 
-from whycam.cam.inputs import Inputs
-from whycam.cam.layers import resolve_layer
-from whycam.cam.split import _TRACING, signature
-from whycam.cam.tail import _SPLITS, Tail
+from whycam.cam.network.inputs import Inputs
+from whycam.cam.network.layers import resolve_layer
+from whycam.cam.passes.graph_split import _TRACING, signature
+from whycam.cam.passes.tail import _SPLITS, Tail
 
 
 class Residual(nn.Module):
@@ -395,7 +395,7 @@ def test_traced_once_and_forgotten_with_the_model(monkeypatch, generator):
         raise AssertionError("traced again")
 
     with monkeypatch.context() as patched:
-        patched.setattr("whycam.cam.tail.split_at", refuse)
+        patched.setattr("whycam.cam.passes.tail.split_at", refuse)
         Tail(module, layer, inputs)
         # Other weights are no reason either: the graph holds paths, not modules.
         module.head.weight.mul_(2)

@@ -9,9 +9,8 @@ from torch.nn import functional as F
 
 import whycam
 from whycam import WhycamError
-from whycam.cam import survey
-from whycam.cam.layout import Hints, Layout, detect_layout
-from whycam.cam.survey import default_layer
+from whycam.cam.inspect import default_layer, inspect_layers
+from whycam.cam.network.layout import ArchitectureHints, Layout, detect_layout
 
 
 class Block(nn.Module):
@@ -97,7 +96,7 @@ class Encoder(nn.Module):
 def test_attention_weights_are_no_map():
     torch.manual_seed(0)
     model, images = Encoder((16, 16)).eval(), torch.randn(1, 3, 224, 224)
-    assert "attention.drop" not in [place.path for place in survey(model, images)]
+    assert "attention.drop" not in [info.path for info in inspect_layers(model, images)]
     found = whycam.explain(model, images)
     assert (found.layers, found.map().shape) == (("norm1",), (1, 14, 14))
 
@@ -106,10 +105,10 @@ def test_attention_weights_are_no_map():
 def test_patches_need_not_be_square(patch, size, grid):
     torch.manual_seed(0)
     model, images = Encoder(patch).eval(), torch.randn(2, 3, *size)
-    assert Hints.of(model, size).grids == (grid,)
+    assert ArchitectureHints.of(model, size).grids == (grid,)
     found = whycam.explain(model, images)
     assert found.map().shape == (2, *grid)
-    assert whycam.factorise(model, images, "norm1", concepts=2).maps.shape == (2, 2, *grid)
+    assert whycam.factorize(model, images, "norm1", concepts=2).maps.shape == (2, 2, *grid)
 
 
 def test_what_convolves_says_where_its_channels_are():
@@ -148,7 +147,7 @@ def test_one_number_per_image(form):
     model, images = Regression(form).eval(), torch.randn(3, 3, 12, 12)
     found = whycam.explain(model, images, None, "gradcam", whycam.Output())
     assert (found.layers, found.map().shape) == (("conv",), (3, 10, 10))
-    assert [place.counts for place in survey(model, images)] == [True]
+    assert [info.affects_output for info in inspect_layers(model, images)] == [True]
 
 
 class Video(nn.Module):

@@ -96,7 +96,7 @@ def test_a_layer_inside_is_the_child_s_own(wrap, expected):
         torch.testing.assert_close(model(images), answer)
     assert GradCAM(model, [convolution])(images).any()
     # Nothing but the names' prefix tells the surveys apart.
-    surveyed = [place.reach for place in whycam.cam.survey(model, images) if place.path.endswith("0")]
+    surveyed = [info.receptive_field for info in whycam.cam.inspect_layers(model, images) if info.path.endswith("0")]
     assert surveyed == [(3, 3)]
 
 
@@ -128,7 +128,7 @@ def test_scripted_parts_are_refused_where_they_would_have_to_be_looked_into(kind
     assert one.layers == other.layers == ("act",)
     for key, raw in one.maps.items():
         torch.testing.assert_close(other.maps[key], raw, rtol=1e-4, atol=1e-6, msg=str(key))
-    assert len(whycam.summarise(model, (3, 6, 6)).rows) > 1
+    assert len(whycam.summarize(model, (3, 6, 6)).rows) > 1
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

@@ -63,7 +63,7 @@ def exact_there(exact, device):
 
 @pytest.fixture
 def images(batch, device):
-    """(4, 3, 32, 32) normalised bundled images on the device."""
+    """(4, 3, 32, 32) normalized bundled images on the device."""
     return batch[:4].to(device)
 
 

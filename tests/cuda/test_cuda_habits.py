@@ -16,8 +16,8 @@ from torch import nn
 
 import whycam
 from whycam.cam import METHODS as REGISTERED
-from whycam.cam import survey
-from whycam.hardware import HardwareError, within_hardware
+from whycam.cam.inspect import inspect_layers
+from whycam.errors import HardwareError, within_hardware
 
 METHODS = ["gradcam", "hirescam", "shapleycam", "eigencam", "fullgrad", "inputgradient", "guidedbackprop",
            "ablationcam", "reciprocam", "noisy(gradcam, n=2)", "random"]  # fmt: skip
@@ -69,8 +69,8 @@ def test_layers_by_name_and_the_model_as_it_was(device, expected):
     model.eval().requires_grad_(True)
     model(images).sum().backward()
     check(model, images, expected)
-    here, there = survey(*small("cpu")), survey(model, images)
-    assert [(place.path, place.reach) for place in there] == [(place.path, place.reach) for place in here]
+    here, there = inspect_layers(*small("cpu")), inspect_layers(model, images)
+    assert [(info.path, info.receptive_field) for info in there] == [(info.path, info.receptive_field) for info in here]
 
 
 @pytest.mark.parametrize("inside", [False, True])

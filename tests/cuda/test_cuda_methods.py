@@ -146,7 +146,7 @@ def test_an_image_s_map_does_not_depend_on_what_else_is_in_the_batch(exact_there
         assert_near({key: raw[index : index + 1] for key, raw in together.maps.items()}, alone.maps, bound)
 
 
-def test_the_last_layer_is_recognised_whatever_products_are_computed_in(there, exact, spec, bundled, batch, device):
+def test_the_last_layer_is_recognized_whatever_products_are_computed_in(there, exact, spec, bundled, batch, device):
     """CAM's and Ablation-CAM's closed form compare logits with a sum of their own; TensorFloat-32 is coarser.
 
     In 200 images there is one whose logit TensorFloat-32 gets wrong by more than 1e-4 of what it is the sum of.

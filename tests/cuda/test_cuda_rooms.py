@@ -1,4 +1,4 @@
-"""The rooms around the maps: metrics, figures, factorisation, the study, the command line, the device's own helpers."""
+"""The rooms around the maps: metrics, figures, factorization, the study, the command line, the device's own helpers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import whycam
 from whycam import device as devices
 from whycam.data import take
 from whycam.metrics import compare
-from whycam.metrics.impute import fill_in
-from whycam.metrics.road import road
+from whycam.metrics.faithfulness.imputation import noisy_linear_imputation
+from whycam.metrics.faithfulness.road import road
 from whycam.study import Config, Study, run_study
 from whycam.study.predict import evaluate
 
@@ -59,9 +59,9 @@ def test_bfloat16_explanations_are_shown_and_saved(there, images, device, tmp_pa
     assert whycam.load_explanation(explained.save(tmp_path / "maps.safetensors")).layers == tuple(LAYERS)
 
 
-def test_factorisation(exact, exact_there, batch, device):
-    here = whycam.factorise(exact, batch.double(), "layer4[-1]", concepts=3)
-    there = whycam.factorise(exact_there, batch.double().to(device), "layer4[-1]", concepts=3)
+def test_factorization(exact, exact_there, batch, device):
+    here = whycam.factorize(exact, batch.double(), "layer4[-1]", concepts=3)
+    there = whycam.factorize(exact_there, batch.double().to(device), "layer4[-1]", concepts=3)
     for name in ("concepts", "maps", "offset", "scores"):
         assert apart(getattr(there, name), getattr(here, name)) < 1e-6, name
         assert getattr(there, name).device.type == device.type
@@ -71,7 +71,10 @@ def test_factorisation(exact, exact_there, batch, device):
 def test_pixels_are_filled_in_as_on_the_cpu(device):
     draw = torch.Generator().manual_seed(0)
     images, removed = torch.rand(3, 3, 32, 32, generator=draw), torch.rand(3, 32, 32, generator=draw) < 0.7
-    assert apart(fill_in(images.to(device), removed.to(device)), fill_in(images, removed)) < 1e-6
+    assert (
+        apart(noisy_linear_imputation(images.to(device), removed.to(device)), noisy_linear_imputation(images, removed))
+        < 1e-6
+    )
 
 
 @pytest.mark.parametrize("targets_on_cpu", [True, False])
@@ -81,13 +84,13 @@ def test_road(exact, exact_there, spec, bundled, device, targets_on_cpu):
     # All values differ by much more than rounding, so that the order of the pixels is the same.
     maps = torch.rand(6, 32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
-    def normalised(images):
+    def normalized(images):
         return spec.preprocess(images.float()).double()
 
-    here = road(exact, pixels, maps, targets, preprocess=normalised, seed=3)
+    here = road(exact, pixels, maps, targets, preprocess=normalized, seed=3)
     there = road(
         exact_there, pixels.to(device), maps if targets_on_cpu else maps.to(device),
-        targets if targets_on_cpu else targets.to(device), preprocess=normalised, seed=3,
+        targets if targets_on_cpu else targets.to(device), preprocess=normalized, seed=3,
     )  # fmt: skip
     assert there.morf.device.type == device.type
     for name in ("morf", "lerf", "combined"):
@@ -102,7 +105,7 @@ def test_scores_of_a_data_set(model, there, spec, bundled):
 
 
 def test_a_study(model, there, spec, bundled, device, tmp_path):
-    """The same predictions, errors, neighbours and maps; the same scores but for pixels of nearly the same rank."""
+    """The same predictions, errors, neighbors and maps; the same scores but for pixels of nearly the same rank."""
     source, config = take(bundled, 300), Config(methods=("gradcam", "hirescam"), score_images=4, baseline=2, limit=300)
     here, far = (run_study(network, spec, source, tmp_path / name, config)
                  for network, name in ((model, "here"), (there, "far")))  # fmt: skip
@@ -153,7 +156,7 @@ def test_the_command_line_evaluates(device):
 
 
 def test_the_command_line_explains_and_studies(device, bundled, tmp_path, capsys):
-    from whycam.cli import main
+    from whycam.cli.main import main
 
     Image.fromarray(bundled.read([0])[0].permute(1, 2, 0).numpy()).save(tmp_path / "one.png")
     assert not main(["explain", "cifar10-resnet18", str(tmp_path / "one.png"), "--target", "cat", "--out",
@@ -190,7 +193,7 @@ def test_loaded_onto_the_device(device, model, images):
     assert apart(spec.preprocess(pixels.to(device)), images) < 1e-6
     with torch.no_grad():
         assert apart(network(images), model(images.cpu())) < 1e-5
-    assert str(whycam.summarise(network, (3, 32, 32))) == str(whycam.summarise(model, (3, 32, 32)))
+    assert str(whycam.summarize(network, (3, 32, 32))) == str(whycam.summarize(model, (3, 32, 32)))
 
 
 def test_the_same_file_and_digest_wherever_the_weights_lie(there, model, spec, tmp_path):
@@ -208,7 +211,7 @@ def test_methods_compared(model, there, spec, images, device):
 
     def compared(model, pixels):
         return compare(
-            model, pixels, ["gradcam", "refinecam"], LAYERS, preprocess=spec.preprocess.normalise, measures=measures
+            model, pixels, ["gradcam", "refinecam"], LAYERS, preprocess=spec.preprocess.normalize, measures=measures
         )
 
     expected, found = compared(model, pixels.cpu()), compared(there, pixels.to(device))

@@ -38,14 +38,14 @@ def test_lossless_forms_keep_every_pixel(form, options):
     assert np.array_equal(pixels, RNG_PIXELS)
 
 
-def test_grey_palette_and_bilevel():
-    grey = RNG_PIXELS[:, :, 0]
+def test_gray_palette_and_bilevel():
+    gray = RNG_PIXELS[:, :, 0]
     for form in ("PNG", "BMP", "TIFF", "GIF"):
-        assert np.array_equal(decode_image(encoded(Image.fromarray(grey), form)), np.repeat(grey[..., None], 3, 2))
+        assert np.array_equal(decode_image(encoded(Image.fromarray(gray), form)), np.repeat(gray[..., None], 3, 2))
     palette = Image.fromarray(RNG_PIXELS).quantize(16)
     assert np.array_equal(decode_image(encoded(palette, "PNG")), np.asarray(palette.convert("RGB")))
-    bilevel = Image.fromarray(grey > 128)
-    assert np.array_equal(decode_image(encoded(bilevel, "PNG"))[..., 0], (grey > 128) * np.uint8(255))
+    bilevel = Image.fromarray(gray > 128)
+    assert np.array_equal(decode_image(encoded(bilevel, "PNG"))[..., 0], (gray > 128) * np.uint8(255))
 
 
 def test_transparency_is_laid_over_white():
@@ -56,12 +56,12 @@ def test_transparency_is_laid_over_white():
     assert np.array_equal(decode_image(encoded(Image.fromarray(rgba), "PNG")), expected)
     palette = Image.fromarray(np.array([[0, 1]], np.uint8), "L").convert("P")
     assert decode_image(encoded(palette, "PNG", transparency=0))[0, 0].tolist() == [255, 255, 255]
-    grey = Image.fromarray(np.array([[[10, 0], [10, 255]]], np.uint8), "LA")
-    assert decode_image(encoded(grey, "PNG"))[0].tolist() == [[255] * 3, [10] * 3]
+    gray = Image.fromarray(np.array([[[10, 0], [10, 255]]], np.uint8), "LA")
+    assert decode_image(encoded(gray, "PNG"))[0].tolist() == [[255] * 3, [10] * 3]
 
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF"])
-def test_16_bit_grey_is_scaled_not_clipped(form):
+def test_16_bit_gray_is_scaled_not_clipped(form):
     deep = np.array([[0, 1, 128, 129, 255, 256, 32768, 65535]], np.uint16)
     expected = np.round(deep.astype(np.float64) / 65535 * 255).astype(np.uint8)
     assert np.array_equal(decode_image(encoded(Image.fromarray(deep), form))[..., 1], expected)

@@ -15,8 +15,8 @@ from make_layouts import parquet_file, png
 from PIL import Image
 
 from whycam.data import open_source, take
+from whycam.data.batches import fit_pixels
 from whycam.data.bundled import choose_indices
-from whycam.data.encoded import fit_pixels
 from whycam.data.preprocess import fit
 from whycam.errors import WhycamError
 
@@ -246,7 +246,7 @@ def test_bundled_images_are_the_official_ones(official):
 
 
 @pytest.mark.slow
-def test_official_contents_are_recognised_in_any_order_of_batches(official, tmp_path):
+def test_official_contents_are_recognized_in_any_order_of_batches(official, tmp_path):
     source = open_source(official, "train")
     assert source.name == "CIFAR-10"
     order = np.concatenate([np.arange(10_000) + 10_000 * batch for batch in (3, 0, 4, 1, 2)])

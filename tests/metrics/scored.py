@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from whycam.metrics.comparison import Comparison
+from whycam.comparison.ranking import Comparison
 
 LAYER = "features[2]"
 
@@ -28,7 +28,7 @@ def pictures(count=6, seed=0):
     return torch.rand(count, 3, 12, 12, generator=torch.Generator().manual_seed(seed))
 
 
-def normalise(images):
+def normalize(images):
     return (images - 0.5) / 0.25
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from whycam.errors import WhycamError
-from whycam.metrics.agreement import pearson, spearman, ssim
+from whycam.metrics.map_similarity import pearson, spearman, ssim
 
 ALL = (pearson, spearman, ssim)
 

@@ -11,8 +11,8 @@ from torch import nn
 import whycam
 from whycam.cam.maps import heatmaps
 from whycam.errors import WhycamError
-from whycam.metrics.coherency import adcc, arcc, coherency
-from whycam.metrics.shape import complexity
+from whycam.metrics.map_complexity import complexity
+from whycam.metrics.robustness.coherency import adcc, arcc, coherency
 
 SIDE = 12
 

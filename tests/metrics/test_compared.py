@@ -6,9 +6,9 @@ import pytest
 import torch
 from scored import CHEAP, made, shifted
 
-from whycam.metrics.comparison import Comparison
-from whycam.metrics.measures import MEASURES
-from whycam.report.compared import (
+from whycam.comparison.measures import MEASURES
+from whycam.comparison.ranking import Comparison
+from whycam.comparison.rendering import (
     IN_A_ROW,
     draw_comparison,
     markdown_page,

@@ -12,7 +12,7 @@ from watcher import SIDE, Largest, Watcher, scene
 import whycam
 from whycam.cam.maps import heatmaps, resize
 from whycam.errors import WhycamError
-from whycam.metrics.confidence import ConfidenceChange, confidence_change
+from whycam.metrics.faithfulness.confidence_drop import ConfidenceChange, confidence_change
 
 
 def noise(count, side=SIDE, seed=1):
@@ -155,7 +155,7 @@ def test_no_more_altered_images_than_asked_for_are_there_at_a_time():
     assert largest.numbers == max(20 * 3, 50) * SIDE * SIDE
 
 
-def test_normalisation_and_scores_may_be_given_apart():
+def test_normalization_and_scores_may_be_given_apart():
     images, _ = scene(4)
     maps, model = noise(4), Watcher().eval()
     plain = confidence_change(model, images, maps, 1)

@@ -10,8 +10,8 @@ from watcher import SIDE, Largest, Watcher, scene
 
 import whycam
 from whycam.errors import WhycamError
-from whycam.metrics.curves import Curve, deletion, insertion
-from whycam.metrics.fills import background
+from whycam.metrics.faithfulness.baselines import background
+from whycam.metrics.faithfulness.insertion_deletion import Curve, deletion, insertion
 
 BOTH = pytest.mark.parametrize("curve", [deletion, insertion])
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from whycam.errors import WhycamError
-from whycam.metrics.fills import background
+from whycam.metrics.faithfulness.baselines import background
 
 
 def textures(*shape, dtype=torch.float64):
@@ -82,10 +82,10 @@ def test_half_precision_rounds_once(dtype):
 
 def test_pixels_of_ones_own():
     images = textures(4, 3, 6, 5, dtype=torch.float32)
-    colour = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)[:, None, None]
-    found = background(images, colour)
+    color = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)[:, None, None]
+    found = background(images, color)
     assert found.dtype == images.dtype
-    assert torch.equal(found, colour.float().expand(4, 3, 6, 5))
+    assert torch.equal(found, color.float().expand(4, 3, 6, 5))
     assert torch.equal(background(images, images.flip(0)), images.flip(0))
     assert torch.equal(background(images, torch.tensor(0.25)), torch.full_like(images, 0.25))
 

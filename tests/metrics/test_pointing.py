@@ -10,9 +10,9 @@ import whycam
 from whycam.cam import Method
 from whycam.cam.maps import heatmaps, resize
 from whycam.errors import WhycamError
-from whycam.metrics.grid import grid_pointing
-from whycam.metrics.mosaic import Mosaics, confident, mosaics
-from whycam.metrics.pointing import cell_shares, energy_pointing, pointing_game
+from whycam.metrics.localization.grid_pointing import grid_pointing
+from whycam.metrics.localization.mosaic import Mosaics, confident, mosaics
+from whycam.metrics.localization.pointing_game import cell_shares, energy_pointing, pointing_game
 
 
 def regions(count, side, top, left, height, width):
@@ -180,7 +180,7 @@ def test_what_makes_no_mosaic_is_one_sentence():
         confident(torch.rand(2, 2), [0, 1], 50)
 
 
-class Colours(nn.Module):
+class Colors(nn.Module):
     """The k-th logit is the mean of the k-th channel, and nothing else."""
 
     def __init__(self, kinds=9):
@@ -194,7 +194,7 @@ class Colours(nn.Module):
         return self.conv(x).relu().mean((2, 3))
 
 
-def coloured(kinds=9, each=2, side=4):
+def colored(kinds=9, each=2, side=4):
     """Images whose class is the one channel that is not black."""
     labels = torch.arange(kinds * each) % kinds
     images = torch.zeros(len(labels), kinds, side, side)
@@ -206,8 +206,8 @@ def coloured(kinds=9, each=2, side=4):
 
 @pytest.mark.parametrize("grid", [2, 3])
 def test_a_network_that_can_look_nowhere_else_scores_one(grid):
-    made = mosaics(*coloured(), grid=grid, count=7)
-    model = Colours()
+    made = mosaics(*colored(), grid=grid, count=7)
+    model = Colors()
     found = grid_pointing(model, made, "conv", ["gradcam", "layercam"], preprocess=None, batch_size=3)
     assert found.means() == {("gradcam", "conv"): 1, ("layercam", "conv"): 1}
     assert found.chance == 1 / grid**2
@@ -221,7 +221,7 @@ def test_a_network_that_can_look_nowhere_else_scores_one(grid):
 
 
 def test_one_pass_a_batch_serves_all_cells_and_the_batch_does_not_matter():
-    made, model = mosaics(*coloured(), count=7), Colours()
+    made, model = mosaics(*colored(), count=7), Colors()
     whole = grid_pointing(model, made, "conv", ["gradcam", "hirescam"], preprocess=None)
     assert model.passes == 1
     parts = grid_pointing(model, made, "conv", ["gradcam", "hirescam"], preprocess=None, batch_size=2)
@@ -231,15 +231,15 @@ def test_one_pass_a_batch_serves_all_cells_and_the_batch_does_not_matter():
 
 
 def test_a_map_that_is_the_same_for_all_classes_scores_exactly_chance():
-    made = mosaics(*coloured(), count=4)
-    found = grid_pointing(Colours(), made, "conv", ["eigencam", "random", "sobel", "center"], preprocess=None)
+    made = mosaics(*colored(), count=4)
+    found = grid_pointing(Colors(), made, "conv", ["eigencam", "random", "sobel", "center"], preprocess=None)
     for key, scores in found.scores.items():
         blank = scores.sum(dim=1) == 0  # nothing positive
         assert scores.mean(dim=1)[~blank].tolist() == pytest.approx([found.chance] * int((~blank).sum())), key
         assert not blank.all()
     corner = Method("corner", "Corner", "", "", lambda trace: (torch.arange(144) == 0).float().view(1, 12, 12)
                     .expand(len(trace.activations), 12, 12), needs=frozenset(), scope="input")  # fmt: skip
-    scores = grid_pointing(Colours(), made, methods=corner, preprocess=None).scores["corner", "input"]
+    scores = grid_pointing(Colors(), made, methods=corner, preprocess=None).scores["corner", "input"]
     assert scores.tolist() == [[1.0] + [0.0] * 8] * 4
 
 
@@ -248,10 +248,10 @@ def test_preprocessing_without_resizing():
     for channels, count in (("RGB", 3), ("BGR", 3), ("L", 1)):
         spec = whycam.Preprocess((0.4,) * count, (0.2,) * count, (8, 6), channels)
         other = whycam.Preprocess((0.4,) * count, (0.2,) * count, (5, 5), channels)
-        assert torch.equal(other.normalise(images), spec(images))
-        assert torch.equal(other.normalise(images.mul(255).byte()), spec(images.mul(255).byte()))
-    with pytest.raises(WhycamError, match=r"must lie in \[0, 1\] before normalisation"):
-        spec.normalise(2 * images)
+        assert torch.equal(other.normalize(images), spec(images))
+        assert torch.equal(other.normalize(images.mul(255).byte()), spec(images.mul(255).byte()))
+    with pytest.raises(WhycamError, match=r"must lie in \[0, 1\] before normalization"):
+        spec.normalize(2 * images)
 
 
 class Flat(nn.Module):
@@ -266,7 +266,7 @@ class Flat(nn.Module):
         return self.head(self.conv(x).relu().flatten(1))
 
 
-class Failing(Colours):
+class Failing(Colors):
     always = False
 
     def forward(self, x):
@@ -276,22 +276,22 @@ class Failing(Colours):
 
 
 def test_what_cannot_play_is_one_sentence(spec):
-    made = mosaics(*coloured(), count=2)
+    made = mosaics(*colored(), count=2)
     with pytest.raises(WhycamError, match=r"takes images of 4×4 and none of 12×12, as the mosaics are: the game needs"):
         grid_pointing(Flat(), made, "conv", preprocess=None)
     with pytest.raises(WhycamError, match=r"have 9 channel\(s\), the model's first convolution takes 8"):
-        grid_pointing(Colours(8), made, "conv", preprocess=None)
+        grid_pointing(Colors(8), made, "conv", preprocess=None)
     failing = Failing()
     for failing.always in (False, True):
         with pytest.raises(RuntimeError, match="out of luck"):  # the size is not to blame
             grid_pointing(failing, made, "conv", preprocess=None)
     with pytest.raises(WhycamError, match="target class 9 does not exist"):
-        grid_pointing(Colours(), Mosaics(made.images, made.members, made.classes + 1), "conv", preprocess=None)
+        grid_pointing(Colors(), Mosaics(made.images, made.members, made.classes + 1), "conv", preprocess=None)
     with pytest.raises(WhycamError, match="batch_size must be at least 1, got 0"):
-        grid_pointing(Colours(), made, "conv", preprocess=None, batch_size=0)
-    grey = mosaics(torch.rand(4, 3, 32, 32), range(4), grid=2, count=1)
-    with pytest.raises(WhycamError, match=r"makes 32×32 of mosaics of 64×64: .*spec.preprocess.normalise say"):
-        grid_pointing(Flat(), grey, "conv", preprocess=spec.preprocess)
+        grid_pointing(Colors(), made, "conv", preprocess=None, batch_size=0)
+    gray = mosaics(torch.rand(4, 3, 32, 32), range(4), grid=2, count=1)
+    with pytest.raises(WhycamError, match=r"makes 32×32 of mosaics of 64×64: .*spec.preprocess.normalize say"):
+        grid_pointing(Flat(), gray, "conv", preprocess=spec.preprocess)
 
 
 def test_a_vision_transformer_with_a_table_of_positions_cannot_play():
@@ -311,7 +311,7 @@ def test_grad_cam_of_the_real_network_finds_the_cells(model, spec):
     made = mosaics(images[sure], torch.from_numpy(source.labels)[sure], count=6, seed=1)
     before = [module.training for module in model.modules()]
     found = grid_pointing(
-        model, made, "layer4[-1]", ["gradcam", "random", "sobel", "center"], preprocess=spec.preprocess.normalise
+        model, made, "layer4[-1]", ["gradcam", "random", "sobel", "center"], preprocess=spec.preprocess.normalize
     )
     assert [module.training for module in model.modules()] == before
     means = found.means()

@@ -1,4 +1,4 @@
-"""Randomised copies: exactly what was asked for is new, and nothing else in the world."""
+"""Randomized copies: exactly what was asked for is new, and nothing else in the world."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from whycam.errors import WhycamError
-from whycam.metrics.randomise import destroyed, randomised
-from whycam.metrics.sanity import sanity_check
+from whycam.metrics.randomization.reinitialize import randomized, reinitialized
+from whycam.metrics.randomization.sanity_check import sanity_check
 from whycam.models import resnet18
 
 
 def test_an_independent_copy_is_new_in_its_part_and_nowhere_else():
     model = trained()
     before = state_of(model)
-    copies = dict(randomised(model, order="independent"))
+    copies = dict(randomized(model, order="independent"))
     assert list(copies) == PARTS
     for part, copied in copies.items():
         assert changed(before, copied.state_dict()) == within(part, before)
@@ -31,8 +31,8 @@ def test_an_independent_copy_is_new_in_its_part_and_nowhere_else():
 
 def test_a_cascade_adds_part_to_part_until_everything_is_new():
     model = trained()
-    before, alone, seen = state_of(model), dict(randomised(model, order="independent")), set()
-    cascade = list(randomised(model))
+    before, alone, seen = state_of(model), dict(randomized(model, order="independent")), set()
+    cascade = list(randomized(model))
     assert [part for part, _ in cascade] == PARTS
     for part, copied in cascade:
         seen |= within(part, before)
@@ -45,8 +45,8 @@ def test_a_cascade_adds_part_to_part_until_everything_is_new():
 
 
 def test_the_network_destroyed_at_once_is_the_last_of_the_cascade():
-    *_, (_, last) = randomised(trained(), seed=2)
-    at_once = destroyed(trained(), seed=2).state_dict()
+    *_, (_, last) = randomized(trained(), seed=2)
+    at_once = reinitialized(trained(), seed=2).state_dict()
     assert all(torch.equal(value, at_once[name]) for name, value in last.state_dict().items())
 
 
@@ -57,7 +57,7 @@ def test_the_original_and_the_global_generators_are_left_alone():
     before, modes = state_of(model), [module.training for module in model.modules()]
     torch.rand(3)  # a state that nothing here could have left behind
     states = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002 (what is left alone)
-    copies = [copied for _, copied in randomised(model)]
+    copies = [copied for _, copied in randomized(model)]
     sanity_check(model, pictures(), "blocks[-1]", ["gradcam", "random"])
     assert torch.equal(torch.get_rng_state(), states[0])
     assert np.array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002
@@ -71,9 +71,9 @@ def test_the_original_and_the_global_generators_are_left_alone():
 
 def test_the_seed_alone_decides_what_is_drawn():
     model = trained()
-    one = dict(randomised(model, order="independent", seed=3))
+    one = dict(randomized(model, order="independent", seed=3))
     torch.rand(5)
-    again, other = (dict(randomised(model, order="independent", seed=seed)) for seed in (3, 4))
+    again, other = (dict(randomized(model, order="independent", seed=seed)) for seed in (3, 4))
     for part in PARTS:
         same = one[part].state_dict()
         assert not changed(same, again[part].state_dict())
@@ -81,13 +81,13 @@ def test_the_seed_alone_decides_what_is_drawn():
         drawn = {name for name in within(part, same) if "norm" not in name}
         assert changed(same, other[part].state_dict()) == drawn
     # Two modules of one shape in two places are drawn apart.
-    last = dict(randomised(model))["Net"]
+    last = dict(randomized(model))["Net"]
     assert not torch.equal(last.blocks[0].conv.weight, last.blocks[1].conv.weight)
 
 
 def test_each_module_is_drawn_as_it_draws_itself_and_what_none_draws_is_shuffled():
     model = trained()
-    (*_, (_, copied)) = randomised(model)
+    (*_, (_, copied)) = randomized(model)
     assert 0.3 < copied.head.weight.abs().max() <= 6**-0.5  # torch's own bound for a Linear of six inputs
     norm = copied.blocks[1].norm
     assert torch.equal(norm.running_mean, torch.zeros(6))
@@ -106,7 +106,7 @@ def test_a_constant_is_drawn_at_its_own_magnitude():
             self.token = nn.Parameter(torch.zeros(4000, dtype=torch.float64))
             self.empty = nn.Parameter(torch.zeros(0))
 
-    ((_, copied),) = randomised(Scaled())
+    ((_, copied),) = randomized(Scaled())
     scale, token = copied.scale.detach(), copied.token.detach()
     assert float(scale.std()) == pytest.approx(1e-6, rel=0.05)
     assert float(token.std()) == pytest.approx(0.02, rel=0.05)
@@ -135,7 +135,7 @@ def test_weights_that_reset_parameters_does_not_reach_are_drawn_all_the_same():
             parameter.uniform_(0.1, 0.9)
     layers.last = layers[0](torch.rand(1, 3))  # carries a graph, as what weight_norm computes does
     before = state_of(layers)
-    *_, (_, copied) = randomised(layers)
+    *_, (_, copied) = randomized(layers)
     assert torch.equal(copied.last, layers.last)
     after = copied.state_dict()
     # One value cannot be shuffled, and is drawn.
@@ -154,7 +154,7 @@ def test_a_network_that_was_taken_apart_does_not_reset_all_of_itself():
 
     model = Resetting()
     before = state_of(model)
-    copies = dict(randomised(model, order="independent"))
+    copies = dict(randomized(model, order="independent"))
     assert changed(before, copies["Resetting"].state_dict()) == {"mask"}
 
 
@@ -170,24 +170,24 @@ class Wrapper(nn.Module):
 def test_parts_by_default():
     resnet = resnet18()
     names = ["linear", *(f"layer{stage}.{block}" for stage in (4, 3, 2, 1) for block in (1, 0)), "bn1", "conv1"]
-    assert [part for part, _ in randomised(resnet, order="independent")] == names
-    held = [part for part, _ in randomised(Wrapper(resnet), order="independent")]
+    assert [part for part, _ in randomized(resnet, order="independent")] == names
+    held = [part for part, _ in randomized(Wrapper(resnet), order="independent")]
     assert held == [f"network.{name}" for name in names]
-    assert [part for part, _ in randomised(nn.DataParallel(resnet), order="independent")] == names
+    assert [part for part, _ in randomized(nn.DataParallel(resnet), order="independent")] == names
     flat = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2))
-    assert [part for part, _ in randomised(flat)] == ["4", "1", "0"]
+    assert [part for part, _ in randomized(flat)] == ["4", "1", "0"]
 
 
 def test_parts_by_name():
     model = trained()
     before = state_of(model)
-    copies = list(randomised(model, parts=["blocks[-1].conv", "norm", "blocks"]))
+    copies = list(randomized(model, parts=["blocks[-1].conv", "norm", "blocks"]))
     assert [name for name, _ in copies] == ["blocks[-1].conv", "norm", "blocks"]
     wanted = [{"blocks.1.conv.weight", "blocks.1.conv.bias"}]
     wanted.append(wanted[0] | within("norm", before))
     wanted.append(wanted[1] | within("blocks", before))
     assert [changed(before, copied.state_dict()) for _, copied in copies] == wanted
-    ((name, copied),) = randomised(model, parts="head", order="independent")
+    ((name, copied),) = randomized(model, parts="head", order="independent")
     assert name == "head"
     assert changed(before, copied.state_dict()) == {"head.weight", "head.bias"}
 
@@ -195,7 +195,7 @@ def test_parts_by_name():
 def test_tied_weights_stay_tied_and_half_precision_stays_half():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).bfloat16()
     model[1].weight = model[0].weight
-    for _, copied in randomised(model):
+    for _, copied in randomized(model):
         assert copied[0].weight is copied[1].weight
         assert copied[0].weight.dtype == torch.bfloat16
         assert not torch.equal(copied[0].weight, model[0].weight)
@@ -219,7 +219,7 @@ def test_one_copy_at_a_time():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_what_cannot_be_randomised_is_one_sentence():
+def test_what_cannot_be_randomized_is_one_sentence():
     model = trained()
     locked = trained()
     locked.lock = threading.Lock()
@@ -237,6 +237,6 @@ def test_what_cannot_be_randomised_is_one_sentence():
     ]
     for given, options, message in cases:
         with pytest.raises(WhycamError, match=message):
-            randomised(given, **options)
+            randomized(given, **options)
     with pytest.raises(WhycamError, match=r"the Net cannot be copied \(cannot pickle .*lock.*\): take out"):
-        next(randomised(locked))
+        next(randomized(locked))

@@ -9,12 +9,12 @@ from torch import nn
 from watcher import SIDE, Watcher, scene
 
 from whycam.errors import WhycamError
-from whycam.metrics import bootstrap_interval, fill_in, road
-from whycam.metrics.ranking import ranks, removed_counts, removed_pixels
+from whycam.metrics import bootstrap_interval, noisy_linear_imputation, road
+from whycam.metrics.faithfulness.ranking import ranks, removed_counts, removed_pixels
 
 
 def solved(image, removed):
-    """One channel (H, W); of each removed pixel: itself = Σ weight · neighbour / Σ weight of those that exist."""
+    """One channel (H, W); of each removed pixel: itself = Σ weight · neighbor / Σ weight of those that exist."""
     places = [tuple(p) for p in np.argwhere(removed)]
     number = {place: i for i, place in enumerate(places)}
     matrix, right = np.eye(len(places)), np.zeros(len(places))
@@ -54,7 +54,7 @@ def test_filled_pixels_solve_the_papers_equations(share):
     removed = torch.rand(4, 9, 13, generator=torch.Generator().manual_seed(3)) < share
     removed[:, 0, 0] = removed[1, -1] = removed[2, :, -1] = True  # corners and whole edges
     removed[:, 4, 6] = False
-    filled = fill_in(images.masked_fill(removed[:, None], torch.nan), removed)
+    filled = noisy_linear_imputation(images.masked_fill(removed[:, None], torch.nan), removed)
     for b in range(4):
         for c in range(2):
             expected = solved(images[b, c].numpy(), removed[b].numpy())
@@ -64,7 +64,7 @@ def test_filled_pixels_solve_the_papers_equations(share):
 
 def test_an_image_of_usual_size_converges():
     images, removed = textures(2, 224, 1), torch.cat([blobs(1, 224, 0.9), torch.rand(1, 224, 224) < 0.9])
-    filled = fill_in(images.double(), removed)
+    filled = noisy_linear_imputation(images.double(), removed)
     kernel = filled.new_tensor([[1, 2, 1], [2, 0, 2], [1, 2, 1]]).div(12)[None, None]
     weights = nn.functional.conv2d(torch.ones_like(filled), kernel, padding=1)
     around = nn.functional.conv2d(filled, kernel, padding=1) / weights
@@ -75,39 +75,41 @@ def test_an_image_of_usual_size_converges():
 
 
 def test_what_is_linear_comes_back():
-    """Inside, where neighbours lie on all sides; what is constant comes back at the borders as well."""
+    """Inside, where neighbors lie on all sides; what is constant comes back at the borders as well."""
     y, x = torch.meshgrid(torch.arange(20.0), torch.arange(30.0), indexing="ij")
     ramp = (0.1 + 0.02 * y - 0.01 * x).double()[None, None]
     inside = torch.zeros(1, 20, 30, dtype=torch.bool)
     inside[:, 3:-2, 1:-6] = True
-    torch.testing.assert_close(fill_in(ramp, inside), ramp, atol=1e-7, rtol=0)
+    torch.testing.assert_close(noisy_linear_imputation(ramp, inside), ramp, atol=1e-7, rtol=0)
     removed = torch.rand(1, 20, 30, generator=torch.Generator().manual_seed(0)) < 0.9
     flat = torch.full_like(ramp, 0.3)
-    torch.testing.assert_close(fill_in(flat, removed), flat, atol=1e-7, rtol=0)
+    torch.testing.assert_close(noisy_linear_imputation(flat, removed), flat, atol=1e-7, rtol=0)
 
 
 def test_a_batch_is_its_images_and_its_turned_images():
     images, removed = textures(5).double(), blobs(5, SIDE, 0.6)
     removed[4] = False  # nothing to do for one of them
-    whole = fill_in(images, removed)
+    whole = noisy_linear_imputation(images, removed)
     for b in range(5):
-        torch.testing.assert_close(whole[b : b + 1], fill_in(images[b : b + 1], removed[b : b + 1]), atol=1e-7, rtol=0)
-    turned = fill_in(images.rot90(1, (2, 3)), removed.rot90(1, (1, 2))).rot90(-1, (2, 3))
+        torch.testing.assert_close(
+            whole[b : b + 1], noisy_linear_imputation(images[b : b + 1], removed[b : b + 1]), atol=1e-7, rtol=0
+        )
+    turned = noisy_linear_imputation(images.rot90(1, (2, 3)), removed.rot90(1, (1, 2))).rot90(-1, (2, 3))
     torch.testing.assert_close(whole, turned, atol=1e-7, rtol=0)
-    assert fill_in(images.float(), removed).dtype == torch.float32
+    assert noisy_linear_imputation(images.float(), removed).dtype == torch.float32
 
 
 def test_what_cannot_be_filled_in_is_refused():
     images, removed = textures(3), torch.zeros(3, SIDE, SIDE, dtype=torch.bool)
     removed[2] = True
     with pytest.raises(WhycamError, match="image 2 has no pixel left to fill the others in from: remove fewer"):
-        fill_in(images, removed)
+        noisy_linear_imputation(images, removed)
     with pytest.raises(WhycamError, match=r"\(B, H, W\) bool, got \(3, 3, 12, 12\) and \(2, 12, 12\) bool"):
-        fill_in(images, removed[:2])
+        noisy_linear_imputation(images, removed[:2])
     with pytest.raises(WhycamError, match="NaN or infinity"):
-        fill_in(images / 0, blobs(3, SIDE, 0.5))
+        noisy_linear_imputation(images / 0, blobs(3, SIDE, 0.5))
     with pytest.raises(WhycamError, match=r"did not converge in \d+ iterations .*allow a larger tolerance"):
-        fill_in(textures(1, 64), blobs(1, 64, 0.9), tolerance=0)
+        noisy_linear_imputation(textures(1, 64), blobs(1, 64, 0.9), tolerance=0)
 
 
 @pytest.mark.parametrize("zeros", [0.0, 0.375, 1.0])
@@ -182,7 +184,7 @@ def test_what_does_not_change_the_order_does_not_change_the_score():
     opposite = road(model, images, -maps, 0)
     assert torch.equal(opposite.morf, plain.lerf)
     assert torch.equal(opposite.combined, -plain.combined)
-    # Normalisation belongs to the model: taken out of it, it is given as preprocess.
+    # Normalization belongs to the model: taken out of it, it is given as preprocess.
     shifted = road(lambda x: Watcher().eval()(x / 2 + 0.5), images, maps, 0, preprocess=lambda x: 2 * x - 1)
     torch.testing.assert_close(shifted.lerf, plain.lerf, atol=1e-5, rtol=0)
     # A function that gives scores itself.

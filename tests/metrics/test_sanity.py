@@ -13,9 +13,9 @@ import whycam
 from whycam.cam import METHODS, Method
 from whycam.cam.maps import heatmaps
 from whycam.errors import WhycamError
-from whycam.metrics.agreement import spearman, ssim
-from whycam.metrics.randomise import randomised
-from whycam.metrics.sanity import sanity_check
+from whycam.metrics.map_similarity import spearman, ssim
+from whycam.metrics.randomization.reinitialize import randomized
+from whycam.metrics.randomization.sanity_check import sanity_check
 
 METHOD_NAMES = ["gradcam", "layercam", "random", "refinecam", "inputgradient", "sobel", "center"]
 
@@ -31,7 +31,7 @@ def test_the_figures_are_those_of_a_plain_loop(order):
     assert found.order == order
     names = {"blocks.0": "blocks[0]", "blocks.0+stem": "blocks[0]+stem"}
     expected = []
-    for part, copied in randomised(model, order=order, seed=2):
+    for part, copied in randomized(model, order=order, seed=2):
         assert order == "independent" or not torch.equal(copied(images).argmax(1), original.predicted)
         asked = [copied.blocks[0], copied.stem]
         after = whycam.explain(copied, images, asked, METHOD_NAMES, original.predicted, seed=2)
@@ -166,7 +166,7 @@ def test_a_vision_transformer(generator):
     assert found.parts[:2] == ("classifier", "vit.layernorm")
     assert {"vit.layers.2", "vit.layers.0", "vit.embeddings"} <= set(found.parts)
     assert found.parts[-1] == "vit.embeddings"
-    *_, (_, copied) = randomised(network)
+    *_, (_, copied) = randomized(network)
     # LayerNorms as untrained as these are reset to what they were.
     same = set(before) - changed(before, copied.state_dict())
     assert same

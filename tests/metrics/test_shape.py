@@ -9,7 +9,7 @@ import torch
 
 from whycam.cam.maps import heatmaps
 from whycam.errors import WhycamError
-from whycam.metrics.shape import complexity, entropy, sparseness
+from whycam.metrics.map_complexity import complexity, entropy, sparseness
 
 
 def gini(values):

@@ -10,7 +10,7 @@ from torch import nn
 
 import whycam
 from whycam.errors import WhycamError
-from whycam.metrics.stability import infidelity, max_sensitivity
+from whycam.metrics.robustness.sensitivity import infidelity, max_sensitivity
 from whycam.seeds import per_image
 
 SIDE = 8

@@ -9,16 +9,16 @@ import pytest
 import torch
 from scored import NOISE, made, shifted
 
-from whycam.errors import WhycamError
-from whycam.metrics import bootstrap_interval
-from whycam.metrics.bootstrap import sign_flip_test
-from whycam.metrics.comparison import LEVEL
-from whycam.metrics.contest import CONTROLS
-from whycam.metrics.measures import MEASURES
-from whycam.report.compared import (
+from whycam.comparison.context import CONTROLS
+from whycam.comparison.measures import MEASURES
+from whycam.comparison.ranking import LEVEL
+from whycam.comparison.rendering import (
     draw_comparison,
     text_table,
 )
+from whycam.errors import WhycamError
+from whycam.metrics import bootstrap_interval
+from whycam.metrics.statistics import sign_flip_test
 
 
 def test_what_stands_above_what():
@@ -31,7 +31,7 @@ def test_what_stands_above_what():
         ("sobel", "input"): shifted(0.47),
         ("center", "input"): shifted(-0.2),
     }
-    found = {standing.method: standing for standing in made(scores).standings("ROAD")}
+    found = {ranking.method: ranking for ranking in made(scores).rankings("ROAD")}
     assert [*found][:4] == ["a", "b", "sobel", "c"]
     assert [*found][-1] == "center"
     assert [found[name].best for name in "abcd"] == [True, True, False, False]
@@ -51,7 +51,7 @@ def test_what_stands_above_what():
 def test_lower_is_better_where_the_measure_says_so():
     scores = {("a", "l"): shifted(0.1), ("b", "l"): shifted(0.9), ("random", "l"): shifted(0.5),
               ("sobel", "input"): shifted(0.6), ("center", "input"): shifted(0.7)}  # fmt: skip
-    first, *_, last = made(scores, "deletion").standings("deletion")
+    first, *_, last = made(scores, "deletion").rankings("deletion")
     assert (first.method, first.best, first.convincing, first.mean) == ("a", True, True, pytest.approx(0.1))
     assert (last.method, last.best, last.beats, last.loses) == ("b", False, (), CONTROLS)
     low, high = first.interval
@@ -61,14 +61,14 @@ def test_lower_is_better_where_the_measure_says_so():
 def test_no_map_has_to_differ_more_than_random_weights_do():
     scores = {("a", "l"): shifted(0.5), ("random", "l"): shifted(0.1), ("sobel", "input"): [1.0] * 8,
               ("center", "input"): [1.0] * 8}  # fmt: skip
-    found = made(scores, "sanity").standings("sanity")
-    assert next(standing for standing in found if standing.method == "a").convincing
+    found = made(scores, "sanity").rankings("sanity")
+    assert next(ranking for ranking in found if ranking.method == "a").convincing
 
 
 def test_a_map_of_no_single_layer_has_to_beat_random_weights_at_all_of_them():
     scores = {("refinecam", "k+l"): shifted(0.3), ("random", "k"): shifted(0.1), ("random", "l"): shifted(0.4),
               ("sobel", "input"): shifted(0.0), ("center", "input"): shifted(0.0)}  # fmt: skip
-    (found,) = (standing for standing in made(scores).standings("road") if not standing.control)
+    (found,) = (ranking for ranking in made(scores).rankings("road") if not ranking.control)
     assert (found.beats, found.loses) == (("sobel", "center"), ("random",))
 
 
@@ -77,7 +77,7 @@ def test_units_for_which_a_measure_is_not_defined_are_left_out():
     scores = {("b", "l"): [nan] * 9, ("a", "l"): [nan, *[0.5, 0.6, 0.7, 0.6] * 2],
               ("random", "l"): [9.0, *[0.1, 0.2, 0.1, 0.2] * 2], ("sobel", "input"): [0.0, *[nan] * 3, *[0.0] * 5],
               ("center", "input"): [nan] * 9}  # fmt: skip
-    found = {standing.method: standing for standing in made(scores, "sensitivity").standings("sensitivity")}
+    found = {ranking.method: ranking for ranking in made(scores, "sensitivity").rankings("sensitivity")}
     assert found["a"].mean == pytest.approx(0.6)
     assert found["a"].n == 8
     assert found["a"].interval == bootstrap_interval(torch.tensor([0.5, 0.6, 0.7, 0.6] * 2, dtype=torch.float64))
@@ -126,10 +126,10 @@ def test_a_control_that_is_perfect_by_construction_does_not_count():
 
 def test_what_was_not_measured_has_no_standings():
     with pytest.raises(WhycamError, match="ADCC was not measured here, only road"):
-        made({("a", "l"): NOISE, ("random", "l"): NOISE}).standings("adcc")
+        made({("a", "l"): NOISE, ("random", "l"): NOISE}).rankings("adcc")
 
 
 def test_sanity_tells_who_fails_and_not_who_is_best():
     scores = {("a", "l"): shifted(0.1), ("b", "l"): shifted(0.9), ("random", "l"): shifted(0.3),
               ("sobel", "input"): [1.0] * 8, ("center", "input"): [1.0] * 8}  # fmt: skip
-    assert not any(standing.best for standing in made(scores, "sanity").standings("sanity"))
+    assert not any(ranking.best for ranking in made(scores, "sanity").rankings("sanity"))

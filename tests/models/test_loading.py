@@ -48,7 +48,7 @@ def test_layouts(layout, state, model, batch, tmp_path):
     loaded, spec = load(save(tmp_path / "net.pth", LAYOUTS[layout](state)))
     assert spec.architecture == "resnet18"
     assert spec.classes[3] == "cat"
-    assert spec.notes == ("net.pth says nothing of its classes and normalisation: CIFAR-10's are assumed.",)
+    assert spec.notes == ("net.pth says nothing of its classes and normalization: CIFAR-10's are assumed.",)
     assert not loaded.training
     assert all(parameter.dtype == torch.float32 for parameter in loaded.parameters())
     torch.testing.assert_close(loaded(batch), model(batch), rtol=2e-3, atol=2e-3)

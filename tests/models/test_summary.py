@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from whycam.models import resnet18, summarise
+from whycam.models import resnet18, summarize
 
 BLOCKS = """\
             Conv2d-1           [-1, 64, 32, 32]           1,728
@@ -27,13 +27,13 @@ Estimated Total Size (MB): 53.89
 
 
 def test_resnet18():
-    table = str(summarise(resnet18()))
+    table = str(summarize(resnet18()))
     head = "\n".join(
         ["-" * 64, "        Layer (type)               Output Shape         Param #", "=" * 64, BLOCKS.rstrip()]
     )
     assert table.startswith(head)
     assert table.endswith(TAIL)
-    rows = summarise(resnet18()).rows
+    rows = summarize(resnet18()).rows
     assert len(rows) == 49
     kinds = [row.name.split("-")[0] for row in rows]
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {
@@ -50,7 +50,7 @@ def test_leaves_the_model_as_it_was():
     model.layer1.eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
-    summarise(model)
+    summarize(model)
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
@@ -60,7 +60,7 @@ def test_other_models_and_shared_and_frozen_parameters():
     shared = nn.Linear(4, 4)
     model = nn.Sequential(nn.Flatten(), shared, nn.ReLU(), shared)
     shared.bias.requires_grad_(False)
-    summary = summarise(model, (1, 2, 2))
+    summary = summarize(model, (1, 2, 2))
     assert [row.name for row in summary.rows] == ["Flatten-1", "Linear-2", "ReLU-3", "Linear-4"]
     assert (summary.total, summary.trainable) == (20, 16)
     assert "Non-trainable params: 4" in str(summary)

@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 
-from whycam.report.pack import STATS
+from whycam.report.encoding import STATS
 
 
 def numbers_of(maps: str, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, bytes]:

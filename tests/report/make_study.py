@@ -14,12 +14,12 @@ import torch
 from whycam.cam.maps import flags_of
 from whycam.study.folder import MANIFEST, METRICS, OPTIONAL, TABLES, write_json
 from whycam.study.manifest import digests
-from whycam.study.measure import measure
-from whycam.study.neighbours import reduced
-from whycam.study.parts import write_table
+from whycam.study.neighbors import reduced
 from whycam.study.predict import quiet
-from whycam.study.relate import relate, shown_neighbours, with_features
-from whycam.study.scores import SCORES, sampled
+from whycam.study.road_scores import SCORES, sampled
+from whycam.study.shards import write_table
+from whycam.study.similarity import relate, shown_neighbors, with_features
+from whycam.study.summary import measure
 from whycam.study.tables import IMAGES, MAPS, PREDICTIONS, image_rows, prediction_rows
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -66,13 +66,13 @@ class Recipe:
     ids: Sequence[str] | None = None
     correct_explained: int = 0
     noise: bool = False
-    neighbours: bool = True
+    neighbors: bool = True
     pictures: Callable[[int], np.ndarray] | None = None
     scores: int | None = 40  # None: from before there were any
 
 
 def picture(rng: np.random.Generator, size: int, noise: bool = False) -> np.ndarray:
-    """A smooth coloured picture with a disc in it."""
+    """A smooth colored picture with a disc in it."""
     y, x = np.mgrid[0:size, 0:size] / size
     base = rng.integers(30, 220, 3)
     slope = rng.uniform(-90, 90, (2, 3))
@@ -116,7 +116,7 @@ def write_folder(
             columns[name].append(cells[name])
     table = pa.table(columns, schema=MAPS)
     write_table(path / TABLES["predictions"], iter([predictions]), PREDICTIONS)
-    recorded = {"features": {"layer": "linear", "length": 16}} if recipe.neighbours else {}
+    recorded = {"features": {"layer": "linear", "length": 16}} if recipe.neighbors else {}
     write_table(path / TABLES["images"], iter(pictures), IMAGES)
     write_table(path / TABLES["maps"], iter([table]), MAPS)
     scores = None
@@ -175,7 +175,7 @@ def make_study(path: Path, recipe: Recipe | None = None) -> Path:
     labels = rng.integers(0, k, n)
     wrong = np.zeros(n, bool)
     wrong[rng.choice(n, recipe.errors, replace=False)] = True
-    # Errors fall on neighbouring classes more often than on others, as in real confusion matrices.
+    # Errors fall on neighboring classes more often than on others, as in real confusion matrices.
     shift = np.minimum(rng.geometric(0.45, n), k - 1)
     predicted = np.where(wrong, (labels + shift) % k, labels)
     rest = rng.dirichlet(np.full(k, 0.3), n)
@@ -202,16 +202,16 @@ def make_study(path: Path, recipe: Recipe | None = None) -> Path:
                         "class_index": shown, "score": float(logits[i, shown]),
                     })  # fmt: skip
     path.mkdir(parents=True, exist_ok=True)
-    if recipe.neighbours:
+    if recipe.neighbors:
         # Features lie about the predicted class's, drawn towards the label's; typical images are many images' nearest.
-        centres, spread = rng.normal(size=(2, k, 16)), rng.uniform(0.35, 0.6, (n, 1))
-        features = centres[0, predicted] + 0.5 * centres[1, labels] + spread * rng.normal(size=(n, 16))
+        centers, spread = rng.normal(size=(2, k, 16)), rng.uniform(0.35, 0.6, (n, 1))
+        features = centers[0, predicted] + 0.5 * centers[1, labels] + spread * rng.normal(size=(n, 16))
         predictions = prediction_rows(np.arange(n), ids, labels, torch.from_numpy(logits))
         part = path / "forward.parquet"
         write_table(part, iter([with_features(predictions, torch.from_numpy(features))]))
         relate([part], path, lambda index: [ids[i] for i in index], quiet)
         part.unlink()
-        for i in shown_neighbours(path).tolist():
+        for i in shown_neighbors(path).tolist():
             if i not in images:
                 images[i] = reduced(torch.from_numpy(paint(i)).permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
     return write_folder(path, recipe, labels, logits, ids, images, maps)

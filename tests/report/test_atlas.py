@@ -10,7 +10,7 @@ from PIL import Image
 
 from whycam.data.decode import encode_png
 from whycam.errors import WhycamError
-from whycam.report.atlas import SHEET_SIDE, pack_images
+from whycam.report.sprites import SHEET_SIDE, pack_images
 
 
 @pytest.mark.parametrize(

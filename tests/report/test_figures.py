@@ -8,7 +8,7 @@ from make_study import HOSTILE, Recipe, make_study
 from PIL import Image
 
 from whycam.errors import WhycamError
-from whycam.report.colour import lookup_table
+from whycam.report.color import lookup_table
 from whycam.report.figures import draw_layer, printable, write_figures
 from whycam.report.payload import Payload
 from whycam.study.folder import Study
@@ -65,7 +65,7 @@ def test_what_a_map_cannot_show_is_written_on_it(tmp_path):
 
 
 def test_cells_are_native_and_on_one_scale(tmp_path):
-    """The drawn colours of a gallery are the look-up of value / scale, cell by cell."""
+    """The drawn colors of a gallery are the look-up of value / scale, cell by cell."""
     study = Study.load(make_study(tmp_path / "s", Recipe(n=60, errors=6)))
     payload = Payload(study)
     figure = draw_layer(payload, "gradcam", payload.layers[2])

@@ -14,7 +14,7 @@ from make_study import CIFAR10, Recipe, make_study
 
 from whycam.errors import WhycamError
 from whycam.report.columns import list_column
-from whycam.report.pack import FLAGS, MISSING, NON_FINITE, STATS, MapBank, dequantise, differences, quantise
+from whycam.report.encoding import FLAGS, MISSING, NON_FINITE, STATS, MapStore, dequantize, differences, quantize
 from whycam.report.payload import Payload
 from whycam.study.folder import Study
 
@@ -23,8 +23,8 @@ RAW = arrays(np.float32, (3, 16), elements=st.floats(-(2.0**100), 2.0**100, widt
 
 @given(RAW)
 def test_every_value_is_right_to_one_step(raw):
-    cells, step, zero = quantise(raw)
-    back = dequantise(cells, step, zero).astype(np.float64)
+    cells, step, zero = quantize(raw)
+    back = dequantize(cells, step, zero).astype(np.float64)
     # One step, and float32 rounding of values as large as the range.
     assert (np.abs(back - raw) <= step[:, None] * (1 + 1e-4)).all()
     assert cells.max() < NON_FINITE
@@ -33,28 +33,28 @@ def test_every_value_is_right_to_one_step(raw):
 @given(RAW)
 def test_zero_is_exactly_zero_and_signs_survive(raw):
     raw[:, 0] = 0
-    back = dequantise(*quantise(raw))
+    back = dequantize(*quantize(raw))
     assert (back[:, 0] == 0).all()
     assert (back[raw > 0] >= 0).all()
     assert (back[raw < 0] <= 0).all()
 
 
 def test_a_step_is_a_254th_of_the_range():
-    _, step, _ = quantise(np.array([[-1.0, 0.5, 3.0]], np.float32))
+    _, step, _ = quantize(np.array([[-1.0, 0.5, 3.0]], np.float32))
     assert step[0] == pytest.approx(4 / 254)
 
 
 def test_values_that_are_not_finite_have_their_own_byte():
     raw = np.array([[np.nan, np.inf, -np.inf, 1.0, -1.0]], np.float32)
-    cells, step, zero = quantise(raw)
+    cells, step, zero = quantize(raw)
     assert (cells[0, :3] == NON_FINITE).all()
-    back = dequantise(cells, step, zero)
+    back = dequantize(cells, step, zero)
     assert np.isnan(back[0, :3]).all()
     np.testing.assert_allclose(back[0, 3:], [1, -1], atol=2 / 254)
 
 
 def test_a_map_of_zeros_is_zeros():
-    cells, step, zero = quantise(np.zeros((1, 4), np.float32))
+    cells, step, zero = quantize(np.zeros((1, 4), np.float32))
     assert (cells == 0).all()
     assert zero[0] == 0
     assert step[0] == 1
@@ -149,7 +149,7 @@ def test_a_map_of_another_shape_is_refused(study):
     with pytest.raises(
         WhycamError, match=r"maps\.parquet: the gradcam map of '.*' at layer2\[-2\] is 16×16, but .* 5×16"
     ):
-        MapBank(study.maps, study.errors["id"].to_pylist(), ["gradcam"], layers, ["predicted"])
+        MapStore(study.maps, study.errors["id"].to_pylist(), ["gradcam"], layers, ["predicted"])
 
 
 def test_list_columns_survive_slices_and_chunks(study):

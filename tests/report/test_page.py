@@ -18,7 +18,7 @@ from whycam.report.charts import nice_ticks, reliability_bars, training_charts
 from whycam.report.frontend import asset
 from whycam.report.html import MATRIX_LIMIT
 from whycam.report.payload import Payload
-from whycam.report.verdict import heat_levels, judge
+from whycam.report.summary import heat_levels, judge
 from whycam.study.folder import Study
 
 HISTORY = [

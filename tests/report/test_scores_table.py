@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from make_study import Recipe, make_study
 
-from whycam.report.scores import BAR_WIDTH, score_table
+from whycam.report.road_table import BAR_WIDTH, score_table
 from whycam.study.folder import Study
 
 
@@ -44,7 +44,7 @@ def test_each_verdict_has_its_sentence(study):
     assert table.why is None
     assert table.findings == (
         "Grad-CAM at a: better than noise. The interval lies above the noise control’s.",
-        "No interval lies above the centre control’s: not told apart from pointing at the middle of every image.",
+        "No interval lies above the center control’s: not told apart from pointing at the middle of every image.",
         "Grad-CAM at b: not told apart from noise. The intervals overlap.",
         "Grad-CAM at c: worse than noise. The interval lies below the noise control’s.",
     )
@@ -56,7 +56,7 @@ def test_each_verdict_has_its_sentence(study):
     better = entry("gradcam", "d", 0.15, 0.2, verdict="above")
     assert table_of(study, [better, *maps, *CONTROLS]).findings[:2] == (
         "Grad-CAM at d and a: better than noise. The interval lies above the noise control’s.",
-        "Grad-CAM at d: better than the centre control as well.",
+        "Grad-CAM at d: better than the center control as well.",
     )
     # On the bar: in order, within it, and equal scores in equal places.
     for row in table.rows:
@@ -87,7 +87,7 @@ def test_too_few_images_have_no_interval(study):
 
 def test_what_has_no_scores_says_why(tmp_path):
     for scores, errors, why in ((None, 5, "before whycam scored"), (0, 5, "--score-images 0"), (9, 0, "is no error")):
-        recipe = Recipe(n=30, errors=errors, scores=scores, neighbours=False)
+        recipe = Recipe(n=30, errors=errors, scores=scores, neighbors=False)
         table = score_table(Study.load(make_study(tmp_path / f"{scores}", recipe)))
         assert why in table.why
         assert not table.rows

@@ -1,4 +1,4 @@
-"""Which images resemble each other: the head's features, nearest neighbours, clusters, suspected labels."""
+"""Which images resemble each other: the head's features, nearest neighbors, clusters, suspected labels."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from whycam.data import take
 from whycam.study import Config, run_study
 from whycam.study.clusters import cluster_count, spherical_kmeans
 from whycam.study.features import directions, features_of, find_head
-from whycam.study.neighbours import KINDS, Block, nearest, neighbour_rows, reduced
-from whycam.study.suspects import label_suspects
+from whycam.study.label_issues import label_issues
+from whycam.study.neighbors import KINDS, Block, nearest, neighbor_rows, reduced
 from whycam.study.tables import prediction_rows
 
 
@@ -89,7 +89,7 @@ def part(block, rows):
 
 
 @pytest.mark.parametrize("size", [1, 7, 64, 300])
-def test_neighbours_equal_a_slow_search(size):
+def test_neighbors_equal_a_slow_search(size):
     block, predicted = blocks_of(np.random.default_rng(0))
     wrong = ~block.correct
     runs = [part(block, slice(start, start + size)) for start in range(0, 300, size)]
@@ -108,17 +108,17 @@ def test_neighbours_equal_a_slow_search(size):
             np.testing.assert_allclose(values[row], cosine[error, order], atol=1e-6)
 
 
-def test_where_there_are_fewer_neighbours_there_are_fewer_rows():
+def test_where_there_are_fewer_neighbors_there_are_fewer_rows():
     features = torch.eye(3)
     block = Block(torch.arange(3), torch.tensor([0, 1, 1]), torch.tensor([False, True, True]), features)
     found = nearest(part(block, [0]), torch.tensor([1]), [block])
-    rows = neighbour_rows(np.array([0]), found, lambda index: [f"i{i}" for i in index]).to_pylist()
+    rows = neighbor_rows(np.array([0]), found, lambda index: [f"i{i}" for i in index]).to_pylist()
     assert [(r["kind"], r["rank"], r["neighbour_id"]) for r in rows] == [
         ("predicted", 1, "i1"), ("predicted", 2, "i2"), ("any", 1, "i1"), ("any", 2, "i2"),
     ]  # fmt: skip
 
 
-def test_larger_neighbours_are_reduced_and_small_ones_are_not():
+def test_larger_neighbors_are_reduced_and_small_ones_are_not():
     small = torch.randint(0, 256, (2, 3, 32, 40), dtype=torch.uint8)
     assert reduced(small) is small
     large = torch.randint(0, 256, (2, 3, 192, 96), dtype=torch.uint8)
@@ -130,11 +130,11 @@ def test_larger_neighbours_are_reduced_and_small_ones_are_not():
 
 def test_clusters_that_are_there_are_found():
     generator = torch.Generator().manual_seed(3)
-    centres = torch.linalg.qr(torch.randn(16, 16, generator=generator)).Q[:5]
+    centers = torch.linalg.qr(torch.randn(16, 16, generator=generator)).Q[:5]
     sizes = (60, 40, 30, 20, 10)
     truth = torch.repeat_interleave(torch.arange(5), torch.tensor(sizes))
     noise = 0.1 * torch.randn(160, 16, generator=generator)
-    features = nn.functional.normalize(centres[truth] + noise, dim=1)
+    features = nn.functional.normalize(centers[truth] + noise, dim=1)
     order = torch.randperm(160, generator=generator)
     clusters, similarity = spherical_kmeans(features[order], 5)
     assert torch.equal(clusters, truth[order])  # the largest first, as they were planted
@@ -155,14 +155,14 @@ def test_few_errors_have_no_clusters():
 
 
 def relations_of(logits, labels, features):
-    """(predictions, neighbours) as a study makes them."""
+    """(predictions, neighbors) as a study makes them."""
     index = np.arange(len(labels))
     predictions = prediction_rows(index, [str(i) for i in index], labels, logits)
     predicted, correct = (torch.from_numpy(predictions[name].to_numpy().copy()) for name in ("predicted", "correct"))
     block = Block(torch.from_numpy(index), torch.from_numpy(labels), correct, directions(features).float())
     wrong = ~correct
     found = nearest(part(block, wrong), predicted[wrong].long(), [block])
-    return predictions, neighbour_rows(index[wrong.numpy()], found, lambda i: [str(j) for j in i])
+    return predictions, neighbor_rows(index[wrong.numpy()], found, lambda i: [str(j) for j in i])
 
 
 def test_labels_that_were_flipped_are_the_first_suspects(loaded):
@@ -180,7 +180,7 @@ def test_labels_that_were_flipped_are_the_first_suspects(loaded):
     own = 1000 - len(right)
     assert own >= 40
     labels[flipped] = (labels[flipped] + 1 + np.arange(40) % 9) % 10
-    rows = label_suspects(*relations_of(logits, labels, torch.cat(seen))).to_pylist()
+    rows = label_issues(*relations_of(logits, labels, torch.cat(seen))).to_pylist()
     assert len(rows) == own + 40
     ranks = [rank for rank, row in enumerate(rows) if row["index"] in flipped]
     rest = [rank for rank, row in enumerate(rows) if row["index"] not in flipped]
@@ -196,13 +196,13 @@ def test_suspicion_equals_its_definition():
     rng = np.random.default_rng(5)
     labels = rng.integers(0, 3, 90)
     logits = torch.from_numpy(rng.normal(size=(90, 3)) * 2 + 2 * np.eye(3)[labels])
-    predictions, neighbours = relations_of(logits, labels, torch.from_numpy(rng.normal(size=(90, 4))))
+    predictions, neighbors = relations_of(logits, labels, torch.from_numpy(rng.normal(size=(90, 4))))
     probability = logits.double().softmax(1).numpy()
     votes = {}
-    for row in neighbours.to_pylist():
+    for row in neighbors.to_pylist():
         if row["kind"] == "any":
             votes.setdefault(row["index"], []).append(labels[row["neighbour_index"]])
-    rows = label_suspects(predictions, neighbours).to_pylist()
+    rows = label_issues(predictions, neighbors).to_pylist()
     assert len(rows) == int((probability.argmax(1) != labels).sum()) > 10
     for row in rows:
         i, label, guess = row["index"], row["label"], row["predicted"]
@@ -215,9 +215,9 @@ def test_suspicion_equals_its_definition():
         assert row["suspect"] == (confident and ballot[0] > ballot[1])
     keys = [(not row["suspect"], -row["score"]) for row in rows]
     assert keys == sorted(keys)
-    alone = {row["index"]: row for row in label_suspects(predictions, None).to_pylist()}
+    alone = {row["index"]: row for row in label_issues(predictions, None).to_pylist()}
     assert all(row["score"] == pytest.approx(row["margin"]) and row["votes"] == 0 for row in alone.values())
-    assert len(label_suspects(predictions.filter(predictions["correct"]), pa.table(neighbours.slice(0, 0)))) == 0
+    assert len(label_issues(predictions.filter(predictions["correct"]), pa.table(neighbors.slice(0, 0)))) == 0
 
 
 def test_a_head_that_is_called_by_keyword_is_found():
@@ -289,7 +289,7 @@ def test_the_head_inside_a_compiled_part_is_found_and_gives_its_features(wrap, b
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_study_of_a_network_with_a_compiled_part_has_neighbours(spec, batch, tmp_path):
+def test_a_study_of_a_network_with_a_compiled_part_has_neighbors(spec, batch, tmp_path):
     """The same as without: how a part is run says nothing of the images."""
     torch.manual_seed(0)
     network = Classifier().eval()
@@ -301,7 +301,7 @@ def test_a_study_of_a_network_with_a_compiled_part_has_neighbours(spec, batch, t
         for images in (batch[:1], batch):
             network(images)
     study = run_study(network, spec, source, tmp_path / "compiled", config)
-    assert study.why_no_neighbours is None
+    assert study.why_no_neighbors is None
     assert study.manifest["features"] == {"layer": path, "length": 8}
-    assert len(study.neighbours) > 0
-    assert study.neighbours.equals(plain.neighbours)
+    assert len(study.neighbors) > 0
+    assert study.neighbors.equals(plain.neighbors)

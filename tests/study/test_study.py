@@ -98,8 +98,8 @@ def test_every_error_has_every_map(study, loaded, source):
 
 
 def test_images_are_the_pixels(study, source):
-    """Of the errors, and then of every neighbour that is shown with one."""
-    rows = study.neighbours.to_pylist()
+    """Of the errors, and then of every neighbor that is shown with one."""
+    rows = study.neighbors.to_pylist()
     near = sorted({row["neighbour_index"] for row in rows if row["kind"] != "any"})
     assert list(study.images) == [source.ids[i] for i in [*study.errors["index"].to_pylist(), *near]]
     for name, png in study.images.items():
@@ -107,7 +107,7 @@ def test_images_are_the_pixels(study, source):
         assert np.array_equal(pixels, source.read([source.ids.index(name)])[0].permute(1, 2, 0).numpy())
 
 
-def test_neighbours_are_the_nearest_by_the_networks_features(study, loaded, source):
+def test_neighbors_are_the_nearest_by_the_networks_features(study, loaded, source):
     """Found again from the features of one forward in single precision, a pair at a time."""
     model, spec = loaded
     kept = []
@@ -119,8 +119,8 @@ def test_neighbours_are_the_nearest_by_the_networks_features(study, loaded, sour
     cosine = torch.nn.functional.cosine_similarity(features[:, None], features[None], dim=2).numpy()
     right = np.array(study.predictions["correct"].to_pylist())
     assert study.manifest["features"] == {"layer": "linear", "length": 512}
-    assert study.why_no_neighbours is None
-    rows = study.neighbours.to_pylist()
+    assert study.why_no_neighbors is None
+    rows = study.neighbors.to_pylist()
     for error in study.errors.to_pylist():
         for kind, count, wanted in (("true", 3, "label"), ("predicted", 3, "predicted"), ("any", 10, None)):
             found = [row for row in rows if (row["index"], row["kind"]) == (error["index"], kind)]
@@ -137,12 +137,12 @@ def test_neighbours_are_the_nearest_by_the_networks_features(study, loaded, sour
                 assert row["similarity"] == pytest.approx(cosine[error["index"], row["neighbour_index"]], abs=1e-3)
 
 
-def test_studies_without_neighbours_say_why(study, loaded, source, tmp_path):
+def test_studies_without_neighbors_say_why(study, loaded, source, tmp_path):
     older = {name: value for name, value in study.manifest.items() if name != "features"}
     older["files"] = {name: entry for name, entry in older["files"].items() if name != "neighbours.parquet"}
     before = Study(study.path, older, study.metrics)
-    assert before.neighbours is before.clusters is None
-    assert "made before whycam recorded neighbours" in before.why_no_neighbours
+    assert before.neighbors is before.clusters is None
+    assert "made before whycam recorded neighbors" in before.why_no_neighbors
     assert before.suspects["votes"].to_pylist() == [0] * len(study.errors)
 
     class Cooler(torch.nn.Module):
@@ -160,8 +160,8 @@ def test_studies_without_neighbours_say_why(study, loaded, source, tmp_path):
         Cooler(model), spec, take(source, 20), tmp_path / "s", Config(layers=("inner.layer4",), baseline=0)
     )
     assert headless.manifest["features"] is None
-    assert headless.neighbours is None
-    assert "not that of one linear layer" in headless.why_no_neighbours
+    assert headless.neighbors is None
+    assert "not that of one linear layer" in headless.why_no_neighbors
     assert not (headless.path / "neighbours.parquet").exists()
     assert list(headless.images) == headless.errors["id"].to_pylist()
 
@@ -190,7 +190,7 @@ def test_batch_size_and_wrappers_do_not_matter(study, loaded, source, tmp_path):
     other = run_study(wrapped, spec, source, tmp_path / "study", dataclasses.replace(CONFIG, batch_size=7))
     assert other.manifest["key"] == study.manifest["key"]
     assert other.manifest["features"] == study.manifest["features"] == {"layer": "linear", "length": 512}
-    assert len(other.neighbours) == len(study.neighbours) > 0
+    assert len(other.neighbors) == len(study.neighbors) > 0
     assert other.predictions["predicted"].equals(study.predictions["predicted"])
     assert other.maps.select(["id", "method", "layer", "target"]).equals(
         study.maps.select(["id", "method", "layer", "target"])

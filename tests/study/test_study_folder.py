@@ -131,8 +131,8 @@ def test_killed_at_any_moment_it_says_so_and_continues(study, starter, tmp_path)
     assert done.maps.select(columns).equals(study.maps.select(columns))
     assert done.predictions["predicted"].equals(study.predictions["predicted"])
     columns = ["id", "kind", "rank"]
-    assert done.neighbours.select(columns).equals(study.neighbours.select(columns))
-    similar = [table["similarity"].to_numpy() for table in (done.neighbours, study.neighbours)]
+    assert done.neighbors.select(columns).equals(study.neighbors.select(columns))
+    similar = [table["similarity"].to_numpy() for table in (done.neighbors, study.neighbors)]
     np.testing.assert_allclose(*similar, atol=1e-3)
     same_scores(done, study)
     assert done.manifest["files"].keys() == study.manifest["files"].keys()

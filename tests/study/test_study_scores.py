@@ -14,7 +14,7 @@ from whycam.data import take
 from whycam.metrics import road
 from whycam.seeds import derive_seed
 from whycam.study import Config, run_study
-from whycam.study.scores import Scorer, sampled, summarise_scores
+from whycam.study.road_scores import Scorer, sampled, summarize_scores
 from whycam.study.tables import MAPS
 
 
@@ -47,9 +47,9 @@ def test_scores_are_road_of_the_stored_maps_beside_the_controls(study, loaded, s
         )  # fmt: skip
         assert row["morf"] == pytest.approx(float(scores.morf.mean()), abs=1e-4)
         assert row["lerf"] == pytest.approx(float(scores.lerf.mean()), abs=1e-4)
-    centre = [row["combined"] for row in rows if row["method"] == "center"]
+    center = [row["combined"] for row in rows if row["method"] == "center"]
     noise = [row["combined"] for row in rows if row["method"] == "noise"]
-    assert len(set(centre)) == len(set(noise)) == SCORED
+    assert len(set(center)) == len(set(noise)) == SCORED
 
 
 def combination_of(row):
@@ -89,7 +89,7 @@ def test_maps_without_an_order_are_counted_and_not_scored(study, loaded, source,
     )
     table = scorer.rows(chosen, [source.ids[i] for i in chosen], source.read(chosen))
     assert [row["morf"] is None for row in table.to_pylist()] == [False] * 3 + [True] + [False] * 2
-    entries = summarise_scores(table)
+    entries = summarize_scores(table)
     assert [(entry["n"], entry["unranked"]) for entry in entries] == [(1, 1), (2, 0), (2, 0)]
     assert (entries[0]["interval"], entries[0]["verdict"]) == (None, "unclear")
 

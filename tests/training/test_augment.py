@@ -10,7 +10,7 @@ from tiny import real
 from whycam.data import CIFAR10
 from whycam.training import RECIPES, Recipe
 from whycam.training.augment import Plan, crop_and_flip, fill_holes, plan_epoch
-from whycam.training.device_data import DeviceData
+from whycam.training.device_dataset import DeviceData
 
 ALL = Recipe(
     epochs=2, batch_size=32, crops=((0.0, 20), (0.5, 0)), cutout=7, cutout_probability=0.6, jitter=0.3,

@@ -15,7 +15,7 @@ from tiny import MUON, RECIPE, Tiny, run
 from torch import nn
 
 from whycam.training import read_history
-from whycam.training.distributed import Processes, SyncedBatchNorm2d, processes, synchronise_batchnorm
+from whycam.training.distributed import DistributedContext, SyncedBatchNorm2d, processes, synchronize_batchnorm
 from whycam.training.state import load_state
 
 CPU = torch.device("cpu")
@@ -87,7 +87,7 @@ def test_without_a_restart_the_kill_ends_the_run(tmp_path):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 def test_the_shares_of_a_batch_cover_it(count):
-    parts = [Processes(rank, count, CPU).share(32, 64) for rank in range(count)]
+    parts = [DistributedContext(rank, count, CPU).share(32, 64) for rank in range(count)]
     assert [part[0] for part in parts] + [64] == [32] + [part[1] for part in parts]
     lengths = [stop - start for start, stop in parts]
     assert max(lengths) - min(lengths) <= 1
@@ -120,7 +120,7 @@ def test_synced_batchnorm_is_batchnorm(alone, affine, momentum, generator):
             ours.weight.uniform_(0.5, 2, generator=generator)
             ours.bias.uniform_(-1, 1, generator=generator)
     theirs.load_state_dict(ours.state_dict())
-    assert synchronise_batchnorm(nn.Sequential(ours))[0] is ours
+    assert synchronize_batchnorm(nn.Sequential(ours))[0] is ours
     assert type(ours) is SyncedBatchNorm2d
     for mode in (True, True, False):
         ours.train(mode)
@@ -141,12 +141,12 @@ def test_synced_batchnorm_is_batchnorm(alone, affine, momentum, generator):
 
 def test_the_compiler_keeps_out_of_what_processes_say_to_each_other(alone, generator):
     """Tracing what waits for the others took minutes, and was given up after so many layers."""
-    model = synchronise_batchnorm(Tiny(10))
+    model = synchronize_batchnorm(Tiny(10))
     plain = copy.deepcopy(model)
     x = torch.randn(4, 3, 16, 16, generator=generator)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        Processes(0, 1, CPU).wrap(model, RECIPE.override({"compile": True}))
+        DistributedContext(0, 1, CPU).wrap(model, RECIPE.override({"compile": True}))
         answer = torch.compile(model, backend="eager", dynamic=False)(x)
     assert not [one for one in said if "Dynamo does not know how to trace" in str(one.message)]
     torch.testing.assert_close(answer, plain(x))
@@ -159,7 +159,7 @@ def test_other_layers_are_left_alone():
     model = Tiny(10)
     names = [name for name, _ in model.named_modules()]
     parameters = [id(p) for p in model.parameters()]
-    synchronise_batchnorm(model)
+    synchronize_batchnorm(model)
     assert [name for name, _ in model.named_modules()] == names
     assert [id(p) for p in model.parameters()] == parameters
     assert [type(m).__name__ for m in model.children()] == [

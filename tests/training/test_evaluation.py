@@ -12,8 +12,8 @@ from tiny import PREPROCESS, Tiny, small
 from whycam.data import ArraySource
 from whycam.errors import WhycamError
 from whycam.training import evaluate, hold_out, measure, predict
-from whycam.training.device_data import DeviceData
-from whycam.training.evaluate import VIEWS, Evaluation
+from whycam.training.device_dataset import DeviceData
+from whycam.training.evaluation import VIEWS, Evaluation
 
 
 @pytest.fixture(scope="module")

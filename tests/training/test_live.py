@@ -15,10 +15,10 @@ import pytest
 from tiny import run
 
 from whycam.errors import MissingExtraError, WhycamError
-from whycam.report.curves import draw_curves, write_curves
 from whycam.training import read_history
 from whycam.training.history import EpochRecord, Progress
-from whycam.training.live import batch_line, duration, epoch_lines, live_view, tensorboard
+from whycam.training.plots import draw_curves, write_curves
+from whycam.training.progress import batch_line, duration, epoch_lines, live_view, tensorboard
 
 PROGRESS = Progress(
     epoch=1, epochs=20, step=391, steps=391, batch_loss=0.54321, loss=0.6, accuracy=0.81234, images=50_000,
@@ -51,7 +51,7 @@ def test_a_pipe_gets_lines_only():
 def test_a_pipe_hears_within_an_epoch_now_and_then(monkeypatch):
     """A line a minute, however many steps there are, counted from whatever was said last."""
     now = [0.0]
-    monkeypatch.setattr("whycam.training.live.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("whycam.training.progress.time.monotonic", lambda: now[0])
     file = io.StringIO()
     said = []
     with live_view(file) as listen:

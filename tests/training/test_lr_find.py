@@ -11,9 +11,9 @@ from tiny import PREPROCESS, RECIPE, Tiny, small
 from torch.nn import functional as F
 
 from whycam.errors import WhycamError
-from whycam.report.curves import draw_lr_find, write_lr_find
 from whycam.training import lr_find, lr_range_test
 from whycam.training.optim import make_optimizer
+from whycam.training.plots import draw_lr_find, write_lr_find
 
 
 def batches(n=10_000, size=16):
@@ -33,7 +33,7 @@ def snapshot(model, optimizer):
 
 
 def prepared(used, **fields):
-    """A network and its optimiser, if ``used`` with steps behind them and a gradient at hand."""
+    """A network and its optimizer, if ``used`` with steps behind them and a gradient at hand."""
     model = Tiny(10)
     optimizer = make_optimizer(model, RECIPE.override(fields))
     if used:
@@ -46,7 +46,7 @@ def prepared(used, **fields):
 
 @pytest.mark.parametrize("used", [False, True])
 @pytest.mark.parametrize("kind", ["sgd", "adam", "muon"])
-def test_model_and_optimiser_are_as_before(kind, used):
+def test_model_and_optimizer_are_as_before(kind, used):
     model, optimizer = prepared(used, optimizer=kind)
     twin, twin_optimizer = copy.deepcopy((model, optimizer))
     before = snapshot(model, optimizer)
@@ -87,7 +87,7 @@ def test_rates_and_smoothing_equal_their_definitions():
 
 @pytest.mark.parametrize(("smoothing", "unlucky"), [(0.0, 0), (0.9, 0), (0.9, 3)])
 def test_the_suggestion_is_where_a_known_loss_falls_most_steeply(smoothing, unlucky):
-    """A model whose loss is a function of the learning rate alone: it reads it from the optimiser.
+    """A model whose loss is a function of the learning rate alone: it reads it from the optimizer.
 
     A few bad batches at the start, before the average has seen enough, are no fall.
     """

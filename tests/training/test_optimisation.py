@@ -1,4 +1,4 @@
-"""Schedule, optimiser, averaging and loss, each against a slow reference."""
+"""Schedule, optimizer, averaging and loss, each against a slow reference."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from whycam.training import RECIPES, Recipe
 from whycam.training.augment import plan_epoch
 from whycam.training.averaging import Averager
-from whycam.training.device_data import DeviceData
+from whycam.training.device_dataset import DeviceData
 from whycam.training.history import Progress
 from whycam.training.optim import (
     decay_groups,
@@ -128,7 +128,7 @@ def test_a_step_does_not_depend_on_memory_formats(kind):
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam", "muon"])
-def test_an_optimiser_goes_on_from_its_tensors(kind):
+def test_an_optimizer_goes_on_from_its_tensors(kind):
     recipe = Recipe(optimizer=kind)
     first = Tiny(10)
     second = Tiny(10)

@@ -1,4 +1,4 @@
-"""Recipes: typed, serialisable, overridable, and refused where they make no sense."""
+"""Recipes: typed, serializable, overridable, and refused where they make no sense."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def lifetime(folder, die=None, kill_after=None, kill_begun=False, number=signal.
 
 
 def same_end(folder, reference):
-    """Whether two runs ended in bit-identical weights, averages, optimiser states and histories."""
+    """Whether two runs ended in bit-identical weights, averages, optimizer states and histories."""
     ours, theirs = load_state(folder / "state.pt"), load_state(reference / "state.pt")
     for group, tensors in theirs.tensors.items():
         assert ours.tensors[group].keys() == tensors.keys()

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from whycam.training import Recipe
 from whycam.training.augment import plan_epoch
-from whycam.training.device_data import DeviceData
+from whycam.training.device_dataset import DeviceData
 from whycam.training.history import Progress
 from whycam.training.loop import Loop
-from whycam.training.sharpness import ascended
+from whycam.training.sam import perturbed_weights
 from whycam.training.state import load_state
 from whycam.training.train import initial_model
 
@@ -54,7 +54,7 @@ def test_the_place_is_the_papers(sloped):
     slow = {n: (p.detach().numpy().copy(), p.grad.numpy()) for n, p in model.named_parameters() if p.ndim > 1}
     total = np.sqrt(sum((np.sqrt((w**2).sum()) * np.sqrt((g**2).sum())) ** 2 for w, g in slow.values()))
     here = {name: p.detach().clone() for name, p in model.named_parameters()}
-    with ascended(model, 0.1):
+    with perturbed_weights(model, 0.1):
         for name, p in model.named_parameters():
             expected = here[name].numpy()
             if name in slow:
@@ -78,7 +78,7 @@ def test_no_place_so_near_is_worse(sloped):
         return float(F.cross_entropy(model(x), labels))
 
     flat = loss()
-    with ascended(model, radius):
+    with perturbed_weights(model, radius):
         worst = loss() - flat
     rises = []
     for seed in range(50):
@@ -102,7 +102,7 @@ def test_all_is_back_afterwards(sloped):
     gradients = [p.grad.clone() for p in model.parameters()]
 
     def fail():
-        with ascended(model, 0.1):
+        with perturbed_weights(model, 0.1):
             model.zero_grad()
             F.cross_entropy(model(x), labels).backward()
             raise ZeroDivisionError
@@ -116,12 +116,12 @@ def test_all_is_back_afterwards(sloped):
 
 def test_without_a_slope_nothing_moves():
     model = Tiny(10)
-    with ascended(model, 0.1):  # no gradients at all
+    with perturbed_weights(model, 0.1):  # no gradients at all
         pass
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with ascended(model, 0.1):
+    with perturbed_weights(model, 0.1):
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 

@@ -20,8 +20,8 @@ from whycam.errors import WhycamError
 from whycam.models import load
 from whycam.models.resnet import resnet18
 from whycam.training import RECIPES, Recipe, evaluate, read_history, train, train_seeds
-from whycam.training.device_data import DeviceData
-from whycam.training.evaluate import VIEWS, Evaluation
+from whycam.training.device_dataset import DeviceData
+from whycam.training.evaluation import VIEWS, Evaluation
 from whycam.training.history import EpochRecord, Progress
 from whycam.training.loop import Loop
 from whycam.training.state import load_state
@@ -143,7 +143,7 @@ def test_the_loop_overfits_256_real_images(tmp_path):
 
 @pytest.mark.slow
 def test_resnet18_overfits_256_real_images(tmp_path):
-    # With 24 steps of warm-up a rate of 0.05 first drives the loss to 4, and memorising is not done in time.
+    # With 24 steps of warm-up a rate of 0.05 first drives the loss to 4, and memorizing is not done in time.
     recipe = RECIPES["cpu"].override(
         {"epochs": 15, "batch_size": 32, "lr": 0.02, "weight_decay": 0, "label_smoothing": 0, "pad": 0, "flip": "none",
          "averaging": "none", "crops": [[0, 0]], "evaluate_every": 15}

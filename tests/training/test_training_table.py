@@ -1,4 +1,4 @@
-"""The table of training runs, made from real ones, and the programme that makes the runs."""
+"""The table of training runs, made from real ones, and the program that makes the runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TOOLS = Path(__file__).parents[2] / "tools"
 sys.path.insert(0, str(TOOLS))
 
 import training_table  # noqa: E402
-from training_programme import ABLATIONS, SEARCH  # noqa: E402
+from training_program import ABLATIONS, SEARCH  # noqa: E402
 
 
 def rows(text):
@@ -129,14 +129,14 @@ def test_mistakes_are_one_sentence(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_programme_stops_in_time_and_goes_on(tmp_path):
+def test_the_program_stops_in_time_and_goes_on(tmp_path):
     """On images of two classes; the second call finds the sweep's first run done or resumes it.
 
     Runs on other images are not taken for its own, and one that diverges does not keep the next from its turn.
     """
     data = two_classes(tmp_path / "data", test=8)
     command = [
-        sys.executable, str(TOOLS / "training_programme.py"), str(data), "--out", str(tmp_path / "out"),
+        sys.executable, str(TOOLS / "training_program.py"), str(data), "--out", str(tmp_path / "out"),
         "--seeds", "2", "--ablation-seeds", "1", "--set", "epochs=1", "batch_size=16", "crops=[[0,8]]",
     ]  # fmt: skip
 

@@ -12,26 +12,25 @@ import torch
 from torch import Tensor, nn
 
 from whycam.app.desk import Ticket
-from whycam.cam.asking import leading
-from whycam.cam.classes import class_index
 from whycam.cam.explain import explain
 from whycam.cam.explanation import Explanation
 from whycam.cam.methods import METHODS
 from whycam.cam.methods.registry import Method
+from whycam.cam.targets.class_names import class_index
+from whycam.cam.targets.resolve import leading
 from whycam.data import open_source
+from whycam.data.batches import fit_pixels
 from whycam.data.decode import decode_image, encode_png
-from whycam.data.encoded import fit_pixels
 from whycam.data.preprocess import CIFAR10
-from whycam.errors import WhycamError
+from whycam.errors import WhycamError, near_misses
 from whycam.models import ModelSpec
-from whycam.modules import in_eval_mode
-from whycam.report.atlas import pack_images
+from whycam.nn_utils import in_eval_mode
+from whycam.report.encoding import MISSING, MapStore
 from whycam.report.notes import method_note
-from whycam.report.pack import MISSING, MapBank
 from whycam.report.payload import TARGETS, TOP_CLASSES, display_constants, encode_columns, text
-from whycam.study.layers import STUDY_LAYERS, study_layers
+from whycam.report.sprites import pack_images
+from whycam.study.default_layers import STUDY_LAYERS, study_layers
 from whycam.study.tables import image_rows, map_rows, prediction_rows
-from whycam.suggest import near_misses
 
 MAX_PIXELS = 2**24
 """Largest image that is decoded (16 megapixels: 50 MB as RGB)."""
@@ -144,7 +143,7 @@ class LiveModel:
         seen = self.spec.preprocess.invert(inputs).cpu()
         png = image_rows(one, [_ID], seen)["png"][0].as_py()
         grids = _grids(explained)
-        bank = MapBank(maps, [_ID], [method.name], grids, TARGETS)
+        bank = MapStore(maps, [_ID], [method.name], grids, TARGETS)
         rows = prediction_rows(one, [_ID], classes["true"], logits)
         return {
             "columns": text(encode_columns(rows, len(self.spec.classes))),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from whycam import __version__
+from whycam._version import __version__
 from whycam.errors import WhycamError
 from whycam.report.frontend import asset, bundle, inert_json, policy, render
 from whycam.report.notes import READING
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from whycam.study.folder import Study
 
 SCRIPTS = (
-    "data.js", "relations.js", "colour.js", "words.js", "state.js", "evidence.js", "theme.js", "export.js",
+    "data.js", "relations.js", "color.js", "words.js", "state.js", "evidence.js", "theme.js", "export.js",
     "keyboard.js", "live.js",
 )  # fmt: skip
 _POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">')

@@ -21,8 +21,7 @@ from whycam.app.intake import Intake, Refusal, until_gone
 from whycam.app.limits import Limits
 from whycam.app.live import Choice, LiveModel
 from whycam.app.pages import Page
-from whycam.errors import WhycamError
-from whycam.hardware import HardwareError, within_hardware
+from whycam.errors import HardwareError, WhycamError, within_hardware
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,16 @@
 """The core: capture → method → map. Knows nothing of CIFAR-10, files or reports."""
 
-from whycam.cam.boxes import Boxes, Detections, detections
-from whycam.cam.capture import Trace, capture
 from whycam.cam.explain import Explainer, explain
 from whycam.cam.explanation import Explanation, load_explanation
-from whycam.cam.factorise import Factorisation, factorise
-from whycam.cam.layers import Layer, resolve_layer, resolve_layers
-from whycam.cam.layout import Layout
+from whycam.cam.factorize import Factorization, factorize
+from whycam.cam.inspect import default_layer, inspect_layers
 from whycam.cam.methods import METHODS, LayerTrace, Method, method, resolve_methods
-from whycam.cam.other_targets import Binary, Output, Segmentation, Similarity, WholeOutput
-from whycam.cam.survey import default_layer, survey
-from whycam.cam.targets import ClassScore, Finer, LogProbability, Margin, Predicted, Probability, ReST
+from whycam.cam.network.layers import Layer, resolve_layer, resolve_layers
+from whycam.cam.network.layout import Layout
+from whycam.cam.passes.capture import Trace, capture
+from whycam.cam.targets.classification import ClassScore, Finer, LogProbability, Margin, Predicted, Probability, ReST
+from whycam.cam.targets.detection import Boxes, Detections, detections
+from whycam.cam.targets.outputs import Binary, Output, Segmentation, Similarity, WholeOutput
 
 __all__ = [
     "METHODS",
@@ -20,7 +20,7 @@ __all__ = [
     "Detections",
     "Explainer",
     "Explanation",
-    "Factorisation",
+    "Factorization",
     "Finer",
     "Layer",
     "LayerTrace",
@@ -40,11 +40,11 @@ __all__ = [
     "default_layer",
     "detections",
     "explain",
-    "factorise",
+    "factorize",
+    "inspect_layers",
     "load_explanation",
     "method",
     "resolve_layer",
     "resolve_layers",
     "resolve_methods",
-    "survey",
 ]

@@ -10,20 +10,20 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from whycam.cam.asking import resolve_targets
-from whycam.cam.capture import NoGradientError
-from whycam.cam.classes import ClassesLike, ClassNames
 from whycam.cam.explanation import Explanation
-from whycam.cam.inputs import Inputs, InputsLike
-from whycam.cam.layers import Layer, LayerLike, resolve_layers
-from whycam.cam.layout import Layout, check_layout
+from whycam.cam.inspect import default_layer, explain_missing_gradient
 from whycam.cam.methods.registry import INPUT, Method, MethodLike, resolve_methods
-from whycam.cam.run import Run
-from whycam.cam.survey import default_layer, explain_missing_gradient
-from whycam.cam.targets import TargetLike
-from whycam.cam.views import LayerTrace
+from whycam.cam.network.inputs import Inputs, InputsLike
+from whycam.cam.network.layers import Layer, LayerLike, resolve_layers
+from whycam.cam.network.layout import Layout, check_layout
+from whycam.cam.passes.capture import NoGradientError
+from whycam.cam.passes.runner import Run
+from whycam.cam.passes.trace import LayerTrace
+from whycam.cam.targets.class_names import ClassesLike, ClassNames
+from whycam.cam.targets.classification import TargetLike
+from whycam.cam.targets.resolve import resolve_targets
 from whycam.errors import WhycamError
-from whycam.modules import laid_open, unwrapped
+from whycam.nn_utils import instrumented, unwrapped
 
 LayoutsLike = Layout | Mapping[str, Layout] | None
 TargetsLike = TargetLike | Mapping[str, TargetLike]
@@ -38,7 +38,7 @@ class Explainer:
         layers: names (``layer3[-2]``, ``layer3.0``) or modules; by default the model's own ``cam_layers``, or else the
             last spatial layer.
         methods: names (``gradcam``, ``fem(k=3)``) or method objects.
-        targets: what is explained unless a call says otherwise; see `whycam.cam.asking.resolve_targets`.
+        targets: what is explained unless a call says otherwise; see `whycam.cam.targets.resolve.resolve_targets`.
         layout: where channels and positions lie in the layers' outputs, for all or by layer name; detected by default.
         seed: of the methods that draw at random.
         differentiable: keep the graph, so that a loss on the maps can be trained with; layer methods only.
@@ -80,7 +80,7 @@ class Explainer:
         """Explain a batch.
 
         Args:
-            images: (B, C, H, W) float, normalised as the model expects, on the model's device; or a tuple or mapping
+            images: (B, C, H, W) float, normalized as the model expects, on the model's device; or a tuple or mapping
                 of the model's arguments, the first image-like tensor of which is what is explained.
             targets: overrides the constructor's.
 
@@ -91,7 +91,7 @@ class Explainer:
             WhycamError: the batch does not fit the model, a target does not exist, or a layer has no map.
         """
         # Under the caller's inference_mode nothing can be made that autograd takes.
-        with torch.inference_mode(False), laid_open(self._network):
+        with torch.inference_mode(False), instrumented(self._network):
             try:
                 return self._explained(Inputs.of(images).ordinary(), targets)
             except RuntimeError as error:
@@ -153,7 +153,7 @@ def explain(
     Args:
         model: any module that takes (B, C, H, W) and returns (B, K) logits; afterwards as it was, but for what its own
             ``forward`` writes in eval mode.
-        images: (B, C, H, W) float, normalised as the model expects, on the model's device.
+        images: (B, C, H, W) float, normalized as the model expects, on the model's device.
         layers: names (``layer3[-2]``, ``layer3.0``) or modules; by default the last spatial layer.
         methods: names (``gradcam``, ``hirescam``) or method objects.
         targets: ``None`` (each image's predicted class), a class's index or name, (B,) of either, a callable on the
@@ -211,7 +211,7 @@ def derive(run: Run, methods: Sequence[Method]) -> dict[tuple[str, str, str], Te
 def _map_of(method: Method, trace: LayerTrace | Sequence[LayerTrace]) -> Tensor:
     views = [trace] if isinstance(trace, LayerTrace) else trace
     seen = views[0].activations
-    with _left_alone(method, views):
+    with _forbid_inplace(method, views):
         made: object = method(trace)
     if isinstance(made, Tensor) and made.ndim == seen.ndim - 1 and len(made) == len(seen):
         return made
@@ -223,7 +223,7 @@ def _map_of(method: Method, trace: LayerTrace | Sequence[LayerTrace]) -> Tensor:
 
 
 @contextmanager
-def _left_alone(method: Method, views: Sequence[LayerTrace]) -> Iterator[None]:
+def _forbid_inplace(method: Method, views: Sequence[LayerTrace]) -> Iterator[None]:
     """Refuse a method that changes what the others read as well."""
     read = ("activations", "gradients", "curvature", "logits", "scores")
     tensors = [(name, tensor, tensor._version) for view in views for name in read for tensor in [getattr(view, name)]]
@@ -247,7 +247,7 @@ def _check_positions(name: str, shape: torch.Size) -> None:
 
 def _check(images: Tensor, model: nn.Module) -> None:
     takes: dict[type[nn.Module], int] = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
-    # By isinstance: parametrised convolutions have types of their own. Without any, the network itself decides.
+    # By isinstance: parametrized convolutions have types of their own. Without any, the network itself decides.
     axes = {count for kind, count in takes.items() if any(isinstance(module, kind) for module in model.modules())}
     if axes and images.ndim not in axes:
         shapes = {3: "(B, C, T)", 4: "(B, C, H, W)", 5: "(B, C, D, H, W)"}
@@ -265,7 +265,7 @@ def _check(images: Tensor, model: nn.Module) -> None:
     if not len(images):
         raise WhycamError("the batch of images is empty")
     if not images.is_floating_point():
-        raise WhycamError(f"images must be normalised floats, got {images.dtype}: pass spec.preprocess(images)")
+        raise WhycamError(f"images must be normalized floats, got {images.dtype}: pass spec.preprocess(images)")
     if not bool(images.isfinite().all()):
         count = int((~images.isfinite()).flatten(1).any(dim=1).sum())
         raise WhycamError(f"{count} of {len(images)} images hold NaN or infinite values")

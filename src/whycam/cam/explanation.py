@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor
 
 from whycam.cam.maps import Aggregation, Flag, Interpolation, aggregate, flags_of, heatmaps
-from whycam.errors import WhycamError
+from whycam.errors import WhycamError, near_misses
 from whycam.files import write_bytes
-from whycam.suggest import near_misses
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -135,8 +134,8 @@ class Explanation:
         return aggregate(maps, how, None if size == "finest" else size)
 
     def plot(self, index: int = 0, *, colormap: str = "viridis", signed: bool = False) -> Figure:
-        """One image's maps as a matplotlib figure for a screen or a paper; see `whycam.cam.plot.plot_explanation`."""
-        from whycam.cam.plot import plot_explanation
+        """One image's maps as a matplotlib figure; see `whycam.cam.display.plot_explanation`."""
+        from whycam.cam.display import plot_explanation
 
         return plot_explanation(self, index, colormap=colormap, signed=signed)
 
@@ -167,7 +166,7 @@ class Explanation:
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        from whycam.cam.notebook import explanation_html
+        from whycam.cam.display import explanation_html
 
         return explanation_html(self)
 

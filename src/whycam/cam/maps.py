@@ -69,7 +69,7 @@ def flags_of(raw: Tensor) -> list[tuple[Flag, ...]]:
 def resize(maps: Tensor, size: Sequence[int], interpolation: Interpolation = "bilinear") -> Tensor:
     """(B, h, w) → (B, H, W), and likewise for one and three axes of positions.
 
-    Linear with half-pixel centres (``align_corners=False``), as OpenCV does it, or the nearest cell.
+    Linear with half-pixel centers (``align_corners=False``), as OpenCV does it, or the nearest cell.
     """
     if tuple(maps.shape[1:]) == tuple(size):
         return maps

@@ -2,8 +2,8 @@
 
 from whycam.data.cifar import CLASSES as CIFAR10_CLASSES
 from whycam.data.decode import decode_image, encode_png
-from whycam.data.detect import open_source
 from whycam.data.download import OFFICIAL_URL, download_cifar10
+from whycam.data.open import open_source
 from whycam.data.preprocess import CIFAR10, Preprocess
 from whycam.data.source import ArraySource, ImageSource
 from whycam.data.subset import Subset, take

@@ -110,7 +110,7 @@ def parse_python(data: bytes, where: str) -> _Batch:
 
 
 def official_order(images: Pixels, labels: IndexArray) -> tuple[Pixels, IndexArray, bool]:
-    """Recognise the official contents, and put the five training batches into their order where they are not.
+    """Recognize the official contents, and put the five training batches into their order where they are not.
 
     Copies of CIFAR-10 in other layouts keep the order inside a batch, but not always that of the batches.
 

@@ -31,8 +31,8 @@ def decode_image(
 ) -> Pixels:
     """Read one image file as it is meant to be seen.
 
-    Grey and palette images become RGB; transparent parts are laid over white, as a page shows them; 16-bit grey is
-    rounded to 8 bits; CMYK is converted without a colour profile; the EXIF orientation is applied. The contents
+    Gray and palette images become RGB; transparent parts are laid over white, as a page shows them; 16-bit gray is
+    rounded to 8 bits; CMYK is converted without a color profile; the EXIF orientation is applied. The contents
     decide what kind of file it is, not its extension.
 
     Args:
@@ -84,7 +84,7 @@ def decode_unguarded(
 
 
 def encode_png(pixels: Pixels) -> bytes:
-    """Encode (H, W, 3) RGB or (H, W) grey uint8 pixels as a PNG file, losslessly."""
+    """Encode (H, W, 3) RGB or (H, W) gray uint8 pixels as a PNG file, losslessly."""
     try:
         from PIL import Image
     except ImportError:
@@ -118,8 +118,8 @@ def _to_rgb(image: Image.Image) -> Pixels:
 
     if image.mode.startswith("I;16"):
         # Pillow's own conversion clips; 65535 / 255 = 257 exactly.
-        grey = ((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
+        gray = ((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)
+        return np.repeat(gray[:, :, None], 3, axis=2)
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         white.alpha_composite(image.convert("RGBA"))

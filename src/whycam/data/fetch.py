@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from whycam import __version__
+from whycam._version import __version__
 from whycam.errors import WhycamError
 
 Progress = Callable[[int, int], None]

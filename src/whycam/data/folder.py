@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from whycam.data.batches import Encoded, read_batch
 from whycam.data.decode import EXTENSIONS
-from whycam.data.encoded import Encoded, read_batch
 from whycam.data.labels import match_classes
 from whycam.data.source import IndexArray
 from whycam.data.splits import canonical, choose, choose_unsplit

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from whycam.data.source import IndexArray
-from whycam.errors import WhycamError
-from whycam.suggest import near_misses
+from whycam.errors import WhycamError, near_misses
 
 # Names under which CIFAR-10's classes are widely written.
 _SYNONYMS = {"plane": "airplane", "car": "automobile"}

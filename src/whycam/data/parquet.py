@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from whycam.data.batches import Encoded, read_batch
 from whycam.data.cifar import BATCH, CLASSES, cifar_source
 from whycam.data.decode import Pixels, decode_image
-from whycam.data.encoded import Encoded, read_batch
 from whycam.data.labels import match_classes
 from whycam.data.source import ArraySource, ImageSource, IndexArray
 from whycam.data.splits import canonical, choose, choose_unsplit
@@ -103,7 +103,7 @@ def open_parquet(
 ) -> ImageSource:
     """Open a Parquet file, or a folder of them.
 
-    CIFAR-10 is recognised by its class names and the size of its images, and read at once; everything else is
+    CIFAR-10 is recognized by its class names and the size of its images, and read at once; everything else is
     decoded on reading.
 
     Raises:

@@ -17,14 +17,14 @@ CHANNEL_ORDERS = ("RGB", "BGR", "L")
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Turns stored pixels into network input: size, channel order, scaling, normalisation.
+    """Turns stored pixels into network input: size, channel order, scaling, normalization.
 
     Attributes:
         mean: per-channel mean in [0, 1] units, in ``channels`` order.
         std: per-channel standard deviation in [0, 1] units, each above zero.
         size: (height, width) in pixels. Images of another size are resized so that they cover it (bilinear,
-            antialiased) and cropped to the centre.
-        channels: the channel order the network was trained on: "RGB", "BGR" or "L" (grey).
+            antialiased) and cropped to the center.
+        channels: the channel order the network was trained on: "RGB", "BGR" or "L" (gray).
     """
 
     mean: tuple[float, ...]
@@ -49,7 +49,7 @@ class Preprocess:
             raise WhycamError(f"preprocess: size must be two positive whole numbers (height, width), got {self.size}")
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Normalise a batch as the network expects it.
+        """Normalize a batch as the network expects it.
 
         Args:
             images: (B, 3, h, w) RGB, uint8 in 0…255 or float in [0, 1], on any device.
@@ -60,9 +60,9 @@ class Preprocess:
         Raises:
             WhycamError: the batch has another shape, type or range, or holds NaN.
         """
-        return self._normalised(fit(_unit_interval(images), self.size))
+        return self._normalized(fit(_unit_interval(images), self.size))
 
-    def normalise(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         """The same without resizing, for networks that take images of any size.
 
         Args:
@@ -74,9 +74,9 @@ class Preprocess:
         Raises:
             WhycamError: the batch has another shape, type or range, or holds NaN.
         """
-        return self._normalised(_unit_interval(images))
+        return self._normalized(_unit_interval(images))
 
-    def _normalised(self, pixels: Tensor) -> Tensor:
+    def _normalized(self, pixels: Tensor) -> Tensor:
         if self.channels == "BGR":
             pixels = pixels.flip(1)
         elif self.channels == "L":
@@ -119,7 +119,7 @@ CIFAR10 = Preprocess(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)
 
 
 def fit(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize (B, C, h, w) floats so that they cover ``size`` and crop the centre; equal sizes pass untouched."""
+    """Resize (B, C, h, w) floats so that they cover ``size`` and crop the center; equal sizes pass untouched."""
     height, width = pixels.shape[-2:]
     if (height, width) == size:
         return pixels
@@ -141,7 +141,7 @@ def _unit_interval(images: Tensor) -> Tensor:
     low, high = (pixels.min().item(), pixels.max().item()) if pixels.numel() else (0.0, 0.0)
     if not (low >= 0 and high <= 1):  # also true of NaN
         raise WhycamError(
-            f"float images must lie in [0, 1] before normalisation, got values from {low:g} to {high:g}"
-            " (already normalised? then pass them to the model directly)"
+            f"float images must lie in [0, 1] before normalization, got values from {low:g} to {high:g}"
+            " (already normalized? then pass them to the model directly)"
         )
     return pixels

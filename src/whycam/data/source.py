@@ -1,4 +1,4 @@
-"""What every data set looks like from inside: an ordered, labelled, identified source of pixels."""
+"""What every data set looks like from inside: an ordered, labeled, identified source of pixels."""
 
 from __future__ import annotations
 

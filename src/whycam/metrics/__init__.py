@@ -1,39 +1,39 @@
 """How well the classifier does, and how far its explanations can be trusted."""
 
-from whycam.metrics.agreement import pearson, spearman, ssim
-from whycam.metrics.bootstrap import bootstrap_interval
+from whycam.comparison.context import ComparisonContext
+from whycam.comparison.measures import MEASURES, Measure, measure
+from whycam.comparison.ranking import Comparison, Ranking, compare
 from whycam.metrics.classification import Classification, score_classification, wilson_interval
-from whycam.metrics.coherency import adcc, arcc, coherency
-from whycam.metrics.comparison import Comparison, Standing, compare
-from whycam.metrics.confidence import ConfidenceChange, confidence_change
-from whycam.metrics.contest import Contest
-from whycam.metrics.curves import Curve, deletion, insertion
-from whycam.metrics.fills import background
-from whycam.metrics.grid import GridPointing, grid_pointing
-from whycam.metrics.impute import fill_in
-from whycam.metrics.measures import MEASURES, Measure, measure
-from whycam.metrics.mosaic import Mosaics, confident, mosaics
-from whycam.metrics.pointing import cell_shares, energy_pointing, pointing_game
-from whycam.metrics.randomise import destroyed, randomised
-from whycam.metrics.road import Road, road
-from whycam.metrics.sanity import SanityCheck, sanity_check
-from whycam.metrics.shape import complexity, entropy, sparseness
-from whycam.metrics.stability import Infidelity, infidelity, max_sensitivity
+from whycam.metrics.faithfulness.baselines import background
+from whycam.metrics.faithfulness.confidence_drop import ConfidenceChange, confidence_change
+from whycam.metrics.faithfulness.imputation import noisy_linear_imputation
+from whycam.metrics.faithfulness.insertion_deletion import Curve, deletion, insertion
+from whycam.metrics.faithfulness.road import Road, road
+from whycam.metrics.localization.grid_pointing import GridPointing, grid_pointing
+from whycam.metrics.localization.mosaic import Mosaics, confident, mosaics
+from whycam.metrics.localization.pointing_game import cell_shares, energy_pointing, pointing_game
+from whycam.metrics.map_complexity import complexity, entropy, sparseness
+from whycam.metrics.map_similarity import pearson, spearman, ssim
+from whycam.metrics.randomization.reinitialize import randomized, reinitialized
+from whycam.metrics.randomization.sanity_check import SanityCheck, sanity_check
+from whycam.metrics.robustness.coherency import adcc, arcc, coherency
+from whycam.metrics.robustness.sensitivity import Infidelity, infidelity, max_sensitivity
+from whycam.metrics.statistics import bootstrap_interval
 
 __all__ = [
     "MEASURES",
     "Classification",
     "Comparison",
+    "ComparisonContext",
     "ConfidenceChange",
-    "Contest",
     "Curve",
     "GridPointing",
     "Infidelity",
     "Measure",
     "Mosaics",
+    "Ranking",
     "Road",
     "SanityCheck",
-    "Standing",
     "adcc",
     "arcc",
     "background",
@@ -45,19 +45,19 @@ __all__ = [
     "confidence_change",
     "confident",
     "deletion",
-    "destroyed",
     "energy_pointing",
     "entropy",
-    "fill_in",
     "grid_pointing",
     "infidelity",
     "insertion",
     "max_sensitivity",
     "measure",
     "mosaics",
+    "noisy_linear_imputation",
     "pearson",
     "pointing_game",
-    "randomised",
+    "randomized",
+    "reinitialized",
     "road",
     "sanity_check",
     "score_classification",

@@ -28,7 +28,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Classification:
-    """Scores of a classifier on a labelled set.
+    """Scores of a classifier on a labeled set.
 
     Attributes:
         n: images.
@@ -134,6 +134,6 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     if n == 0:
         return (0.0, 1.0)
     share, z2 = successes / n, _Z95**2
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    center = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = _Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return (max(0.0, centre - half), min(1.0, centre + half))
+    return (max(0.0, center - half), min(1.0, center + half))

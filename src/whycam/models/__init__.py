@@ -1,8 +1,8 @@
-"""Networks, their checkpoints, and the table that summarises them."""
+"""Networks, their checkpoints, and the table that summarizes them."""
 
 from whycam.models.checkpoint import ModelSpec, save_checkpoint
 from whycam.models.loading import load
 from whycam.models.resnet import ARCHITECTURES, resnet18, resnet34
-from whycam.models.summary import Summary, summarise
+from whycam.models.summary import Summary, summarize
 
-__all__ = ["ARCHITECTURES", "ModelSpec", "Summary", "load", "resnet18", "resnet34", "save_checkpoint", "summarise"]
+__all__ = ["ARCHITECTURES", "ModelSpec", "Summary", "load", "resnet18", "resnet34", "save_checkpoint", "summarize"]

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from whycam.data.preprocess import CIFAR10, Preprocess
-from whycam.errors import WhycamError
+from whycam.errors import WhycamError, near_misses
 from whycam.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE, ModelSpec, read_config, weights_digest
 from whycam.models.resnet import ARCHITECTURES
-from whycam.suggest import near_misses
 
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
@@ -174,7 +173,7 @@ def _network_tensors(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _infer_spec(state: Mapping[str, Tensor], path: Path) -> ModelSpec:
-    """Recognise an architecture by its tensors' names and say what had to be assumed."""
+    """Recognize an architecture by its tensors' names and say what had to be assumed."""
     architecture = next((name for name in ARCHITECTURES if _matches(state, name)), None)
     if architecture is None:
         raise WhycamError(
@@ -187,11 +186,11 @@ def _infer_spec(state: Mapping[str, Tensor], path: Path) -> ModelSpec:
         architecture=architecture,
         classes=classes,
         notes=(
-            f"{path.name} says nothing of its classes and normalisation: "
+            f"{path.name} says nothing of its classes and normalization: "
             + (
                 "CIFAR-10's are assumed."
                 if outputs == 10
-                else "numbered classes and CIFAR-10's normalisation are assumed."
+                else "numbered classes and CIFAR-10's normalization are assumed."
             ),
         ),
     )

@@ -59,7 +59,7 @@ class ResNet(nn.Module):
         self.stages = len(depths)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) normalised images → (B, K) logits; any H and W of at least 8 pixels."""
+        """(B, 3, H, W) normalized images → (B, K) logits; any H and W of at least 8 pixels."""
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         for stage in range(1, self.stages + 1):
             x = getattr(self, f"layer{stage}")(x)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from whycam.modules import first_tensor, hookable, laid_open
+from whycam.nn_utils import first_tensor, hookable_modules, instrumented
 
 _MEBIBYTE = 1024**2
 _FLOAT_BYTES = 4
@@ -28,7 +28,7 @@ class Row:
 class Summary:
     """The table's rows and totals; ``str()`` gives the table.
 
-    Sizes are in MiB (labelled MB as the study has it), counted at four bytes a number: the input, every listed
+    Sizes are in MiB (labeled MB as the study has it), counted at four bytes a number: the input, every listed
     layer's output once forward and once backward, and the parameters.
     """
 
@@ -60,7 +60,7 @@ class Summary:
         return "\n".join(table)
 
 
-def summarise(model: nn.Module, input_shape: Sequence[int] = (3, 32, 32)) -> Summary:
+def summarize(model: nn.Module, input_shape: Sequence[int] = (3, 32, 32)) -> Summary:
     """Run one zero image through ``model`` and list its layers in the order in which they finish.
 
     Listed is every module that holds parameters itself or is a block of its own; bare containers
@@ -85,13 +85,13 @@ def summarise(model: nn.Module, input_shape: Sequence[int] = (3, 32, 32)) -> Sum
 
     handles = [
         module.register_forward_hook(record)
-        for module in hookable(model)
+        for module in hookable_modules(model)
         if module is not model and not isinstance(module, nn.Sequential | nn.ModuleList)
     ]
     parameter = next(model.parameters(), torch.empty(0))
     image: Tensor = torch.zeros((1, *input_shape), device=parameter.device, dtype=parameter.dtype)
     try:
-        with laid_open(model), torch.no_grad():
+        with instrumented(model), torch.no_grad():
             model(image)
     finally:
         for handle in handles:

@@ -26,7 +26,7 @@ class Chart:
         title: what it shows.
         ticks_x: (position, label) along the bottom.
         ticks_y: (position, label) along the left.
-        lines: what is drawn; the last point of each is labelled.
+        lines: what is drawn; the last point of each is labeled.
         summary: the chart in one sentence, its text alternative.
     """
 

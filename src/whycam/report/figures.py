@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from whycam.errors import missing_extra
 from whycam.files import replacing, writing
-from whycam.report.colour import lookup_table
+from whycam.report.color import lookup_table
+from whycam.report.encoding import Combination, Floats
 from whycam.report.notes import method_note
-from whycam.report.pack import Combination, Floats
 from whycam.report.payload import Payload
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def draw_errors(payload: Payload, count: int = GALLERY, columns: int = 5) -> Fig
 def draw_layer(payload: Payload, method: str, layer: dict[str, Any], count: int = 2 * LAYER_ROWS) -> Figure:
     """The most confident errors with their evidence at one layer: image, for the predicted, for the true class.
 
-    Positive evidence in the native grid; every map of the figure is on one scale, which the colour bar states.
+    Positive evidence in the native grid; every map of the figure is on one scale, which the color bar states.
     """
     import matplotlib.cm
     import matplotlib.colors
@@ -134,14 +134,14 @@ def draw_layer(payload: Payload, method: str, layer: dict[str, Any], count: int 
             ax.set_title(words, fontsize=7.5, color=INK, pad=3, parse_math=False)
     norm = matplotlib.colors.Normalize(0, scale or 1.0)
     bar = figure.add_axes((1 - 0.72 / figure.get_figwidth(), 0.18, 0.13 / figure.get_figwidth(), 0.58))
-    colours = figure.colorbar(matplotlib.cm.ScalarMappable(norm, PALETTE), cax=bar)
-    colours.outline.set_visible(False)
+    colors = figure.colorbar(matplotlib.cm.ScalarMappable(norm, PALETTE), cax=bar)
+    colors.outline.set_visible(False)
     bar.tick_params(labelsize=7, colors=SOFT, length=2)
     return figure
 
 
 def draw_confusion(payload: Payload) -> Figure:
-    """The confusion matrix: rows actual, columns predicted; colour is the share of the actual class."""
+    """The confusion matrix: rows actual, columns predicted; color is the share of the actual class."""
     counts = np.asarray(payload.metrics["confusion"], dtype=np.int64)
     k = len(counts)
     side = float(np.clip(0.52 * k, 3.6, 14))
@@ -177,7 +177,7 @@ def draw_confusion(payload: Payload) -> Figure:
         figure,
         f"Accuracy {metrics['accuracy']:.2%}",
         f"95% interval {low:.2%} to {high:.2%}, n = {metrics['n']:,}; rows actual, columns predicted, "
-        "colour: share of the row",
+        "color: share of the row",
     )
     return figure
 
@@ -238,7 +238,7 @@ def _names(ax: Axes, payload: Payload, number: int) -> None:
 
 
 def _evidence(ax: Axes, raw: Floats, c: Combination, scale: float, *, present: bool) -> None:
-    """Native cells, coloured by value and the more opaque the stronger; what cannot be shown is said."""
+    """Native cells, colored by value and the more opaque the stronger; what cannot be shown is said."""
     values = raw.reshape(c.height, c.width)
     finite = np.isfinite(values)
     strength = np.where(finite, values, 0).clip(0, None) / scale if scale > 0 else np.zeros_like(values)

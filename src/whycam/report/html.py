@@ -13,9 +13,9 @@ from whycam.report.charts import reliability_bars, training_charts
 from whycam.report.frontend import asset, bundle, inert_json, policy, render
 from whycam.report.notes import READING
 from whycam.report.payload import Chunk, Payload
-from whycam.report.scores import BAR_WIDTH, score_table
-from whycam.report.verdict import heat_levels, judge, manifest_rows
-from whycam.study.neighbours import SHOWN
+from whycam.report.road_table import BAR_WIDTH, score_table
+from whycam.report.summary import heat_levels, judge, manifest_rows
+from whycam.study.neighbors import SHOWN
 
 if TYPE_CHECKING:
     from whycam.study.folder import Study
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 BUDGET = 10_000_000
 """Bytes up to which a report is one file."""
 SCRIPTS = (
-    "data.js", "relations.js", "colour.js", "words.js", "state.js", "matrix.js", "gallery.js", "evidence.js",
-    "neighbours.js", "detail.js", "means.js", "patterns.js", "clusters.js", "suspects.js", "theme.js", "controls.js",
+    "data.js", "relations.js", "color.js", "words.js", "state.js", "matrix.js", "gallery.js", "evidence.js",
+    "neighbors.js", "detail.js", "means.js", "patterns.js", "clusters.js", "suspects.js", "theme.js", "controls.js",
     "export.js", "keyboard.js", "shortcuts.js", "main.js",
 )  # fmt: skip
 _FRAME = 150_000  # about what the page takes without its data: markup, style, script, the manifest
@@ -49,19 +49,19 @@ def write_report(study: Study, path: Path, *, budget: int = BUDGET) -> Path:
     """
     payload = Payload(study)
     core = payload.core()
-    pieces = _Pieces(path.with_name(f"{path.stem}_files"), budget - len(inert_json(core)) - _FRAME)
+    pieces = ChunkWriter(path.with_name(f"{path.stem}_files"), budget - len(inert_json(core)) - _FRAME)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         for chunk in payload.chunks():
             pieces.add(chunk)
-        core["relations"]["pictured"] = _add_neighbours(pieces, payload)
+        core["relations"]["pictured"] = _add_neighbors(pieces, payload)
         core["chunks"], core["album"] = pieces.entries["chunk"], pieces.entries["album"]
         write_bytes(path, _render(payload, core, pieces.inline).encode())
     _remove_stale(pieces.folder, pieces.written)
     return path
 
 
-class _Pieces:
+class ChunkWriter:
     """Chunks inside the page, or, once the room is used up, all of them in files beside it.
 
     Args:
@@ -81,7 +81,7 @@ class _Pieces:
         return not self.written
 
     def add(self, chunk: Chunk, kind: str = "chunk") -> None:
-        """Add a chunk of errors or, after all of those, one of the album of neighbours."""
+        """Add a chunk of errors or, after all of those, one of the album of neighbors."""
         content = inert_json(chunk.content)
         self.entries[kind].append({"start": chunk.start, "stop": chunk.stop, "src": None})
         if self.fits and len(content) <= self.room:
@@ -117,8 +117,8 @@ class _Pieces:
         self.written.append(self.folder / name)
 
 
-def _add_neighbours(pieces: _Pieces, payload: Payload) -> int:
-    """Add the neighbours' pictures and return up to which rank; the page names those that it has no picture of.
+def _add_neighbors(pieces: ChunkWriter, payload: Payload) -> int:
+    """Add the neighbors' pictures and return up to which rank; the page names those that it has no picture of.
 
     One file holds as many ranks as its budget has room for, but always the nearest: if they do not fit, the report is
     paged, and then it holds all.
@@ -160,7 +160,7 @@ def _render(payload: Payload, core: dict[str, Any], inline: list[str]) -> str:
         manifest=manifest, metrics=metrics, verdict=judge(payload), classes=payload.classes, shown=shown,
         confusion=confusion, levels=heat_levels(confusion), bars=reliability_bars(metrics["reliability"]),
         charts=training_charts(history), history=history, explained=payload.explained(), errors=len(payload.ids),
-        neighbours=not core["relations"]["why"], split=manifest["data"]["split"],
+        neighbors=not core["relations"]["why"], split=manifest["data"]["split"],
         scores=score_table(payload.study), bar_width=BAR_WIDTH,
         methods=core["methods"], rows=manifest_rows(manifest), reading=READING,
         whole=json.dumps(manifest, indent=1, ensure_ascii=False, default=str),

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from whycam.report.atlas import pack_images
-from whycam.report.colour import DIVERGING, SEQUENTIAL, lookup_table
+from whycam.report.color import DIVERGING, SEQUENTIAL, lookup_table
 from whycam.report.columns import floats, integers, list_column, strings
+from whycam.report.encoding import FLAGS, MISSING, NON_FINITE, STATS, Bytes, Floats, Indices, MapStore, quantize
 from whycam.report.notes import method_note
-from whycam.report.pack import FLAGS, MISSING, NON_FINITE, STATS, Bytes, Floats, Indices, MapBank, quantise
 from whycam.report.relations import Relations
+from whycam.report.sprites import pack_images
 
 if TYPE_CHECKING:
     from whycam.study.folder import Study
@@ -59,13 +59,13 @@ class Payload:
         self.predicted = integers(self.errors, "predicted")
 
     @cached_property
-    def bank(self) -> MapBank:
+    def bank(self) -> MapStore:
         """The maps of the errors, in the report's order."""
-        return MapBank(self.study.maps, self.ids, self.methods, self.layers, TARGETS)
+        return MapStore(self.study.maps, self.ids, self.methods, self.layers, TARGETS)
 
     @cached_property
     def relations(self) -> Relations:
-        """Neighbours, suspected labels and clusters, in the report's order."""
+        """Neighbors, suspected labels and clusters, in the report's order."""
         return Relations(self.study, self.ids)
 
     @cached_property
@@ -98,7 +98,7 @@ class Payload:
             start = stop
 
     def album(self, rank: int) -> Iterator[Chunk]:
-        """Pictures of the neighbours that come in with ``rank`` (1: the nearest), in runs of about ``CHUNK_BYTES``."""
+        """Pictures of the neighbors that come in with ``rank`` (1: the nearest), in runs of about ``CHUNK_BYTES``."""
         images, ids = self.study.images, self.relations.ids
         start, end = self.relations.starts[rank - 1 : rank + 1]
         while start < end:
@@ -148,7 +148,7 @@ class Payload:
         """Mean raw maps per class for each of ``GROUPS``."""
         predictions = self.study.predictions
         correct = predictions.filter(predictions["correct"])
-        baseline = MapBank(self.study.maps, strings(correct, "id"), self.methods, self.layers, ("predicted",))
+        baseline = MapStore(self.study.maps, strings(correct, "id"), self.methods, self.layers, ("predicted",))
         groups = (
             (self.bank, "predicted", self.predicted),
             (self.bank, "true", self.label),
@@ -157,7 +157,7 @@ class Payload:
         return {"groups": list(GROUPS), "bytes": text(mean_maps(groups, len(self.classes)))}
 
 
-def mean_maps(groups: Sequence[tuple[MapBank, str, Indices]], count: int) -> bytes:
+def mean_maps(groups: Sequence[tuple[MapStore, str, Indices]], count: int) -> bytes:
     """Mean raw maps, in bytes that stand for values as a chunk's do.
 
     Maps that are not finite are left out; the counts say how many went into each mean.
@@ -185,11 +185,11 @@ def mean_maps(groups: Sequence[tuple[MapBank, str, Indices]], count: int) -> byt
                 np.add.at(total, group[part][use], raw[use])
                 np.add.at(n, group[part][use], 1)
             mean = (total / np.maximum(n, 1)[:, None]).astype(np.float32)
-            quantised, step, zero = quantise(mean)
+            quantized, step, zero = quantize(mean)
             counts.append(n)
             steps.append(step)
             zeros.append(zero)
-            cells.append(quantised)
+            cells.append(quantized)
     parts = (
         *(block.astype("<i4").tobytes() for block in counts),
         *(block.astype("<f4").tobytes() for block in steps),
@@ -200,7 +200,7 @@ def mean_maps(groups: Sequence[tuple[MapBank, str, Indices]], count: int) -> byt
 
 
 def display_constants(second: str = "actual") -> dict[str, Any]:
-    """What every page of this front end has to know: how bytes become values, and values colours.
+    """What every page of this front end has to know: how bytes become values, and values colors.
 
     Args:
         second: what the second target is called, beside "predicted".

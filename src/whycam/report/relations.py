@@ -1,4 +1,4 @@
-"""What the front end is told about how images resemble each other: neighbours, suspected labels, clusters."""
+"""What the front end is told about how images resemble each other: neighbors, suspected labels, clusters."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from whycam.report.columns import floats, integers, strings
-from whycam.report.pack import Indices
-from whycam.study.neighbours import KINDS, SHOWN
+from whycam.report.encoding import Indices
+from whycam.study.neighbors import KINDS, SHOWN
 
 if TYPE_CHECKING:
     from whycam.study.folder import Study
 
 
 class Relations:
-    """The study's tables of neighbours, suspects and clusters, in the report's order of errors.
+    """The study's tables of neighbors, suspects and clusters, in the report's order of errors.
 
     Args:
         study: the study.
         ids: the errors as the report lists them.
 
     Attributes:
-        ids: the neighbours, each once: first all that are somebody's nearest, then those that are second, and so on.
-        starts: where in ``ids`` the neighbours of rank 1, 2, … begin, and the end.
+        ids: the neighbors, each once: first all that are somebody's nearest, then those that are second, and so on.
+        starts: where in ``ids`` the neighbors of rank 1, 2, … begin, and the end.
         clusters: (N,) each error's cluster, −1 where there is none.
         cluster_count: how many clusters there are.
     """
@@ -64,7 +64,7 @@ class Relations:
             self._links.astype("<i4"), self.clusters.astype("<i2"), suspect, votes,
         )  # fmt: skip
         return {
-            "why": study.why_no_neighbours,
+            "why": study.why_no_neighbors,
             "ids": self.ids,
             "starts": self.starts,
             "shown": SHOWN,
@@ -76,19 +76,19 @@ class Relations:
         return np.array([self._place[name] for name in strings(table, "id")], np.int64)
 
     def _link(self) -> None:
-        table = self._study.neighbours
+        table = self._study.neighbors
         if table is None:
             return
         number: dict[str, int] = {}
         shown: list[list[tuple[int, int, str, float]]] = [[] for _ in range(SHOWN)]
         columns = (strings(table, "id"), strings(table, "kind"), integers(table, "rank").tolist(),
                    strings(table, "neighbour_id"), floats(table, "similarity").tolist())  # fmt: skip
-        for name, kind, rank, neighbour, similarity in zip(*columns, strict=True):
+        for name, kind, rank, neighbor, similarity in zip(*columns, strict=True):
             if kind in KINDS[:2] and rank <= SHOWN:
-                shown[rank - 1].append((self._place[name], KINDS.index(kind), neighbour, similarity))
+                shown[rank - 1].append((self._place[name], KINDS.index(kind), neighbor, similarity))
         for place, entries in enumerate(shown):
-            for error, side, neighbour, similarity in sorted(entries):
-                self._links[error, side, place] = number.setdefault(neighbour, len(number))
+            for error, side, neighbor, similarity in sorted(entries):
+                self._links[error, side, place] = number.setdefault(neighbor, len(number))
                 self._similarity[error, side, place] = similarity
             self.starts.append(len(number))
         self.ids = list(number)

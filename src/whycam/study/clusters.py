@@ -1,7 +1,7 @@
 """Groups of errors that look alike to the network: spherical k-means on the features that its head is given.
 
 Dhillon and Modha, "Concept decompositions for large sparse text data using clustering", 2001: k-means with the cosine
-as similarity and unit vectors as centres. Starts are drawn as in k-means++ (Arthur and Vassilvitskii, 2007).
+as similarity and unit vectors as centers. Starts are drawn as in k-means++ (Arthur and Vassilvitskii, 2007).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CLUSTERS = pa.schema(
         ("index", pa.int32()),
         ("id", pa.string()),
         ("cluster", pa.int16()),  # 0 is the largest
-        ("similarity", pa.float32()),  # cosine to the cluster's centre; the largest is the cluster's medoid
+        ("similarity", pa.float32()),  # cosine to the cluster's center; the largest is the cluster's medoid
     ]
 )
 
@@ -46,21 +46,21 @@ def spherical_kmeans(features: Tensor, k: int, seed: int = SEED) -> tuple[Tensor
         seed: of the starts.
 
     Returns:
-        (N,) cluster, largest first, and (N,) cosine to its centre. A cluster may be empty where vectors repeat.
+        (N,) cluster, largest first, and (N,) cosine to its center. A cluster may be empty where vectors repeat.
     """
     generator = torch.Generator().manual_seed(seed)
     best: tuple[float, Tensor, Tensor] | None = None
     for _ in range(_STARTS):
-        centres = _spread(features, k, generator)
+        centers = _spread(features, k, generator)
         assigned = torch.full((len(features),), -1)
         for _ in range(_ROUNDS):
-            similarity, nearest = (features @ centres.T).max(dim=1)
+            similarity, nearest = (features @ centers.T).max(dim=1)
             if torch.equal(nearest, assigned):
                 break
             assigned = nearest
-            sums = torch.zeros_like(centres).index_add_(0, assigned, features)
-            # A centre that lost all its members stays where it was.
-            centres = torch.where(sums.norm(dim=1, keepdim=True) > 0, F.normalize(sums, dim=1), centres)
+            sums = torch.zeros_like(centers).index_add_(0, assigned, features)
+            # A center that lost all its members stays where it was.
+            centers = torch.where(sums.norm(dim=1, keepdim=True) > 0, F.normalize(sums, dim=1), centers)
         score = float(similarity.double().sum())
         if best is None or score > best[0]:
             best = score, assigned, similarity

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from whycam.modules import laid_open, unwrapped
+from whycam.nn_utils import instrumented, unwrapped
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ def find_head(model: nn.Module, inputs: Tensor) -> Head | None:
 
     Args:
         model: in whatever mode; afterwards as it was.
-        inputs: (1, 3, H, W), normalised as the network expects.
+        inputs: (1, 3, H, W), normalized as the network expects.
 
     Raises:
         WhycamError: a lazy module has not met its first batch.
@@ -53,7 +53,7 @@ def find_head(model: nn.Module, inputs: Tensor) -> Head | None:
         return hook
 
     with ExitStack() as stack:
-        stack.enter_context(laid_open(model))
+        stack.enter_context(instrumented(model))
         for path, module in unwrapped(model).named_modules():
             if isinstance(module, nn.Linear):
                 stack.callback(module.register_forward_hook(record(path), with_kwargs=True).remove)
@@ -81,7 +81,7 @@ def features_of(model: nn.Module, head: Head | None) -> Iterator[list[Tensor]]:
     def record(_module: nn.Module, given: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
         seen.append(_input(given, named).detach())
 
-    with laid_open(model):
+    with instrumented(model):
         handle = head.module.register_forward_pre_hook(record, with_kwargs=True)
         try:
             yield seen

@@ -15,15 +15,15 @@ import pyarrow.compute as pc
 
 from whycam.errors import WhycamError
 from whycam.files import write_bytes, writing
-from whycam.study.parts import read_table
-from whycam.study.suspects import label_suspects
+from whycam.study.label_issues import label_issues
+from whycam.study.shards import read_table
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 METRICS = "metrics.json"
 TABLES = {"predictions": "predictions.parquet", "images": "images.parquet", "maps": "maps.parquet"}
-RELATIONS = {"neighbours": "neighbours.parquet", "clusters": "clusters.parquet"}
-"""Tables that a study has only if the network's head was recognised."""
+RELATIONS = {"neighbors": "neighbours.parquet", "clusters": "clusters.parquet"}
+"""Tables that a study has only if the network's head was recognized."""
 OPTIONAL = {**RELATIONS, "scores": "scores.parquet"}
 """Tables that not every study has."""
 PARTS = "parts"
@@ -84,9 +84,9 @@ class Study:
         return read_table(self.path / TABLES["maps"])
 
     @cached_property
-    def neighbours(self) -> pa.Table | None:
-        """The nearest images of every error by the network's features, or None: ``why_no_neighbours`` says why."""
-        return self._optional("neighbours")
+    def neighbors(self) -> pa.Table | None:
+        """The nearest images of every error by the network's features, or None: ``why_no_neighbors`` says why."""
+        return self._optional("neighbors")
 
     @cached_property
     def clusters(self) -> pa.Table | None:
@@ -96,15 +96,15 @@ class Study:
     @cached_property
     def suspects(self) -> pa.Table:
         """One row per error: how much speaks against its *label*, the most suspicious first."""
-        return label_suspects(self.predictions, self.neighbours)
+        return label_issues(self.predictions, self.neighbors)
 
     @property
-    def why_no_neighbours(self) -> str | None:
-        """Why `neighbours` is None, as a sentence; None where it is not."""
-        if self.neighbours is not None:
+    def why_no_neighbors(self) -> str | None:
+        """Why `neighbors` is None, as a sentence; None where it is not."""
+        if self.neighbors is not None:
             return None
         if "features" not in self.manifest:
-            return "This study was made before whycam recorded neighbours; a new study into another folder has them."
+            return "This study was made before whycam recorded neighbors; a new study into another folder has them."
         return "The network’s output is not that of one linear layer, so there are no features to compare images by."
 
     @cached_property
@@ -126,9 +126,9 @@ class Study:
 
     @cached_property
     def images(self) -> Mapping[str, bytes]:
-        """Id → PNG of the pixels that the network saw, for every error and for the neighbours that are shown with it.
+        """Id → PNG of the pixels that the network saw, for every error and for the neighbors that are shown with it.
 
-        Neighbours larger than 96 pixels are reduced to that.
+        Neighbors larger than 96 pixels are reduced to that.
         """
         table = read_table(self.path / TABLES["images"])
         return dict(zip(table["id"].to_pylist(), table["png"].to_pylist(), strict=True))

@@ -20,7 +20,7 @@ from whycam.data.source import ImageSource
 from whycam.device import device_name
 from whycam.files import sha256_of
 from whycam.models.checkpoint import ModelSpec
-from whycam.models.summary import summarise
+from whycam.models.summary import summarize
 from whycam.study.folder import FORMAT, METRICS, OPTIONAL, TABLES
 
 _PACKAGES = ("torch", "numpy", "pyarrow", "pillow", "safetensors")
@@ -63,7 +63,7 @@ def describe(
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "training": dict(spec.training),
             "notes": list(spec.notes),
-            "summary": str(summarise(model, (channels, *spec.preprocess.size))),
+            "summary": str(summarize(model, (channels, *spec.preprocess.size))),
         },
         "data": described_data,
         "layers": list(layers),

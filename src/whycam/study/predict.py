@@ -13,7 +13,7 @@ from whycam.data.source import ImageSource
 from whycam.errors import WhycamError
 from whycam.metrics.classification import Classification, score_classification
 from whycam.models.checkpoint import ModelSpec
-from whycam.modules import in_eval_mode
+from whycam.nn_utils import in_eval_mode
 from whycam.progress import Progress, quiet
 
 
@@ -66,7 +66,7 @@ def evaluate(
     batch_size: int = 128,
     progress: Progress = quiet,
 ) -> Classification:
-    """Score a network on a labelled data set.
+    """Score a network on a labeled data set.
 
     Args:
         model: in whatever mode; it is run in eval mode and left as it was.

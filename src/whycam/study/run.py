@@ -1,4 +1,4 @@
-"""The main job: predict → errors → their neighbours → explain → score → measure → a study folder."""
+"""The main job: predict → errors → their neighbors → explain → score → measure → a study folder."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ import torch
 from torch import nn
 
 from whycam.cam.explain import Explainer
-from whycam.cam.layers import resolve_layers
 from whycam.cam.methods import resolve_methods
+from whycam.cam.network.layers import resolve_layers
 from whycam.data.source import ImageSource, IndexArray
 from whycam.errors import WhycamError
 from whycam.models.checkpoint import ModelSpec
-from whycam.modules import unwrapped
+from whycam.nn_utils import unwrapped
 from whycam.progress import Progress, quiet
 from whycam.study import manifest as manifests
 from whycam.study.config import Config
+from whycam.study.default_layers import check_grids, chosen_layers
 from whycam.study.features import Head, features_of, find_head
 from whycam.study.folder import (
     MANIFEST,
@@ -38,13 +39,12 @@ from whycam.study.folder import (
     claim,
     write_json,
 )
-from whycam.study.layers import check_grids, chosen_layers
-from whycam.study.measure import measure
-from whycam.study.neighbours import reduced
-from whycam.study.parts import assemble, read_table, write_missing
+from whycam.study.neighbors import reduced
 from whycam.study.predict import check_classes, logits_of
-from whycam.study.relate import relate, shown_neighbours, with_features
-from whycam.study.scores import SCORES, SEED, Scorer, sampled
+from whycam.study.road_scores import SCORES, SEED, Scorer, sampled
+from whycam.study.shards import assemble, read_table, write_missing
+from whycam.study.similarity import relate, shown_neighbors, with_features
+from whycam.study.summary import measure
 from whycam.study.tables import IMAGES, MAPS, PREDICTIONS, image_rows, map_rows, prediction_rows
 
 # What a kill costs at most: about this many images' work is done again.
@@ -74,7 +74,7 @@ def run_study(
         model: a network; afterwards as it was. A compiled or ``DataParallel`` one is studied as the network inside,
             since neither features nor activations can be read through the wrapper.
         spec: its classes, preprocessing and digest.
-        source: labelled images.
+        source: labeled images.
         out: a folder: new, empty, or holding this very study, finished or not.
         config: layers, methods, batch size.
         progress: told (stage, done, total).
@@ -240,10 +240,10 @@ class _Run:
             parts += write_missing(self._parts, "baseline", len(right), EXPLANATIONS_PER_PART, both[1])
             assemble(self.out / TABLES["maps"], parts, MAPS)
         if not (self.out / TABLES["images"]).exists():
-            near = shown_neighbours(self.out)
+            near = shown_neighbors(self.out)
             as_seen, small = images(wrong, lambda pixels: pixels), images(near, reduced)
             parts = write_missing(self._parts, "images", len(wrong), EXPLANATIONS_PER_PART, as_seen)
-            parts += write_missing(self._parts, "neighbours", len(near), EXPLANATIONS_PER_PART, small)
+            parts += write_missing(self._parts, "neighbors", len(near), EXPLANATIONS_PER_PART, small)
             assemble(self.out / TABLES["images"], parts, IMAGES)
         self.progress("explain", total, total)
 

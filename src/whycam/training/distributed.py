@@ -29,7 +29,7 @@ _LETTING_GO = 5.0
 
 
 @dataclass(frozen=True)
-class Processes:
+class DistributedContext:
     """This process among all that train together.
 
     Attributes:
@@ -80,7 +80,7 @@ class Processes:
             return model
         if self.device.type == "cuda":
             return _convert_for_cuda(model)
-        return synchronise_batchnorm(model)
+        return synchronize_batchnorm(model)
 
     def wrap(self, model: nn.Module, recipe: Recipe) -> nn.Module:
         """The network to call in training: with gradients averaged, and compiled if the recipe says so."""
@@ -122,7 +122,7 @@ def is_first_process() -> bool:
 
 
 @contextlib.contextmanager
-def one_voice(patience: float = 5.0) -> Iterator[None]:
+def rank_zero_errors(patience: float = 5.0) -> Iterator[None]:
     """Let a mistake that ``torchrun``'s processes all make be said once; one that is another's alone names it.
 
     Of a shared mistake the block raises a ``WhycamError`` in the first process and ``SystemExit`` in the others. They
@@ -160,7 +160,7 @@ def _first_ones_mistake(mine: str | None, patience: timedelta) -> str | None:
 
 
 @contextlib.contextmanager
-def processes(device: str = "auto") -> Iterator[Processes]:
+def processes(device: str = "auto") -> Iterator[DistributedContext]:
     """Join the processes that ``torchrun`` started (or be alone), for the length of the block.
 
     A process group that there is already is used, and left as it is.
@@ -193,13 +193,13 @@ def processes(device: str = "auto") -> Iterator[Processes]:
         torch.cuda.set_device(kind)
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     if joined or count == 1:
-        yield Processes(rank, count, kind, restarts)
+        yield DistributedContext(rank, count, kind, restarts)
         return
     store, rank, count = next(iter(rendezvous("env://")))
     # torchrun keeps its store over a restart; without a prefix the processes would find their predecessors' addresses.
     store = PrefixStore(f"whycam-{restarts}", store)
     dist.init_process_group("nccl" if kind.type == "cuda" else "gloo", store=store, rank=rank, world_size=count)
-    yield Processes(rank, count, kind, restarts)
+    yield DistributedContext(rank, count, kind, restarts)
     # Not after an error: the others would then fail for want of this process before it has said what is wrong.
     dist.destroy_process_group()
 
@@ -233,7 +233,7 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, C, H, W) → the same shape, normalised per channel."""
+        """(B, C, H, W) → the same shape, normalized per channel."""
         if not self.training:
             return super().forward(input)
         x = input.to(torch.promote_types(input.dtype, torch.float32))
@@ -241,8 +241,8 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         first = _sum_over_processes(torch.cat([x.sum((0, 2, 3)), count]))
         n = first[-1].detach()
         mean = (first[:-1] / n).view(1, -1, 1, 1)
-        centred = x - mean
-        var = _sum_over_processes(centred.square().sum((0, 2, 3))) / n
+        centered = x - mean
+        var = _sum_over_processes(centered.square().sum((0, 2, 3))) / n
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             with torch.no_grad():
                 self.num_batches_tracked.add_(1)
@@ -250,16 +250,16 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
                 self.running_mean.lerp_(mean.flatten(), share)
                 self.running_var.lerp_(var * (n / (n - 1)), share)
         scale = (var + self.eps).rsqrt() * (self.weight if self.weight is not None else 1)
-        y = centred * scale.view(1, -1, 1, 1)
+        y = centered * scale.view(1, -1, 1, 1)
         if self.bias is not None:
             y = y + self.bias.view(1, -1, 1, 1)
         return y.to(input.dtype)
 
 
-def synchronise_batchnorm(model: nn.Module) -> nn.Module:
+def synchronize_batchnorm(model: nn.Module) -> nn.Module:
     """Make every ``BatchNorm2d`` of ``model`` a ``SyncedBatchNorm2d`` with the same parameters; returns ``model``."""
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
-            # The subclass adds behaviour and no state, so the parameters stay the very same objects.
+            # The subclass adds behavior and no state, so the parameters stay the very same objects.
             module.__class__ = SyncedBatchNorm2d
     return model

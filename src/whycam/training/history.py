@@ -16,7 +16,7 @@ HISTORY_FILE = "history.jsonl"
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is, after an optimiser step.
+    """Where a run is, after an optimizer step.
 
     Attributes:
         epoch, epochs: the present epoch (from 1) and their number.

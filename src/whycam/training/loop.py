@@ -14,19 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from whycam.errors import DivergedError, WhycamError
-from whycam.hardware import within_hardware
+from whycam.errors import DivergedError, WhycamError, within_hardware
 from whycam.training.augment import Plan, plan_epoch
 from whycam.training.averaging import Averager
-from whycam.training.device_data import DeviceData
-from whycam.training.distributed import Processes
-from whycam.training.evaluate import StoppedError, evaluate
-from whycam.training.feasible import AGAIN, SMALLER, able_to_compile, enough_for_batchnorm
+from whycam.training.checks import AGAIN, SMALLER, able_to_compile, enough_for_batchnorm
+from whycam.training.cuda_graph import GraphedStep, can_record, make_rates_tensors
+from whycam.training.device_dataset import DeviceData
+from whycam.training.distributed import DistributedContext
+from whycam.training.evaluation import StoppedError, evaluate
 from whycam.training.history import HISTORY_FILE, EpochRecord, Progress, write_history
 from whycam.training.optim import load_optimizer_tensors, make_optimizer, optimizer_tensors, set_rates
-from whycam.training.recorded import Recorded, can_record, make_rates_tensors
+from whycam.training.sam import perturbed_weights
 from whycam.training.schedule import schedule
-from whycam.training.sharpness import ascended
 from whycam.training.state import STATE_FILE, Meters, Position, RunKey, State, load_state, save_state
 
 Listener = Callable[[Progress | EpochRecord], None]
@@ -36,7 +35,7 @@ class Loop:
     """A training run in memory.
 
     Everything that is random derives from (seed, epoch), the schedule from the step, so the state is weights,
-    optimiser, average, position and the present epoch's sums: what ``save`` writes and ``load`` restores.
+    optimizer, average, position and the present epoch's sums: what ``save`` writes and ``load`` restores.
     """
 
     def __init__(
@@ -46,7 +45,7 @@ class Loop:
         test: DeviceData,
         key: RunKey,
         folder: Path,
-        processes: Processes,
+        processes: DistributedContext,
         *,
         checkpoint_seconds: float,
         checkpoint_epochs: bool = True,
@@ -66,10 +65,10 @@ class Loop:
         # Reading a value makes a GPU wait, so there it is done now and then only.
         self.patience = 1 if self.device.type == "cpu" else 10
         self.bf16 = self.recipe.precision == "bf16"
-        self.recorded: Recorded | None = None
+        self.recorded: GraphedStep | None = None
         if can_record(self.recipe, self.device, processes):
             make_rates_tensors(self.optimizer, self.device)
-            self.recorded = Recorded()
+            self.recorded = GraphedStep()
         self.steps = self.recipe.steps_per_epoch(len(train))
         self.position = Position()
         self.meters = Meters.zero(self.device)
@@ -136,7 +135,7 @@ class Loop:
         return self.processes.any(self.stop())[0]
 
     def step(self, plan: Plan) -> None:
-        """One optimiser step on this process's share of the next batch."""
+        """One optimizer step on this process's share of the next batch."""
         recipe, (epoch, step) = self.recipe, (self.position.epoch, self.position.step)
         lr, momentum = schedule(recipe, epoch * self.steps + step, recipe.epochs * self.steps)
         size = recipe.crop_size(epoch, self.train.side)
@@ -163,13 +162,13 @@ class Loop:
             self.report(float(loss) / max(1, len(labels)), lr)
 
     def descend(self, x: Tensor, labels: Tensor, batch: int, sharp: bool) -> tuple[Tensor, Tensor]:
-        """Gradients and the optimiser's step; the summed loss (float64) and the number of right answers.
+        """Gradients and the optimizer's step; the summed loss (float64) and the number of right answers.
 
         Of ``batch`` images over all processes, ``x`` are this one's. With ``sharp`` the step is sharpness-aware.
         """
         loss, correct = self.differentiate(x, labels, batch)
         if sharp:
-            with ascended(self.model, self.recipe.sam_radius):
+            with perturbed_weights(self.model, self.recipe.sam_radius):
                 self.differentiate(x, labels, batch)
         self.optimizer.step()
         return loss, correct

@@ -16,11 +16,10 @@ from torch.nn import functional as F
 from whycam.data.preprocess import CIFAR10, Preprocess
 from whycam.data.source import ImageSource
 from whycam.device import pick_device
-from whycam.errors import WhycamError
-from whycam.hardware import within_hardware
+from whycam.errors import WhycamError, within_hardware
 from whycam.training.augment import plan_epoch
-from whycam.training.device_data import DeviceData
-from whycam.training.feasible import SMALLER, check_crops, enough_for_batchnorm
+from whycam.training.checks import SMALLER, check_crops, enough_for_batchnorm
+from whycam.training.device_dataset import DeviceData
 from whycam.training.optim import make_optimizer, set_rates
 from whycam.training.recipe import Recipe
 from whycam.training.train import Network, initial_model
@@ -60,7 +59,7 @@ def lr_range_test(
 ) -> LrFindResult:
     """Train on one batch per learning rate, from ``start`` to ``end``; then put everything back.
 
-    Model, optimiser and modes are bit-identical to before, also after an exception; gradients are as they were.
+    Model, optimizer and modes are bit-identical to before, also after an exception; gradients are as they were.
 
     Args:
         model: on the device of the batches.
@@ -135,7 +134,7 @@ def lr_find(
     network: Network | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> LrFindResult:
-    """The range test for a recipe's network, optimiser, batches and augmentation, on a fresh network, in fp32.
+    """The range test for a recipe's network, optimizer, batches and augmentation, on a fresh network, in fp32.
 
     Its steps are plain ones, also where the recipe's are sharpness-aware.
 
@@ -172,7 +171,7 @@ def _batches(recipe: Recipe, data: DeviceData, seed: int) -> Iterator[tuple[Tens
 
 @contextlib.contextmanager
 def restored(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Put weights, buffers, modes, gradients and the optimiser's state back as they were, whatever the block did."""
+    """Put weights, buffers, modes, gradients and the optimizer's state back as they were, whatever the block did."""
     weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
     modes = [(module, module.training) for module in model.modules()]
     gradients = [(p, None if p.grad is None else p.grad.detach().clone()) for p in model.parameters()]

@@ -20,7 +20,7 @@ class Muon(torch.optim.Optimizer):
 
     A group with ``orthogonal`` holds convolution filters, each seen as a matrix of as many rows as it has output
     channels. Its Nesterov momentum is replaced by the nearest orthogonal matrix, so that every direction moves alike.
-    Before the step the filters are scaled to the norm √rows, which a following normalisation layer undoes: the step is
+    Before the step the filters are scaled to the norm √rows, which a following normalization layer undoes: the step is
     then a fraction ``lr`` of the weights, whatever they have grown to, and weight decay has nothing left to do.
 
     Every other group takes the step of SGD with Nesterov momentum and decoupled weight decay.

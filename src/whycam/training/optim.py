@@ -1,4 +1,4 @@
-"""The optimiser of a recipe: which parameters decay, and how."""
+"""The optimizer of a recipe: which parameters decay, and how."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from whycam.training.sgd import DecoupledSGD
 def decay_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Split the trainable parameters into those that decay (weights of two and more axes) and those that do not.
 
-    The latter are biases and normalisation scales and shifts: shrinking them does not regularise the function.
+    The latter are biases and normalization scales and shifts: shrinking them does not regularize the function.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
@@ -46,7 +46,7 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The optimiser that ``recipe`` asks for, over ``model``'s parameters.
+    """The optimizer that ``recipe`` asks for, over ``model``'s parameters.
 
     Decoupled decay (Loshchilov and Hutter, 2019, arXiv:1711.05101) multiplies the weights before the step and never
     enters the momentum. For SGD it shrinks them by lr · weight_decay / (1 − momentum) a step, so that
@@ -86,7 +86,7 @@ def set_rates(optimizer: torch.optim.Optimizer, lr: float, momentum: float | Non
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as tensors under flat names, "parameter index.slot"; rates are the schedule's affair."""
+    """The optimizer's state as tensors under flat names, "parameter index.slot"; rates are the schedule's affair."""
     return {
         f"{index}.{slot}": value
         for index, slots in optimizer.state_dict()["state"].items()

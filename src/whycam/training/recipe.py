@@ -1,4 +1,4 @@
-"""A training recipe: everything that decides how a network is trained, as one typed, serialisable value."""
+"""A training recipe: everything that decides how a network is trained, as one typed, serializable value."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
-from whycam.errors import WhycamError
-from whycam.suggest import near_misses
-from whycam.training.fields import coerce
+from whycam.errors import WhycamError, near_misses
+from whycam.training.validation import coerce
 
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("epochs", 1, 100_000),
@@ -40,20 +39,20 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train: the network, its optimisation, its augmentation and its averaging.
+    """How to train: the network, its optimization, its augmentation and its averaging.
 
     Attributes:
         name: what the recipe is called in reports; overriding a field keeps the name.
         architecture: a name in ``whycam.models.resnet.ARCHITECTURES``.
         epochs: passes over the training set.
-        batch_size: images per optimiser step, over all processes together.
+        batch_size: images per optimizer step, over all processes together.
         drop_last: leave out an epoch's incomplete last batch (another order each epoch, so no image is lost for good).
         optimizer: "sgd" (Nesterov), "adam", or "muon" (convolution filters by orthogonal steps, all else by sgd;
-            Jordan et al., 2024). Muon keeps the filters at a constant norm, for convolutions that a normalisation
+            Jordan et al., 2024). Muon keeps the filters at a constant norm, for convolutions that a normalization
             follows.
         lr: peak learning rate. Muon's is the share of a filter's weights that a step changes.
         other_rate: with muon, the rate of everything but convolution filters, as a multiple of ``lr``.
-        bias_rate: the rate of biases and normalisation shifts, as a multiple of what it would be otherwise (with muon
+        bias_rate: the rate of biases and normalization shifts, as a multiple of what it would be otherwise (with muon
             other_rate · lr, else lr).
         momentum: SGD's momentum, Adam's β₁.
         momentum_range: (low, high) of a momentum that mirrors the learning rate, as one-cycle training has it;
@@ -61,11 +60,11 @@ class Recipe:
         warmup: fraction of all steps over which the learning rate rises linearly.
         lr_start: first learning rate as a fraction of the peak.
         lr_end: last learning rate as a fraction of the peak; the fall from the peak is linear.
-        weight_decay: in the usual units of the optimiser (5e-4 for SGD, 1e-4 for Adam); Muon's filters have none.
+        weight_decay: in the usual units of the optimizer (5e-4 for SGD, 1e-4 for Adam); Muon's filters have none.
         decoupled: shrink the weights directly, by lr · weight_decay / (1 − momentum) a step for SGD (what L2 amounts
             to once momentum has built up) and by lr · weight_decay for Adam; False adds L2 to the gradient, which
             muon does not do.
-        zero_gain: start the last normalisation of each block of whycam's ResNets with a gain of 0, so that the block
+        zero_gain: start the last normalization of each block of whycam's ResNets with a gain of 0, so that the block
             begins as its shortcut (Goyal et al., 2017, arXiv:1706.02677).
         decay_all: decay biases and BatchNorm's parameters too, not convolution and linear weights alone.
         label_smoothing: share of the target spread evenly over all classes.
@@ -82,7 +81,7 @@ class Recipe:
         jitter: brightness and contrast change by up to this much: pixel · (1 ± jitter) ± jitter, clipped to [0, 1].
         jitter_probability: share of images whose brightness and contrast change.
         sam_radius: step against the gradient of where the loss rises the steepest within this distance, for flatter
-            minima (sharpness-aware minimisation; Foret et al., 2021, arXiv:2010.01412). The distance is the root of
+            minima (sharpness-aware minimization; Foret et al., 2021, arXiv:2010.01412). The distance is the root of
             the sum of squares, over all weight tensors, of how far each goes in parts of its own norm (Kwon et al.,
             2021, arXiv:2102.11600). 0 for none; it costs a second forward and backward pass.
         sam_from: fraction of the epochs from which on it is done; below 1.
@@ -178,7 +177,7 @@ class Recipe:
         return self.crop_size(epoch, side) ** 2 * (2 if self.sharpness_aware(epoch) else 1)
 
     def steps_per_epoch(self, images: int) -> int:
-        """Optimiser steps in one epoch over ``images`` images; at least one."""
+        """Optimizer steps in one epoch over ``images`` images; at least one."""
         whole, rest = divmod(images, self.batch_size)
         return max(1, whole if self.drop_last or not rest else whole + 1)
 

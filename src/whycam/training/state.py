@@ -48,7 +48,7 @@ class Meters:
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run is: ``step`` optimiser steps of ``epoch`` (both from 0) are done."""
+    """Where a run is: ``step`` optimizer steps of ``epoch`` (both from 0) are done."""
 
     epoch: int = 0
     step: int = 0
@@ -63,7 +63,7 @@ class RunKey:
         seed: decides initial weights, order and augmentation.
         data: digest of the training images.
         test_data: digest of the test images.
-        preprocess: how images are normalised, in words.
+        preprocess: how images are normalized, in words.
         network: digest of its parameters' and buffers' names and shapes.
     """
 
@@ -119,7 +119,7 @@ class State:
     Attributes:
         key: the run's identity (``RunKey.to_dict``).
         position: the next step.
-        tensors: the weights ("model"), the optimiser's ("optimizer") and the averaged weights ("average").
+        tensors: the weights ("model"), the optimizer's ("optimizer") and the averaged weights ("average").
         sums: the present epoch's loss, correct answers and images so far.
         images, seconds: trained on and worked since the start of the run.
         history: the finished epochs' records.

@@ -18,16 +18,15 @@ from torch import nn
 from whycam.data.preprocess import CIFAR10, Preprocess
 from whycam.data.source import ImageSource
 from whycam.device import device_name
-from whycam.errors import NoSpaceError, WhycamError
+from whycam.errors import NoSpaceError, WhycamError, near_misses
 from whycam.files import writing
 from whycam.models.checkpoint import CONFIG_FILE, ModelSpec, read_config, save_checkpoint
 from whycam.models.resnet import ARCHITECTURES, zero_last_gains
 from whycam.seeds import derive_seed
-from whycam.suggest import near_misses
-from whycam.training.device_data import DeviceData
+from whycam.training.checks import check_crops
+from whycam.training.device_dataset import DeviceData
 from whycam.training.distributed import processes
-from whycam.training.evaluate import VIEWS, Evaluation, StoppedError, View, evaluate
-from whycam.training.feasible import check_crops
+from whycam.training.evaluation import VIEWS, Evaluation, StoppedError, View, evaluate
 from whycam.training.history import EpochRecord
 from whycam.training.loop import Listener, Loop
 from whycam.training.recipe import Recipe
@@ -91,7 +90,7 @@ def train(
         checkpoint_seconds: between saves within an epoch.
         checkpoint_epochs: save after every epoch; where one takes a second, writing the state takes as long, and the
             saves every ``checkpoint_seconds``, at a stop and at the end may do.
-        preprocess: normalisation, kept with the weights.
+        preprocess: normalization, kept with the weights.
         network: K → module, to train something else than ``recipe.architecture``.
 
     Raises:

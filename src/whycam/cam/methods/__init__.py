@@ -2,12 +2,12 @@
 
 # isort: off
 # In this order methods are listed to users: Grad-CAM and what is like it first, controls last.
-from whycam.cam.methods import gradient, activation, masking, ablation, fullgrad, smoothing, pixel, control
+from whycam.cam.methods import gradient, activation, masking, ablation, fullgrad, smoothing, pixel, baselines
 
 # isort: on
 from whycam.cam.methods.registry import COMBINATORS, METHODS, Method, MethodLike, find_method, method, resolve_methods
 from whycam.cam.methods.smoothing import augmented, eigen, noisy
-from whycam.cam.views import LayerTrace
+from whycam.cam.passes.trace import LayerTrace
 
 __all__ = [
     "COMBINATORS",
@@ -18,7 +18,7 @@ __all__ = [
     "ablation",
     "activation",
     "augmented",
-    "control",
+    "baselines",
     "eigen",
     "find_method",
     "fullgrad",

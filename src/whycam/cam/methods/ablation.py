@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from whycam.cam.head import pooled_linear_head
-from whycam.cam.methods.options import Count
+from whycam.cam.methods._masks import BATCH_SIZE, score_pairs
 from whycam.cam.methods.registry import method
-from whycam.cam.methods.reruns import BATCH_SIZE, score_pairs
-from whycam.cam.targets import ClassScore, Predicted, Probability, Target
-from whycam.cam.views import LayerTrace
+from whycam.cam.network.head import pooled_linear_head
+from whycam.cam.passes.trace import LayerTrace
+from whycam.cam.targets.classification import ClassScore, Predicted, Probability, Target
 from whycam.errors import WhycamError
+from whycam.options import Count
 
 # Altered logits that are held at once where no network has to run for them.
 _LOGITS = 1 << 22
@@ -21,7 +21,7 @@ _LOGITS = 1 << 22
     "Ablation-CAM",
     paper="Desai & Ramaswamy, 2020, WACV, doi:10.1109/WACV45572.2020.9093360",
     needs=("reruns",),
-    has_terms=True,
+    has_channel_terms=True,
 )
 def ablationcam(trace: LayerTrace, relative: str = "size", batch_size: Count = BATCH_SIZE) -> Tensor:
     """Channels weighed by how far the score drops without them: w_c = (y − y without c) / |y|.
@@ -92,7 +92,7 @@ def reciprocam(
 
     Less the smallest of them, so that the heatmap is the paper's min-max scaled one; ``baseline="empty"`` takes off the
     probability from a layer that is 0 everywhere instead, and the map has a sign: positive speaks for the class.
-    ``gaussian=True`` keeps the neighbours as well, weighed (¼, ½, ¼) along each axis. Tokens without a position stay.
+    ``gaussian=True`` keeps the neighbors as well, weighed (¼, ½, ¼) along each axis. Tokens without a position stay.
     """
     if baseline not in ("min", "empty"):
         raise WhycamError(f"Recipro-CAM's baseline is 'min' or 'empty', not {baseline!r}")

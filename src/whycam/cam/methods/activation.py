@@ -15,24 +15,24 @@ from torch import Tensor
 from whycam.cam.maps import finite
 from whycam.cam.methods.gradient import spread, weighted
 from whycam.cam.methods.registry import method
-from whycam.cam.views import LayerTrace
+from whycam.cam.passes.trace import LayerTrace
 from whycam.device import in_double
 
 
 def main_axis(features: Tensor) -> Tensor:
     """The positions' coordinates on the first principal axis: (B, C, …) → (B, …), sign undetermined.
 
-    Per image X is positions × channels. The axis is that of the column-centred X, and X itself is projected on it,
+    Per image X is positions × channels. The axis is that of the column-centered X, and X itself is projected on it,
     uncentred, as Eigen-CAM's authors have it. Computed from the smaller Gram matrix, in float64: squaring X squares
     its condition.
     """
     x = in_double(features.flatten(2).transpose(1, 2))
-    centred = x - x.mean(dim=1, keepdim=True)
+    centered = x - x.mean(dim=1, keepdim=True)
     if x.shape[1] < x.shape[2]:
-        axis = torch.einsum("bpc,bp->bc", centred, leading_eigenvector(centred @ centred.transpose(1, 2)))
+        axis = torch.einsum("bpc,bp->bc", centered, leading_eigenvector(centered @ centered.transpose(1, 2)))
         axis = axis / axis.norm(dim=1, keepdim=True).clamp(min=torch.finfo(axis.dtype).tiny)
     else:
-        axis = leading_eigenvector(centred.transpose(1, 2) @ centred)
+        axis = leading_eigenvector(centered.transpose(1, 2) @ centered)
     projected = torch.einsum("bpc,bc->bp", x, axis)
     return projected.reshape(-1, *features.shape[2:]).to(features)
 

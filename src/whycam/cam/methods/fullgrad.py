@@ -2,7 +2,7 @@
 
 A network of affine layers, ReLUs and poolings is affine around every image, so its score is exactly
 Σ input · ∂score/∂input + Σ bias · ∂score/∂bias. Biases are those of convolutions and linear layers, and BatchNorm's
-β − γμ/√(var + ε). What other normalisations subtract and divide by depends on the image: their β counts as a bias, but
+β − γμ/√(var + ε). What other normalizations subtract and divide by depends on the image: their β counts as a bias, but
 then the sum is no longer the score. Functions called outside a module (``F.conv2d`` with a bias) cannot be seen.
 """
 
@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from whycam.cam.asking import resolve_target
-from whycam.cam.classes import ClassNames
-from whycam.cam.inputs import Inputs, InputsLike
-from whycam.cam.layout import detect_layout
 from whycam.cam.maps import resize
 from whycam.cam.methods.registry import method
-from whycam.cam.targets import TargetLike
-from whycam.cam.views import LayerTrace
+from whycam.cam.network.inputs import Inputs, InputsLike
+from whycam.cam.network.layout import detect_layout
+from whycam.cam.passes.trace import LayerTrace
+from whycam.cam.targets.class_names import ClassNames
+from whycam.cam.targets.classification import TargetLike
+from whycam.cam.targets.resolve import resolve_target
 from whycam.errors import WhycamError
-from whycam.modules import refuse_opaque_parts, unwrapped
+from whycam.nn_utils import refuse_opaque_parts, unwrapped
 
 _CONVOLUTIONS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
@@ -56,7 +56,7 @@ def _channel_axis(module: nn.Module, output: Tensor) -> int:
     channels = len(module.bias)
     fitting = [axis for axis in range(1, output.ndim) if output.shape[axis] == channels]
     if len(fitting) > 1 and isinstance(module, nn.LayerNorm):
-        # Zeros normalised are zeros, so what comes out is the bias where it is added.
+        # Zeros normalized are zeros, so what comes out is the bias where it is added.
         ramp = torch.arange(1.0, channels + 1).to(module.bias)
         with torch.no_grad():
             seen = functional_call(module, {"bias": ramp}, (module.bias.new_zeros(1, *output.shape[1:]),))
@@ -158,7 +158,7 @@ def full_gradients(model: nn.Module, images: InputsLike, target: TargetLike = No
     Returns:
         A `FullGradients`.
     """
-    from whycam.cam.run import Run  # it imports the registry, which this module is part of
+    from whycam.cam.passes.runner import Run  # it imports the registry, which this module is part of
 
     network = unwrapped(model)
     asked = resolve_target(target, ClassNames.of(network))

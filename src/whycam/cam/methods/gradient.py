@@ -11,14 +11,14 @@ import math
 import torch
 from torch import Tensor
 
-from whycam.cam.head import pooled_linear_head
 from whycam.cam.maps import resize, to_unit
-from whycam.cam.methods.copies import Noise, together
-from whycam.cam.methods.options import Count, Deviation
+from whycam.cam.methods._perturbed_batches import Noise, together
 from whycam.cam.methods.registry import method
-from whycam.cam.targets import ClassScore, Finer, Predicted, ReST, Target
-from whycam.cam.views import LayerTrace
+from whycam.cam.network.head import pooled_linear_head
+from whycam.cam.passes.trace import LayerTrace
+from whycam.cam.targets.classification import ClassScore, Finer, Predicted, ReST, Target
 from whycam.errors import WhycamError
+from whycam.options import Count, Deviation
 
 
 def weighted(activations: Tensor, weights: Tensor) -> Tensor:
@@ -163,13 +163,13 @@ def refinecam(traces: list[LayerTrace]) -> Tensor:
     "Smooth Grad-CAM++",
     paper="Omeiza et al., 2019, arXiv:1908.01224",
     needs=("gradients", "reruns"),
-    has_terms=True,
+    has_channel_terms=True,
 )
 def smoothgradcam_plus_plus(trace: LayerTrace, n: Count = 4, sigma: Deviation = 0.3) -> Tensor:
     """Grad-CAM++ with G, G² and G³ averaged over noisy copies of the image (n copies, σ in input units)."""
     network = trace.network
     key = f"noise n={n} sigma={sigma}"
-    noise = Noise.as_one(network.generator(key), n, network.images.shape[1:])  # all images meet the same
+    noise = Noise.from_single_tensor(network.generator(key), n, network.images.shape[1:])  # all images meet the same
     totals = [torch.zeros_like(trace.gradients) for _ in range(3)]
     for members in together(n, len(network.images)):
 

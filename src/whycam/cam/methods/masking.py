@@ -1,6 +1,6 @@
 """Methods that show the network the image through masks made of a layer's channels: Score-CAM and its descendants.
 
-All mask as Score-CAM's authors do in their code: a channel is resized linearly to the image (half-pixel centres, as
+All mask as Score-CAM's authors do in their code: a channel is resized linearly to the image (half-pixel centers, as
 maps are for display) and min-max scaled there; the image is multiplied by it. A channel that is the same everywhere has
 no such mask. It is not run, its weight is 0 and it takes no part in the softmax; pytorch-grad-cam and torch-cam run it
 (as a black image, or as NaN).
@@ -14,10 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from whycam.cam.methods.gradient import over_positions
-from whycam.cam.methods.options import Count, Deviation, Share
-from whycam.cam.methods.registry import method
-from whycam.cam.methods.reruns import (
+from whycam.cam.methods._masks import (
     BATCH_SIZE,
     blurred,
     image_masks,
@@ -26,11 +23,14 @@ from whycam.cam.methods.reruns import (
     score_pairs,
     softmax_over,
 )
-from whycam.cam.views import LayerTrace
+from whycam.cam.methods.gradient import over_positions
+from whycam.cam.methods.registry import method
+from whycam.cam.passes.trace import LayerTrace
 from whycam.errors import WhycamError
+from whycam.options import Count, Deviation, Share
 
 
-@method("Score-CAM", paper="Wang et al., 2020, arXiv:1910.01279", needs=("reruns",), has_terms=True)
+@method("Score-CAM", paper="Wang et al., 2020, arXiv:1910.01279", needs=("reruns",), has_channel_terms=True)
 def scorecam(trace: LayerTrace, batch_size: Count = BATCH_SIZE, weights: str = "softmax") -> Tensor:
     """Channels weighed by the score of the image seen through them: w = softmax over channels of the score's increase.
 
@@ -49,7 +49,7 @@ def scorecam(trace: LayerTrace, batch_size: Count = BATCH_SIZE, weights: str = "
     return trace.weighted(torch.where(chosen, scores - baseline[:, None], 0))
 
 
-@method("SS-CAM", paper="Naidu & Michael, 2020, arXiv:2006.14255", needs=("reruns",), has_terms=True)
+@method("SS-CAM", paper="Naidu & Michael, 2020, arXiv:2006.14255", needs=("reruns",), has_channel_terms=True)
 def sscam(
     trace: LayerTrace, n: Count = 35, sigma: Deviation = 2.0, on: str = "mask", batch_size: Count = BATCH_SIZE
 ) -> Tensor:
@@ -74,7 +74,7 @@ def sscam(
     return trace.weighted(softmax_over(total / n, chosen))
 
 
-@method("IS-CAM", paper="Naidu et al., 2020, arXiv:2010.03023", needs=("reruns",), has_terms=True)
+@method("IS-CAM", paper="Naidu et al., 2020, arXiv:2010.03023", needs=("reruns",), has_channel_terms=True)
 def iscam(trace: LayerTrace, n: Count = 10, cumulative: bool = False, batch_size: Count = BATCH_SIZE) -> Tensor:
     """Score-CAM with each channel's score averaged while its mask is faded in: i/n of it, i = 1 … n.
 
@@ -89,11 +89,13 @@ def iscam(trace: LayerTrace, n: Count = 10, cumulative: bool = False, batch_size
     return trace.weighted(softmax_over(total / n, chosen))
 
 
-@method("Group-CAM", paper="Zhang et al., 2021, arXiv:2103.13859", needs=("gradients", "reruns"), has_terms=True)
+@method(
+    "Group-CAM", paper="Zhang et al., 2021, arXiv:2103.13859", needs=("gradients", "reruns"), has_channel_terms=True
+)
 def groupcam(trace: LayerTrace, groups: Count = 32, quantile: Share = 0.7, batch_size: Count = BATCH_SIZE) -> Tensor:
     """Groups of Grad-CAM-weighed channels as masks over a blurred image, weighed by what they bring back of the score.
 
-    Neighbouring channels are summed in ``groups``, cut at 0 and at their own 70% quantile, and scaled to [0, 1]; the
+    Neighboring channels are summed in ``groups``, cut at 0 and at their own 70% quantile, and scaled to [0, 1]; the
     image shows through them in its own blurred copy (Gaussian, 51 wide, σ 50). The map is Σ (s(shown) − s(blurred)) ·
     mask. The authors' code takes softmax probabilities for s, and logits for the gradients.
     """

@@ -1,6 +1,6 @@
 """Pixel-level companions: gradients of the score in the image itself, at its own resolution, (B, H, W).
 
-Signed values are summed over the colour channels. They say how the score would change with a pixel, not where an
+Signed values are summed over the color channels. They say how the score would change with a pixel, not where an
 object is; beside a class activation map they show which edges it stands on.
 """
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from whycam.cam.maps import resize
 from whycam.cam.methods.gradient import gradcam
-from whycam.cam.methods.options import Count, Deviation
 from whycam.cam.methods.registry import method
-from whycam.cam.views import LayerTrace
+from whycam.cam.passes.trace import LayerTrace
+from whycam.options import Count, Deviation
 
 
 def _gradient(trace: LayerTrace, images: Tensor, rows: Tensor | None = None, *, guided: bool = False) -> Tensor:
@@ -25,7 +25,7 @@ def _gradient(trace: LayerTrace, images: Tensor, rows: Tensor | None = None, *, 
 
 @method("Input gradient", paper="Simonyan et al., 2013, arXiv:1312.6034", needs=("reruns",), scope="input")
 def inputgradient(trace: LayerTrace) -> Tensor:
-    """The score's gradient in the pixels, summed over colours."""
+    """The score's gradient in the pixels, summed over colors."""
     return _gradient(trace, trace.activations).sum(dim=1)
 
 
@@ -33,7 +33,7 @@ def inputgradient(trace: LayerTrace) -> Tensor:
 def guidedbackprop(trace: LayerTrace) -> Tensor:
     """The input gradient with negative signals cut at every ReLU; sharp, but nearly the same for random weights.
 
-    It fails the parameter-randomisation test (Adebayo et al., 2018, arXiv:1810.03292): it shows edges, not reasons.
+    It fails the parameter-randomization test (Adebayo et al., 2018, arXiv:1810.03292): it shows edges, not reasons.
     """
     return _gradient(trace, trace.activations, guided=True).sum(dim=1)
 
@@ -50,7 +50,7 @@ def guidedgradcam(trace: LayerTrace) -> Tensor:
 def integratedgradients(trace: LayerTrace, steps: Count = 32, baseline: float = 0.0) -> Tensor:
     """Gradients averaged on the way from a baseline to the image, times their difference; sums to the score's change.
 
-    ``steps`` midpoints; ``baseline`` in the network's input units, 0 being the data set's mean colour.
+    ``steps`` midpoints; ``baseline`` in the network's input units, 0 being the data set's mean color.
     """
     images = trace.activations
     rows = torch.arange(len(images))

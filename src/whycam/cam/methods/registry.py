@@ -12,11 +12,10 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from whycam.cam.methods.options import checked, options_of
-from whycam.cam.targets import Target
-from whycam.cam.views import LayerTrace
-from whycam.errors import WhycamError
-from whycam.suggest import near_misses
+from whycam.cam.passes.trace import LayerTrace
+from whycam.cam.targets.classification import Target
+from whycam.errors import WhycamError, near_misses
+from whycam.options import checked, options_of
 
 Need = Literal["gradients", "curvature", "reruns", "outputs"]
 Scope = Literal["layer", "layers", "input"]
@@ -42,8 +41,8 @@ class Method:
             "outputs" (gradients at the outputs of modules: the first pass then keeps its graph).
         scope: what it looks at.
         retarget: what it makes of the target before anything is differentiated; None leaves it.
-        has_terms: whether the map is a sum over channels, made with `LayerTrace.weighted`, so that its terms can be
-            asked for.
+        has_channel_terms: whether the map is a sum over channels, made with `LayerTrace.weighted`, so that its terms
+            can be asked for.
         options: keyword options that differ from the function's defaults.
     """
 
@@ -55,7 +54,7 @@ class Method:
     needs: frozenset[Need] = frozenset({"gradients"})
     scope: Scope = "layer"
     retarget: Callable[[Target], Target] | None = None
-    has_terms: bool = False
+    has_channel_terms: bool = False
     options: tuple[tuple[str, Any], ...] = ()
 
     @property
@@ -103,12 +102,12 @@ def method(
     needs: Iterable[Need] = ("gradients",),
     scope: Scope = "layer",
     retarget: Callable[[Target], Target] | None = None,
-    has_terms: bool = False,
+    has_channel_terms: bool = False,
 ) -> Callable[[Function], Method]:
     """Register a function as a method; its name is the title's, its summary the docstring's first line.
 
     Its keyword parameters are the method's options; what they take is read from their annotations, see
-    `whycam.cam.methods.options`.
+    `whycam.options`.
 
     Raises:
         WhycamError: the name is taken or cannot be written, or ``needs`` or ``scope`` is none of the known.
@@ -120,7 +119,7 @@ def method(
                 raise WhycamError(f"method {title!r}: there is no {what} {value!r}{near_misses(str(value), known)}")
 
     def register(function: Function) -> Method:
-        name = normalised(title)
+        name = normalized(title)
         if not name or set(name) & set("(),"):
             raise WhycamError(f"a method cannot be titled {title!r}: parentheses and commas are for its options")
         if name in COMBINATORS:
@@ -128,7 +127,7 @@ def method(
         if name in METHODS:
             raise WhycamError(f"a method named {name!r} exists already ({METHODS[name].title})")
         METHODS[name] = Method(
-            name, title, summary_of(function) or title, paper, function, wanted, scope, retarget, has_terms
+            name, title, summary_of(function) or title, paper, function, wanted, scope, retarget, has_channel_terms
         )
         return METHODS[name]
 
@@ -140,7 +139,7 @@ def combinator(function: Callable[..., Method]) -> Callable[..., Method]:
 
     Its options are checked as a method's are.
     """
-    name = normalised(function.__name__)
+    name = normalized(function.__name__)
 
     @wraps(function)
     def made(method: MethodLike, *values: Any, **options: Any) -> Method:
@@ -169,13 +168,13 @@ def _registered(name: str, options: tuple[tuple[str, Any], ...]) -> Method:
     return METHODS[name].using(**dict(options)) if options else METHODS[name]
 
 
-def normalised(name: str) -> str:
+def normalized(name: str) -> str:
     """``Grad-CAM`` and ``grad_cam`` are ``gradcam``; ``++`` and what stands in parentheses stay."""
     base, parenthesis, options = name.partition("(")
     base = base.lower().replace("-", "").replace("_", "").replace(" ", "")
     if base in COMBINATORS and parenthesis:
         inner, rest = _first_argument(options)
-        options = normalised(inner.strip()) + rest
+        options = normalized(inner.strip()) + rest
     return base + parenthesis + options
 
 
@@ -188,7 +187,7 @@ def find_method(name: str) -> Method:
     Raises:
         WhycamError: it is unknown (near misses are listed) or its options cannot be read.
     """
-    base, _, options = normalised(str(name)).partition("(")
+    base, _, options = normalized(str(name)).partition("(")
     if base in COMBINATORS:
         inner, rest = _first_argument(options)
         if not inner:
@@ -203,11 +202,11 @@ def find_method(name: str) -> Method:
 
 
 def canonical(name: str) -> str:
-    """The name under which a method's maps are found, however it was written; an unknown one comes back normalised."""
+    """The name under which a method's maps are found, however it was written; an unknown one comes back normalized."""
     try:
         return find_method(name).name
     except WhycamError:
-        return normalised(name)
+        return normalized(name)
 
 
 @cache
@@ -215,7 +214,7 @@ def load_entry_points() -> Mapping[str, str]:
     """Import what other packages offer as methods; done once, at the first unknown name and for listings.
 
     Returns:
-        The normalised names of those that cannot be imported, and why. Each is warned of; all others work.
+        The normalized names of those that cannot be imported, and why. Each is warned of; all others work.
     """
     broken = {}
     for entry in entry_points(group=ENTRY_POINTS):
@@ -223,7 +222,7 @@ def load_entry_points() -> Mapping[str, str]:
             entry.load()
         except Exception as error:  # whatever another package's module raises
             reason = f"{entry.value}: {type(error).__name__}: {error}"
-            broken[normalised(entry.name)] = reason
+            broken[normalized(entry.name)] = reason
             warnings.warn(f"the methods of the plugin {entry.name!r} are missing ({reason})", stacklevel=2)
     return broken
 

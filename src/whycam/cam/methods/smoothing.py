@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from whycam.cam.methods._perturbed_batches import Noise, mean, together
 from whycam.cam.methods.activation import principal_map
-from whycam.cam.methods.copies import Noise, mean, together
-from whycam.cam.methods.options import Count, Deviation
 from whycam.cam.methods.registry import Method, MethodLike, combinator, find_method
-from whycam.cam.views import LayerTrace
+from whycam.cam.passes.trace import LayerTrace
 from whycam.errors import WhycamError
+from whycam.options import Count, Deviation
 
 Traces = LayerTrace | Sequence[LayerTrace]
 
@@ -32,7 +32,7 @@ _VARIANTS = {False: (0.9, 1.1), True: (0.9, 1.0, 1.1)}
 def augmented(method: MethodLike) -> Method:
     """The mean map over six variants of the image: as it is and mirrored, times 0.9, 1 and 1.1.
 
-    The variants of pytorch-grad-cam's ``aug_smooth``: its factors act on the normalised image, mirroring
+    The variants of pytorch-grad-cam's ``aug_smooth``: its factors act on the normalized image, mirroring
     on the last axis. Here raw maps are averaged, so that the result is signed and in the method's own unit; there, maps
     that were each cut at 0 and min-max scaled first. The predicted class is the unaltered image's in all six; a target
     that looks at places (boxes, a segmentation mask) is mirrored with the image.
@@ -92,7 +92,7 @@ def eigen(method: MethodLike) -> Method:
             f"eigen takes the channels of one image apart, and {inner.title} is a mean over several: smooth the "
             f"component instead, {inner.name.partition('(')[0]}(eigen({inner.function.inner.name}))"
         )
-    if inner.scope != "layer" or ("reruns" in inner.needs and not inner.has_terms):
+    if inner.scope != "layer" or ("reruns" in inner.needs and not inner.has_channel_terms):
         raise _no_parts(inner)
     return Method(
         name=f"eigen({inner.name})",
@@ -167,8 +167,8 @@ def channel_parts(method: Method, trace: LayerTrace) -> Tensor:
     Raises:
         WhycamError: the map is not the sum of that.
     """
-    if method.has_terms:
-        return method(replace(trace, in_terms=True))
+    if method.has_channel_terms:
+        return method(replace(trace, per_channel=True))
     images, channels = trace.activations.shape[:2]
 
     def apart(tensor: Tensor) -> Tensor:

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from whycam.cam.backward import differentiate
-from whycam.cam.capture import capture
-from whycam.cam.inputs import Inputs
-from whycam.cam.layers import Layer
-from whycam.cam.layout import Layout, detect_layout
-from whycam.cam.run import Run
+from whycam.cam.network.inputs import Inputs
+from whycam.cam.network.layers import Layer
+from whycam.cam.network.layout import Layout, detect_layout
+from whycam.cam.passes.autograd import differentiate
+from whycam.cam.passes.capture import capture
+from whycam.cam.passes.runner import Run
 from whycam.compat.pytorch_grad_cam._targets import ImageTarget, ImageTargets, per_image
 from whycam.errors import WhycamError
-from whycam.modules import first_tensor, laid_open, takes_hooks, unwrapped, with_first_tensor
+from whycam.nn_utils import first_tensor, instrumented, takes_hooks, unwrapped, with_first_tensor
 
 Transform = Callable[[Any], Tensor]
 _TARGET = "target"
@@ -77,7 +77,7 @@ def with_gradients(
     curvature: bool = False,
     graph: bool = False,
 ) -> Seen:
-    """One forward, one backward to the layers: `whycam.cam.capture`."""
+    """One forward, one backward to the layers: `whycam.cam.passes.capture`."""
     known = named(layers)
     trace = capture(unwrapped(model), images, known, {_TARGET: targets}, curvature=(_TARGET,) if curvature else (),
                     differentiable=graph)  # fmt: skip
@@ -98,7 +98,7 @@ def without_gradients(
     """One forward, no graph. A layer may return anything that ``transform`` turns into (B, C, …)."""
     network, known = unwrapped(model), named(layers)
     kept: dict[str, Any] = {}
-    with torch.no_grad(), laid_open(network), hooks(known, lambda layer, output: kept.update({layer.name: output})):
+    with torch.no_grad(), instrumented(network), hooks(known, lambda layer, output: kept.update({layer.name: output})):
         output = network(images)
         rows = per_image(output)
         fixed = targets.freeze(rows) if isinstance(rows, Tensor) else targets
@@ -132,7 +132,7 @@ def to_the_input(
         # What follows may overwrite its input.
         return with_first_tensor(output, tensor.clone())
 
-    with torch.inference_mode(False), torch.enable_grad(), laid_open(network), hooks(known, keep):
+    with torch.inference_mode(False), torch.enable_grad(), instrumented(network), hooks(known, keep):
         leaf = images.detach().clone().requires_grad_()
         frozen = {name: parameter.detach() for name, parameter in network.named_parameters()}
         output = functional_call(network, frozen, (leaf,))
@@ -156,7 +156,7 @@ def to_the_input(
 def score(model: nn.Module, images: Tensor, targets: Sequence[ImageTarget]) -> Tensor:
     """The targets' scores (n,) of other images, one target each."""
     network = unwrapped(model)
-    with torch.no_grad(), laid_open(network):
+    with torch.no_grad(), instrumented(network):
         scores = ImageTargets(targets)(network(images))
     return scores.float() if scores.dtype.itemsize < 4 else scores
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from whycam.compat.pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from whycam.errors import WhycamError
-from whycam.modules import first_tensor
+from whycam.nn_utils import first_tensor
 
 ImageTarget = Callable[[Any], Tensor]
 Choice = Callable[[Tensor], Sequence[ImageTarget]]

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from whycam.cam.head import pooled_linear_head
+from whycam.cam.network.head import pooled_linear_head
 from whycam.compat.pytorch_grad_cam import _passes
 from whycam.compat.pytorch_grad_cam._arrays import Array, on_device
 from whycam.compat.pytorch_grad_cam._passes import Transform
 from whycam.compat.pytorch_grad_cam._targets import ImageTarget, class_indices
 from whycam.compat.pytorch_grad_cam.ablation_layer import AblationLayer, AblationLayerVit, switched_off
 from whycam.compat.pytorch_grad_cam.base_cam import BaseCAM
-from whycam.modules import unwrapped
+from whycam.nn_utils import unwrapped
 
 
 class AblationCAM(BaseCAM):

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from whycam.compat.pytorch_grad_cam._passes import Seen, hooks, named
-from whycam.modules import first_tensor, with_first_tensor
+from whycam.nn_utils import first_tensor, with_first_tensor
 
 Transform = Callable[[Any], Tensor]
 

@@ -19,7 +19,7 @@ from whycam.compat.pytorch_grad_cam._targets import ImageTarget, ImageTargets
 from whycam.compat.pytorch_grad_cam.activations_and_gradients import ActivationsAndGradients
 from whycam.compat.pytorch_grad_cam.utils.svd_on_activations import project
 from whycam.errors import WhycamError
-from whycam.modules import unwrapped
+from whycam.nn_utils import unwrapped
 
 Targets = Sequence[ImageTarget] | ImageTargets | None
 _Self = TypeVar("_Self", bound="BaseCAM")

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from whycam.cam.backward import differentiate
-from whycam.cam.guided import guided_relu
+from whycam.cam.passes.autograd import differentiate
+from whycam.cam.passes.guided_relu import guided_relu
 from whycam.compat.pytorch_grad_cam import _passes
 from whycam.compat.pytorch_grad_cam._arrays import Array
-from whycam.modules import first_tensor, laid_open, unwrapped
+from whycam.nn_utils import first_tensor, instrumented, unwrapped
 
 
 class GuidedBackpropReLU(torch.autograd.Function):
@@ -93,7 +93,7 @@ class GuidedBackpropReLUModel:
             with guided_relu():
                 return torch.relu(output)
 
-        with torch.inference_mode(False), torch.enable_grad(), laid_open(network), _passes.hooks(relus, guide):
+        with torch.inference_mode(False), torch.enable_grad(), instrumented(network), _passes.hooks(relus, guide):
             leaf = input_img.to(self.device).detach().clone().requires_grad_()
             frozen = {name: parameter.detach() for name, parameter in network.named_parameters()}
             output = first_tensor(functional_call(network, frozen, (leaf,)))

@@ -17,7 +17,7 @@ from whycam.compat.pytorch_grad_cam._scaling import resized, scale
 from whycam.compat.pytorch_grad_cam._targets import ImageTarget, per_image, predicted
 from whycam.compat.pytorch_grad_cam.base_cam import BaseCAM
 from whycam.compat.pytorch_grad_cam.grad_cam import GradCAM
-from whycam.modules import in_eval_mode, unwrapped
+from whycam.nn_utils import in_eval_mode, unwrapped
 
 Place = tuple[int, int, int, int]
 """A patch's left and top edge, and the width and height of the scaled image it was cut from."""

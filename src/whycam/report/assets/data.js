@@ -43,7 +43,7 @@ const errorById = new Map(core.ids.map((id, i) => [id, i]));
 const combinationOf = (method, layer, target) => (method * core.layers.length + layer) * TARGETS.length + target;
 const layerCells = core.layers.map((layer) => layer.height * layer.width);
 
-const album = core.album || []; // pictures of neighbours, in chunks that follow the errors'
+const album = core.album || []; // pictures of neighbors, in chunks that follow the errors'
 const blocks = [...core.chunks, ...album];
 const chunkOf = new Uint32Array(N);
 core.chunks.forEach((chunk, c) => chunkOf.fill(c, chunk.start, chunk.stop));
@@ -66,7 +66,7 @@ function fromPlanes(planes) {
   return new Float32Array(bytes.buffer);
 }
 
-/** Turn maps of differences from the mean of left and upper neighbour back into the maps themselves, in place. */
+/** Turn maps of differences from the mean of left and upper neighbor back into the maps themselves, in place. */
 function undoDifferences(cells, width, height) {
   for (let at = 0; at < cells.length; at += width * height) {
     for (let x = 1; x < width; x++) cells[at + x] += cells[at + x - 1];

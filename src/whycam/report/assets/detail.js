@@ -29,7 +29,7 @@ function startDetail() {
   const pinnedBlock = make("div", { className: "pinned-block", hidden: true },
     make("div", { className: "detail-head" }, pinnedImage, pinnedTitle, unpin), pinned.element);
   const { table, numbers } = makeNumbers();
-  const near = makeNeighbours();
+  const near = makeNeighbors();
   const full = make("div", { className: "full" },
     make("div", { className: "detail-head" }, title, make("div", { className: "buttons" }, back, previous, next, pin)),
     facts,
@@ -68,7 +68,7 @@ function drawDetail(keys) {
   const both = state.pin >= 0 && state.pin !== error ? [error, state.pin] : [error];
   const scaleOf = scalesOf(both);
   drawEvidence(parts.evidence, error, scaleOf);
-  drawNeighbours(parts.near, error);
+  drawNeighbors(parts.near, error);
   drawNumbers(parts, error);
   parts.pinnedBlock.hidden = both.length < 2;
   if (both.length === 2) {

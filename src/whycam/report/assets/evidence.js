@@ -74,7 +74,7 @@ function drawBars({ bars, barsNote }, error) {
   barsNote.textContent = note;
 }
 
-// Shape and colour of the mark beside a class.
+// Shape and color of the mark beside a class.
 const DOTS = { predicted: "predicted", true: "actual" };
 
 function drawEvidence(block, error, scaleOf) {

@@ -11,7 +11,7 @@ function save(blob, name) {
 const [SIDE, GAP, LEFT] = [192, 16, 132];
 const INK = "#1d1f24";
 const PALE = "#5c6068";
-// The page's own colours on paper: a file has no theme.
+// The page's own colors on paper: a file has no theme.
 const BARS = { predicted: "#a63c08", actual: "#08665c", other: "#8b8880", track: "#efede7" };
 
 /** A name in lines of fifteen characters at most, broken where it has joints. */
@@ -119,17 +119,17 @@ function sceneToCanvas({ width, height, items }) {
 const xml = (text) => text.replace(/[\u0000-\u0008\u000b\u000c\u000e-\u001f\ufffe\uffff]/g, "\u25a1")
   .replace(/[<>&"']/g, (c) => `&#${c.codePointAt(0)};`);
 
-/** Native cells as rectangles, so that the drawing stays sharp at any size and its colours can be read off. */
+/** Native cells as rectangles, so that the drawing stays sharp at any size and its colors can be read off. */
 function cellsToSvg({ x, y, side, tall, evidence, look }) {
   const { width, height, values } = evidence;
-  const colours = coloursOf(values, look);
+  const colors = colorsOf(values, look);
   const w = side / width;
   const h = tall / height;
   let out = "";
   for (let p = 0; p < values.length; p++) {
-    const alpha = colours[p * 4 + 3];
+    const alpha = colors[p * 4 + 3];
     if (!alpha) continue;
-    const rgb = [...colours.subarray(p * 4, p * 4 + 3)].join(",");
+    const rgb = [...colors.subarray(p * 4, p * 4 + 3)].join(",");
     out += `<rect x="${x + (p % width) * w}" y="${y + Math.floor(p / width) * h}" width="${w}" height="${h}" fill="rgb(${rgb})"${alpha < 255 ? ` fill-opacity="${(alpha / 255).toFixed(4)}"` : ""}/>`;
     if (Number.isNaN(values[p])) {
       const [x0, y0] = [x + (p % width) * w, y + Math.floor(p / width) * h];

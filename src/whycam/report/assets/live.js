@@ -1,4 +1,4 @@
-// Live: one image, sent on request, its maps coloured here. The server keeps nothing; a new choice sends the image again.
+// Live: one image, sent on request, its maps colored here. The server keeps nothing; a new choice sends the image again.
 
 const byId = (id) => document.getElementById(id);
 const places = core.layers; // what can be chosen; core.layers is what there are maps of: the image itself for some methods
@@ -102,7 +102,7 @@ function draw() {
   byId("verdict-line").replaceChildren(nameOf(errors.predicted[0]), `, ${probability(errors.confidence[0])}`);
   drawImage(byId("seen"), 0, 96, "");
   byId("seen-note").textContent = same ? `Your image, ${width} × ${height} pixels, as the network sees it.`
-    : `What the network sees: the centre of your ${count(width)} × ${count(height)} image, fitted to ${core.image.width} × ${core.image.height} pixels.`;
+    : `What the network sees: the center of your ${count(width)} × ${count(height)} image, fitted to ${core.image.width} × ${core.image.height} pixels.`;
   drawBars({ bars: byId("bars"), barsNote: byId("bars-note") }, 0);
   drawEvidence(block, 0, scalesOf([0]));
   drawNumbers(shownNumbers, 0);

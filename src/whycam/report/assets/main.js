@@ -87,7 +87,7 @@ function start() {
     if (!arrived.size) requestAnimationFrame(() => {
       const own = [...arrived].some((chunk) => chunk < core.chunks.length);
       arrived.clear();
-      if (!own) return state.image >= 0 && drawNeighbours(parts.near, state.image);
+      if (!own) return state.image >= 0 && drawNeighbors(parts.near, state.image);
       drawRows(true);
       drawDetail(new Set());
       for (const id of nearby) PICTURED[id](new Set(["pictures"]));

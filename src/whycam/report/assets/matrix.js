@@ -21,7 +21,7 @@ function labelCell(cell) {
   if (actual >= 0 && predicted >= 0) {
     const a = plain(core.classes[actual]);
     const b = plain(core.classes[predicted]);
-    return actual === predicted ? `${n} ${a} recognised` : `${n} ${a} predicted as ${b}`;
+    return actual === predicted ? `${n} ${a} recognized` : `${n} ${a} predicted as ${b}`;
   }
   if (actual >= 0) return `Actual ${plain(core.classes[actual])}: show its errors`;
   return `Predicted ${plain(core.classes[predicted])}: show its errors`;

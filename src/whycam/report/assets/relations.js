@@ -1,4 +1,4 @@
-// How images resemble each other: nearest neighbours, suspected labels, clusters. The live page has none of this.
+// How images resemble each other: nearest neighbors, suspected labels, clusters. The live page has none of this.
 
 const relations = core.relations && (() => {
   const { ids, shown, bytes } = core.relations;
@@ -15,19 +15,19 @@ const relations = core.relations && (() => {
 const albumOf = new Uint32Array(relations ? relations.ids.length : 0);
 album.forEach((chunk, c) => albumOf.fill(core.chunks.length + c, chunk.start, chunk.stop));
 
-/** The picture of a neighbour: {bitmap, x, y, width, height}; null while it loads; undefined where the page has none. */
-function albumPicture(neighbour) {
-  if (neighbour >= relations.starts[relations.pictured]) return undefined;
-  const chunk = chunkAt(albumOf[neighbour]);
+/** The picture of a neighbor: {bitmap, x, y, width, height}; null while it loads; undefined where the page has none. */
+function albumPicture(neighbor) {
+  if (neighbor >= relations.starts[relations.pictured]) return undefined;
+  const chunk = chunkAt(albumOf[neighbor]);
   if (!chunk) return null;
-  return chunk.pictures?.[neighbour - blocks[albumOf[neighbour]].start];
+  return chunk.pictures?.[neighbor - blocks[albumOf[neighbor]].start];
 }
 
 const nearby = new Set(); // sections that have come near the window: they may ask for pictures
 
 const suspects = relations ? [...errors.label.keys()].filter((e) => relations.suspect[e]) : [];
 
-/** For each cluster its size, its medoid (the error nearest to its centre) and its pairs of classes, most common first. */
+/** For each cluster its size, its medoid (the error nearest to its center) and its pairs of classes, most common first. */
 const clusters = Array.from({ length: relations ? relations.clusters : 0 }, () => ({ size: 0, medoid: -1, pairs: new Map() }));
 for (let e = 0; e < N && clusters.length; e++) {
   const cluster = clusters[relations.cluster[e]];

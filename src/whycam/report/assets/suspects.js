@@ -17,7 +17,7 @@ function drawSuspects(keys) {
     canvas.removeAttribute("aria-label");
     const button = make("button", { type: "button", className: "suspect" }, make("span", { className: "frame" }, canvas),
       make("span", { className: "suspect-words" },
-        make("span", { className: "line" }, make("span", { className: "dot actual", "aria-hidden": "true" }), make("span", { className: "visually-hidden", text: "labelled " }), nameOf(errors.label[e])),
+        make("span", { className: "line" }, make("span", { className: "dot actual", "aria-hidden": "true" }), make("span", { className: "visually-hidden", text: "labeled " }), nameOf(errors.label[e])),
         make("span", { className: "line" }, make("span", { className: "dot predicted", "aria-hidden": "true" }), make("span", { className: "visually-hidden", text: ", predicted " }), nameOf(errors.predicted[e]), make("span", { className: "p", text: probability(errors.confidence[e]) })),
         make("span", { className: "note" }, ...(relations.votes[e] ? [`votes ${relations.votesPredicted[e]} : ${relations.votesLabel[e]}`] : []),
           make("span", { className: "p", text: `score ${relations.score[e].toFixed(2)}` }))));

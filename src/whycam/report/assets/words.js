@@ -81,8 +81,8 @@ function oddities(map) {
   return words;
 }
 
-const THIRDS = [["top left", "top centre", "top right"], ["left", "centre", "right"],
-  ["bottom left", "bottom centre", "bottom right"]];
+const THIRDS = [["top left", "top center", "top right"], ["left", "center", "right"],
+  ["bottom left", "bottom center", "bottom right"]];
 
 function peakOf({ values, width, height }) {
   let best = -1;

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from whycam.cam.factorise import nmf
+from whycam.cam.factorize import nmf
 from whycam.compat.pytorch_grad_cam import _passes
 from whycam.compat.pytorch_grad_cam._arrays import Array, to_numpy
 from whycam.compat.pytorch_grad_cam._passes import Transform
@@ -21,7 +21,7 @@ from whycam.compat.pytorch_grad_cam.utils.image import (
     scale_cam_image,
     show_factorization_on_image,
 )
-from whycam.modules import unwrapped
+from whycam.nn_utils import unwrapped
 
 
 def dff(activations: Array, n_components: int = 5) -> tuple[Array, Array]:

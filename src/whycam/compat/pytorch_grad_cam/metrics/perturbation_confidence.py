@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from whycam.compat.pytorch_grad_cam._arrays import Array
 from whycam.compat.pytorch_grad_cam._targets import per_image
-from whycam.modules import in_eval_mode, unwrapped
+from whycam.nn_utils import in_eval_mode, unwrapped
 
 Perturbation = Callable[[Tensor, Tensor], Tensor]
 Imputer = Callable[[Tensor, Tensor], Tensor]

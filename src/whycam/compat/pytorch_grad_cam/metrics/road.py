@@ -17,10 +17,10 @@ from whycam.compat.pytorch_grad_cam.metrics.perturbation_confidence import (
     RemoveLeastRelevantFirst,
     RemoveMostRelevantFirst,
 )
-from whycam.metrics.impute import NEIGHBOURS, Weighting, fill_in
+from whycam.metrics.faithfulness.imputation import NEIGHBORS, Weighting, noisy_linear_imputation
 from whycam.seeds import generator
 
-neighbors_weights = NEIGHBOURS
+neighbors_weights = NEIGHBORS
 
 
 class NoisyLinearImputer:
@@ -28,7 +28,7 @@ class NoisyLinearImputer:
 
     Args:
         noise: its standard deviation.
-        weighting: see `whycam.metrics.impute.NEIGHBOURS`.
+        weighting: see `whycam.metrics.faithfulness.imputation.NEIGHBORS`.
         seed: of the noise, which is drawn anew but equally for every image; grad-cam draws from global state.
     """
 
@@ -47,7 +47,9 @@ class NoisyLinearImputer:
         single = img.ndim == 3
         images, missing = (img[None], mask[None] == 0) if single else (img, mask == 0)
         nothing = missing.flatten(1).all(dim=1)[:, None, None]
-        filled = fill_in(images.masked_fill(nothing[:, None], 0), missing & ~nothing, weighting=self.weighting)
+        filled = noisy_linear_imputation(
+            images.masked_fill(nothing[:, None], 0), missing & ~nothing, weighting=self.weighting
+        )
         if self.noise:
             noise = torch.randn(images.shape[1:], generator=generator(self.seed, "NoisyLinearImputer"))
             filled = torch.where(missing[:, None], filled + self.noise * noise.to(filled), filled)

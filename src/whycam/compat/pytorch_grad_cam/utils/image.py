@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from whycam.compat.pytorch_grad_cam._arrays import Array
-from whycam.compat.pytorch_grad_cam._colour import JET, bytes_of, colour_map, rainbow, with_value
+from whycam.compat.pytorch_grad_cam._color import JET, bytes_of, colour_map, rainbow, with_value
 from whycam.compat.pytorch_grad_cam._scaling import scale
 from whycam.errors import WhycamError
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from whycam.cam.boxes import overlap
+from whycam.cam.targets.detection import overlap
 from whycam.compat.pytorch_grad_cam._arrays import Array
 
 

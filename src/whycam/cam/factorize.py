@@ -1,0 +1,180 @@
+"""Deep feature factorization (Collins et al., 2018, arXiv:1806.10206): a layer's activations as a few concepts.
+
+A concept is a direction among the channels; its map says how much of it is where. Concepts are found in the
+activations alone and know nothing of any class; what they say for one is in their scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from whycam.cam.inspect import default_layer
+from whycam.cam.maps import resize
+from whycam.cam.network.head import pooled_linear_head
+from whycam.cam.network.inputs import Inputs, InputsLike
+from whycam.cam.network.layers import LayerLike, resolve_layer
+from whycam.cam.network.layout import Layout, check_layout, detect_layout, hints_for
+from whycam.cam.passes.capture import capture
+from whycam.errors import WhycamError
+from whycam.nn_utils import unwrapped
+from whycam.options import Count, checked
+from whycam.seeds import generator
+
+
+@dataclass(frozen=True, eq=False)
+class Factorization:
+    """A ≈ offset + Σ_k map_k · concept_k, all but the offset non-negative, for the whole batch with the same concepts.
+
+    Attributes:
+        concepts: (n, C), each of length 1; those that account for most come first.
+        maps: (B, n, …positions), how much of each concept is where; comparable among concepts and images.
+        offset: (C,), each channel's least value where that is negative, else 0.
+        error: |A − reconstruction| / |A − offset|, between 0 and 1: how much the concepts leave unexplained.
+        scores: (n, K), what each concept says for each class; None where there is no telling.
+        layer: its name.
+        size: (H, W) of the images.
+    """
+
+    concepts: Tensor
+    maps: Tensor
+    offset: Tensor
+    error: float
+    scores: Tensor | None
+    layer: str
+    size: tuple[int, ...]
+
+    def heatmaps(self) -> Tensor:
+        """The maps on [0, 1] at the images' size, (B, n, H, W); 1 is each concept's own maximum over the batch."""
+        top = self.maps.transpose(0, 1).flatten(1).amax(dim=1).view(-1, *[1] * (self.maps.ndim - 2))
+        unit = torch.where(top > 0, self.maps / torch.where(top > 0, top, 1), 0)
+        return resize(unit.flatten(0, 1), self.size).reshape(*self.maps.shape[:2], *self.size)
+
+
+def factorize(
+    model: nn.Module,
+    images: InputsLike,
+    layer: LayerLike | None = None,
+    concepts: int = 8,
+    *,
+    classifier: Callable[[Tensor], Tensor] | None = None,
+    layout: Layout | None = None,
+    seed: int = 0,
+    iterations: Count = 200,
+) -> Factorization:
+    """Find the concepts that a batch's activations at a layer are made of.
+
+    Args:
+        model: any module; afterwards exactly as it was.
+        images: (B, C, H, W) float, normalized as the model expects; concepts are shared among them.
+        layer: a name (``layer4[-1]``) or module; by default the last spatial one.
+        concepts: how many.
+        classifier: (n, C) → (n, K), for the concepts' scores. By default the last linear layer's weights without its
+            bias, where the layer is followed by a mean over positions and that layer alone: there
+            bias + Σ_k mean(map_k) · score_k is the logit, but for what the concepts leave unexplained.
+        layout: where channels and positions lie in the layer's output; detected by default.
+        seed: of the start; other starts may find other concepts.
+        iterations: at most; it stops where little changes.
+
+    Returns:
+        A `Factorization`, on the model's device.
+
+    Raises:
+        WhycamError: the layer is unknown or has no map, its activations are not finite, or ``concepts`` makes no sense.
+
+    Example:
+        >>> import torch, whycam
+        >>> model, spec = whycam.load("cifar10-resnet18")
+        >>> whycam.factorize(model, torch.rand(4, 3, 32, 32), "layer4[-1]", concepts=3).maps.shape
+        torch.Size([4, 3, 4, 4])
+    """
+    checked("factorize", factorize, {"concepts": concepts, "seed": seed, "iterations": iterations})
+    check_layout(layout)
+    network, inputs = unwrapped(model), Inputs.of(images)
+    found = default_layer(network, inputs) if layer is None else resolve_layer(model, layer)
+    trace = capture(network, inputs, [found], {}, gradients=False)
+    output = trace.activations[found.name]
+    if layout is None:
+        size = inputs.images.shape[2:]
+        layout = detect_layout(output, size, found.module, hints_for(network, size))
+    activations = layout.to_map(output)
+    activations = activations.float() if activations.dtype.itemsize < 4 else activations
+    batch, channels, *positions = activations.shape
+    if not positions or activations[0, 0].numel() <= 1:
+        raise WhycamError(
+            f"layer {found.name!r} has the output shape {tuple(output.shape)}: there is no map to factorize; choose an "
+            "earlier layer"
+        )
+    x = activations.transpose(0, 1).reshape(channels, -1)
+    if not 1 <= concepts <= min(x.shape):
+        raise WhycamError(f"{concepts} concepts cannot be told apart here: give a number from 1 to {min(x.shape)}")
+    if not bool(x.isfinite().all()):
+        raise WhycamError(f"layer {found.name!r} gives NaN or infinite values for these images")
+    offset = x.amin(dim=1).clamp(max=0)
+    x = x - offset[:, None]
+    draw = generator(seed, "factorize", concepts)
+    level = (x.mean() / concepts).sqrt()
+    w, h = (
+        level * torch.randn(shape, generator=draw, dtype=torch.float64).abs().to(x)
+        for shape in ((channels, concepts), (concepts, x.shape[1]))
+    )
+    w, h = nmf(x, w, h, iterations=iterations)
+    # Only the product is determined: the concepts get length 1, the maps the rest.
+    lengths = w.norm(dim=0).clamp(min=torch.finfo(w.dtype).tiny)
+    w, h = w / lengths, h * lengths[:, None]
+    order = h.square().sum(dim=1).argsort(descending=True)
+    w, h = w[:, order], h[order]
+    size = x.norm()
+    if classifier is None:
+        head = pooled_linear_head(network, activations, trace.logits)
+        scores = None if head is None else w.T @ head.weight.detach().to(w).T
+    else:
+        with torch.no_grad():
+            scores = classifier(w.T)
+    return Factorization(
+        concepts=w.T.contiguous(),
+        maps=h.reshape(concepts, batch, *positions).transpose(0, 1).contiguous(),
+        offset=offset,
+        error=float((x - w @ h).norm() / size) if size > 0 else 0.0,
+        scores=scores,
+        layer=found.name,
+        size=tuple(inputs.images.shape[2:]),
+    )
+
+
+def nmf(x: Tensor, w: Tensor, h: Tensor, *, tolerance: float = 1e-4, iterations: int = 200) -> tuple[Tensor, Tensor]:
+    """Factorize x ≈ w · h with non-negative factors by coordinate descent (Cichocki & Phan, 2009).
+
+    Args:
+        x: (C, N), non-negative.
+        w: (C, n) to start from.
+        h: (n, N) to start from.
+        tolerance: stop where the violation of the optimality conditions has fallen to this share of the first one.
+        iterations: stop after so many in any case.
+
+    Returns:
+        w and h; the ones given are left as they are.
+    """
+    w, ht = w.clone(), h.T.contiguous()
+    first = 0.0
+    for iteration in range(iterations):
+        violation = _descend(w, ht.T @ ht, x @ ht) + _descend(ht, w.T @ w, x.T @ w)
+        first = violation if iteration == 0 else first
+        if violation <= tolerance * first:
+            break
+    return w, ht.T
+
+
+def _descend(factor: Tensor, gram: Tensor, products: Tensor) -> float:
+    """One round over the columns of ``factor``, in place; how far it was from optimal."""
+    violation = torch.zeros((), dtype=factor.dtype, device=factor.device)
+    for column, curvature in enumerate(gram.diagonal().tolist()):
+        slope = factor @ gram[:, column] - products[:, column]
+        values = factor[:, column]
+        violation += torch.where(values == 0, slope.clamp(max=0), slope).abs().sum()
+        if curvature:
+            factor[:, column] = (values - slope / curvature).clamp(min=0)
+    return float(violation)

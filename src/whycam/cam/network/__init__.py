@@ -1,0 +1,1 @@
+"""What is looked at: inputs, layers, the layout of channels and positions, the linear head."""

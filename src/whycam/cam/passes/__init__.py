@@ -1,0 +1,1 @@
+"""Forward and backward passes: capture a trace, run altered inputs, run a tail."""

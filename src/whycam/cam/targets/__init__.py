@@ -1,0 +1,1 @@
+"""What is explained: targets, how they are resolved and frozen, and class names."""

@@ -1,0 +1,1 @@
+"""The command line: argv in, calls of the other rooms out."""

@@ -1,0 +1,1 @@
+"""Which explanation method to trust on a network; see `whycam.compare`."""

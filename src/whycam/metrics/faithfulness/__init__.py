@@ -1,0 +1,1 @@
+"""Metrics that alter pixels and read the network's answer."""

@@ -1,0 +1,1 @@
+"""Metrics that know where the evidence should lie."""

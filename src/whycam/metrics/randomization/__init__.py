@@ -1,0 +1,1 @@
+"""Metrics that destroy the network's parameters."""

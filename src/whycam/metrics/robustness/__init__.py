@@ -1,0 +1,1 @@
+"""Metrics that alter the image slightly and explain it again."""

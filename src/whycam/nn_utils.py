@@ -1,0 +1,244 @@
+"""Small things that every room does with a user's module, each in one place."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields, is_dataclass
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+from torch.jit._script import RecursiveScriptModule
+from torch.nn.parameter import is_lazy
+
+from whycam.errors import WhycamError
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; afterwards every single module has the mode it had before.
+
+    ``model.train()`` on the way out would not do: it would also switch on what the user had frozen. Neither would
+    ``model.eval()`` on the way in, which some modules (adapters that merge their weights, say) do more in than switch.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def instrumented(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and every part run as the module it was written as, so that hooks and gradients see all of it.
+
+    Inside the block wrappers (see `wrapped_by`) hand on to what they wrap, compiled modules run uncompiled (a compiled
+    one does not run the hooks inside it), and parameters and buffers made under ``inference_mode``, none of which
+    autograd takes, are ordinary copies. Afterwards everything is as it was. May be nested.
+
+    Raises:
+        WhycamError: a lazy module has not met its first batch.
+    """
+    copies: dict[int, Tensor] = {}
+    with in_eval_mode(model), ExitStack() as back:
+
+        def exchange(table: Any, name: str, value: object) -> None:
+            if name in table:
+                back.callback(table.__setitem__, name, table[name])
+            else:
+                back.callback(table.pop, name, None)
+            table[name] = value
+
+        for module in model.modules():
+            if _is_script(module):
+                continue
+            if (plain := _plain_forward(module)) is not None:
+                exchange(vars(module), "forward", plain)
+            if vars(module).get("_compiled_call_impl") is not None:
+                exchange(vars(module), "_compiled_call_impl", None)
+            for table in (module._parameters, module._buffers):
+                for name, tensor in table.items():
+                    if tensor is not None and is_lazy(tensor):
+                        raise WhycamError(
+                            f"the model's {type(module).__name__} has no weights before it has seen a batch: call "
+                            "model(images) once"
+                        )
+                    if tensor is not None and tensor.is_inference():
+                        exchange(table, name, _ordinary_copy(tensor, copies))
+        yield
+
+
+def _plain_forward(module: nn.Module) -> Callable[..., Any] | None:
+    """What is to take the place of ``module.forward``: of a wrapper's or a compiled one's; None of all others'."""
+    inner = wrapped_by(module)
+    if inner is not None:
+        # Looked up at each call: what exchanges modules' calls for a while (a tracer, say) is heard.
+        return lambda *args, **kwargs: inner(*args, **kwargs)
+    compiled = getattr(module.forward, "_torchdynamo_orig_callable", None)
+    if compiled is None:
+        return None
+    return MethodType(compiled, module) if isinstance(module.forward, MethodType) else compiled
+
+
+def _ordinary_copy(tensor: Tensor, copies: dict[int, Tensor]) -> Tensor:
+    """One for every tensor: what is tied stays tied."""
+    if id(tensor) not in copies:
+        with torch.inference_mode(False):
+            copied = tensor.detach().clone()
+        parameter = isinstance(tensor, nn.Parameter)
+        copies[id(tensor)] = nn.Parameter(copied, tensor.requires_grad) if parameter else copied
+    return copies[id(tensor)]
+
+
+def ordinary(value: Any) -> Any:
+    """Tensors made under ``inference_mode``, also in lists, as copies that autograd takes; everything else as it is."""
+    if type(value) in (list, tuple):
+        members = [ordinary(member) for member in value]
+        changed = any(one is not other for one, other in zip(members, value, strict=True))
+        return type(value)(members) if changed else value
+    if not isinstance(value, Tensor) or not value.is_inference():
+        return value
+    with torch.inference_mode(False):
+        return value.clone()
+
+
+def hookable_modules(model: nn.Module) -> Iterator[nn.Module]:
+    """Every module but those that take no hooks."""
+    return filter(takes_hooks, model.modules())
+
+
+def takes_hooks(module: nn.Module) -> bool:
+    """Scripted modules do not; a traced one does, but nothing inside it ever runs."""
+    return not isinstance(module, RecursiveScriptModule)
+
+
+def first_tensor(output: object) -> Tensor | None:
+    """The leading tensor of a module's output: itself, or the first found in a tuple, list, dict or dataclass."""
+    if isinstance(output, Tensor):
+        return output
+    return next((tensor for _, part in _members(output) if (tensor := first_tensor(part)) is not None), None)
+
+
+def with_first_tensor(output: object, replacement: Tensor) -> Any:
+    """``output`` with the tensor that `first_tensor` finds replaced, in containers of the same types.
+
+    What else it holds is handed on as it is; ``output`` itself is not changed.
+
+    Raises:
+        WhycamError: there is no such tensor.
+    """
+    if isinstance(output, Tensor):
+        return replacement
+    for place, member in _members(output):
+        if first_tensor(member) is not None:
+            return _exchanged(output, {place: with_first_tensor(member, replacement)})
+    raise WhycamError(f"a {type(output).__name__} without any tensor has none to be replaced")
+
+
+def rows_of(output: object, images: int, rows: Tensor) -> Any:
+    """What of a network's output for ``images`` images belongs to those at ``rows`` (n,).
+
+    Tensors as long as the batch are indexed, also inside tuples, lists, mappings and dataclasses; so is a list (or
+    tuple) with one mapping or object per image, as detectors return it. Everything else is handed on as it is.
+    """
+    if isinstance(output, Tensor):
+        return output[rows.to(output.device)] if output.ndim and len(output) == images else output
+    if is_per_image(output, images):
+        chosen = [output[row] for row in rows.tolist()]  # type: ignore[index]
+        return tuple(chosen) if isinstance(output, tuple) else chosen
+    members = list(_members(output))
+    return _exchanged(output, {place: rows_of(part, images, rows) for place, part in members}) if members else output
+
+
+def is_per_image(output: object, images: int) -> bool:
+    """Whether it is a list with a mapping or object of its own for each image, and not one tensor for all."""
+    entries = isinstance(output, tuple | list) and not hasattr(output, "_fields") and len(output) == images
+    return entries and all(isinstance(entry, Mapping) or is_dataclass(entry) for entry in output)  # type: ignore[attr-defined]
+
+
+def _members(output: object) -> Iterator[tuple[Any, object]]:
+    """A container's contents with their places; nothing where it is none."""
+    if isinstance(output, Mapping):
+        yield from output.items()
+    elif isinstance(output, tuple | list):
+        yield from enumerate(output)
+    elif is_dataclass(output) and not isinstance(output, type):
+        yield from ((field.name, getattr(output, field.name)) for field in fields(output))
+
+
+def _exchanged(container: Any, changes: Mapping[Any, object]) -> Any:
+    """A shallow copy with some members exchanged, of the same type."""
+    if isinstance(container, tuple | list):
+        members: list[Any] = [changes.get(place, member) for place, member in enumerate(container)]
+        return type(container)(*members) if hasattr(container, "_fields") else type(container)(members)
+    if isinstance(container, Mapping) and not isinstance(container, MutableMapping):
+        raise WhycamError(f"a {type(container).__name__} cannot be altered; choose the layer inside it")
+    result = copy.copy(container)
+    for place, member in changes.items():
+        if isinstance(container, Mapping):
+            result[place] = member
+        else:
+            object.__setattr__(result, place, member)
+    return result
+
+
+def wrapped_by(module: nn.Module) -> nn.Module | None:
+    """What ``DataParallel``, ``DistributedDataParallel`` or ``torch.compile`` wrapped; None where it is no wrapper."""
+    if _is_script(module):
+        return None
+    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        inner: nn.Module = module.module
+        return inner
+    return module._modules.get("_orig_mod")
+
+
+def is_opaque(module: nn.Module) -> bool:
+    """Whether it is a TorchScript or ``torch.export`` program: its parts hold weights, and none of them ever runs."""
+    return _is_script(module) or _is_exported(module)
+
+
+def refuse_opaque_parts(model: nn.Module, what: str) -> None:
+    """For what has to see all of a model: ``what`` begins the sentence, "FullGrad needs every bias", say.
+
+    Raises:
+        WhycamError: a part of it is a program inside of which nothing can be seen.
+    """
+    hidden = next((path for path, part in model.named_modules() if is_opaque(part)), None)
+    if hidden is not None:
+        raise WhycamError(
+            f"{what} of the model, and {hidden!r} is a TorchScript or exported program, which cannot be looked into: "
+            "put the nn.Module it was made from in its place"
+        )
+
+
+def _is_exported(module: nn.Module) -> bool:
+    return isinstance(module, torch.fx.GraphModule) and hasattr(module, "_guards_fn")
+
+
+def _is_script(module: nn.Module) -> bool:
+    return isinstance(module, torch.jit.ScriptModule)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile`` wrappers.
+
+    Raises:
+        WhycamError: the model is a TorchScript or ``torch.export`` program, whose inside no hook ever sees.
+    """
+    if not isinstance(model, nn.Module):
+        raise WhycamError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
+    if _is_script(model):
+        raise WhycamError("a TorchScript module cannot be looked into: pass the nn.Module it was made from")
+    inner = wrapped_by(model)
+    if inner is not None:
+        return unwrapped(inner)
+    if _is_exported(model):
+        raise WhycamError("a torch.export program cannot be looked into: pass the nn.Module it was made from")
+    return model
