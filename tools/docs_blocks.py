@@ -98,7 +98,7 @@ def _empty_folder() -> Iterator[None]:
 def _registry_as_before() -> Iterator[None]:
     """A page may register a method or a measure to show how; other pages must not find it."""
     from whycam.cam.methods import METHODS
-    from whycam.metrics import MEASURES
+    from whycam.comparison import MEASURES
 
     before = dict(METHODS), dict(MEASURES)
     try:

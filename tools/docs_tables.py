@@ -14,7 +14,7 @@ from typing import Any
 import whycam
 from whycam.cam.methods import METHODS
 from whycam.cli.main import build_parser
-from whycam.metrics import MEASURES
+from whycam.comparison import MEASURES
 from whycam.training import RECIPES, Recipe
 
 API = Path(__file__).resolve().parent.parent / "docs" / "api"

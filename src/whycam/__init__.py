@@ -5,108 +5,88 @@ Start with `whycam.load` and `whycam.explain`.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from whycam._version import __version__
+from whycam._lazy import lazy_names
+from whycam._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from whycam.cam import (
-        Binary,
-        Boxes,
-        ClassScore,
-        Explainer,
-        Explanation,
-        Factorization,
-        Finer,
-        Layout,
-        LogProbability,
-        Margin,
-        Output,
-        Predicted,
-        Probability,
-        ReST,
-        Segmentation,
-        Similarity,
-        WholeOutput,
-        explain,
-        factorize,
-        load_explanation,
+        Binary as Binary,
+        Boxes as Boxes,
+        ClassScore as ClassScore,
+        Explainer as Explainer,
+        Explanation as Explanation,
+        Factorization as Factorization,
+        Finer as Finer,
+        Layout as Layout,
+        LogProbability as LogProbability,
+        Margin as Margin,
+        Output as Output,
+        Predicted as Predicted,
+        Probability as Probability,
+        ReST as ReST,
+        Segmentation as Segmentation,
+        Similarity as Similarity,
+        WholeOutput as WholeOutput,
+        explain as explain,
+        factorize as factorize,
+        load_explanation as load_explanation,
     )
-    from whycam.data import Preprocess, open_source
-    from whycam.errors import WhycamError
-    from whycam.models import ModelSpec, load, save_checkpoint, summarize
-    from whycam.study import Study
+    from whycam.comparison import (
+        compare as compare,
+    )
+    from whycam.data import (
+        Preprocess as Preprocess,
+        open_source as open_source,
+    )
+    from whycam.errors import (
+        WhycamError as WhycamError,
+    )
+    from whycam.models import (
+        ModelSpec as ModelSpec,
+        load as load,
+        save_checkpoint as save_checkpoint,
+        summarize as summarize,
+    )
+    from whycam.study import (
+        Study as Study,
+    )
 
 # Where each public name lives. Names are imported on first use, so that `whycam --help` answers without torch.
-_HOMES = {
-    "WholeOutput": "whycam.cam",
-    "Similarity": "whycam.cam",
-    "Segmentation": "whycam.cam",
-    "ReST": "whycam.cam",
-    "Output": "whycam.cam",
-    "LogProbability": "whycam.cam",
-    "Layout": "whycam.cam",
-    "Finer": "whycam.cam",
-    "Binary": "whycam.cam",
-    "Boxes": "whycam.cam",
-    "ClassScore": "whycam.cam",
-    "Explainer": "whycam.cam",
-    "Explanation": "whycam.cam",
-    "Factorization": "whycam.cam",
-    "Margin": "whycam.cam",
-    "ModelSpec": "whycam.models",
-    "Predicted": "whycam.cam",
-    "Preprocess": "whycam.data",
-    "Probability": "whycam.cam",
-    "Study": "whycam.study",
-    "WhycamError": "whycam.errors",
-    "explain": "whycam.cam",
-    "factorize": "whycam.cam",
-    "load": "whycam.models",
-    "load_explanation": "whycam.cam",
-    "open_source": "whycam.data",
-    "save_checkpoint": "whycam.models",
-    "summarize": "whycam.models",
+_PUBLIC = {
+    "whycam.cam": """
+        Binary Boxes ClassScore Explainer Explanation Factorization Finer Layout LogProbability Margin Output
+        Predicted Probability ReST Segmentation Similarity WholeOutput explain factorize load_explanation
+    """,
+    "whycam.comparison": """
+        compare
+    """,
+    "whycam.data": """
+        Preprocess open_source
+    """,
+    "whycam.errors": """
+        WhycamError
+    """,
+    "whycam.models": """
+        ModelSpec load save_checkpoint summarize
+    """,
+    "whycam.study": """
+        Study
+    """,
 }
+_HOMES = {name: home for home, names in _PUBLIC.items() for name in names.split()}
 
-__all__ = [
-    "Binary",
-    "Boxes",
-    "ClassScore",
-    "Explainer",
-    "Explanation",
-    "Factorization",
-    "Finer",
-    "Layout",
-    "LogProbability",
-    "Margin",
-    "ModelSpec",
-    "Output",
-    "Predicted",
-    "Preprocess",
-    "Probability",
-    "ReST",
-    "Segmentation",
-    "Similarity",
-    "Study",
-    "WholeOutput",
-    "WhycamError",
-    "__version__",
-    "explain",
-    "factorize",
-    "load",
-    "load_explanation",
-    "open_source",
-    "save_checkpoint",
-    "summarize",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'whycam' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+__getattr__ = lazy_names(
+    __name__,
+    _HOMES,
+    moved={
+        "Factorisation": "whycam:Factorization",
+        "factorise": "whycam:factorize",
+        "summarise": "whycam:summarize",
+    },
+)
+__all__ = ["__version__", *sorted(_HOMES)]
 
 
 def __dir__() -> list[str]:

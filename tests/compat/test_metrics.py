@@ -8,8 +8,7 @@ import torch
 from compat_networks import images, small
 
 from whycam.compat import pytorch_grad_cam as compat
-from whycam.compat.pytorch_grad_cam.metrics import arcc, cam_mult_image, road
-from whycam.compat.pytorch_grad_cam.metrics import perturbation_confidence as perturbation
+from whycam.compat.pytorch_grad_cam.metrics import arcc, cam_mult_image, perturbation_confidence as perturbation, road
 from whycam.compat.pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget, SoftmaxOutputTarget
 
 TARGETS = [ClassifierOutputSoftmaxTarget(index) for index in (0, 3, 1)]

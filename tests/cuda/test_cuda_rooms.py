@@ -15,8 +15,8 @@ from PIL import Image
 
 import whycam
 from whycam import device as devices
+from whycam.comparison import compare
 from whycam.data import take
-from whycam.metrics import compare
 from whycam.metrics.faithfulness.imputation import noisy_linear_imputation
 from whycam.metrics.faithfulness.road import road
 from whycam.study import Config, Study, run_study

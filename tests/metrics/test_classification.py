@@ -7,8 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from whycam.metrics import score_classification, wilson_interval
 from whycam.metrics.classification import calibration_error, reliability_bins

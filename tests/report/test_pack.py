@@ -7,8 +7,7 @@ import base64
 import numpy as np
 import pytest
 from chunk_bytes import numbers_of, undone
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from hypothesis.extra.numpy import arrays
 from make_study import CIFAR10, Recipe, make_study
 

@@ -16,8 +16,7 @@ from torch.nn import functional as F
 import whycam
 from whycam.data import ArraySource
 from whycam.models.resnet import BasicBlock
-from whycam.training import Recipe, train
-from whycam.training import state as state_module
+from whycam.training import Recipe, state as state_module, train
 from whycam.training.history import Progress
 
 RECIPE = Recipe(

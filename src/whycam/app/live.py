@@ -15,7 +15,7 @@ from whycam.app.desk import Ticket
 from whycam.cam.explain import explain
 from whycam.cam.explanation import Explanation
 from whycam.cam.methods import METHODS
-from whycam.cam.methods.registry import Method
+from whycam.cam.methods.registry import Method, method_note
 from whycam.cam.targets.class_names import class_index
 from whycam.cam.targets.resolve import leading
 from whycam.data import open_source
@@ -24,12 +24,11 @@ from whycam.data.decode import decode_image, encode_png
 from whycam.data.preprocess import CIFAR10
 from whycam.errors import WhycamError, near_misses
 from whycam.models import ModelSpec
+from whycam.models.resnet import STUDY_LAYERS, study_layers
 from whycam.nn_utils import in_eval_mode
 from whycam.report.encoding import MISSING, MapStore
-from whycam.report.notes import method_note
 from whycam.report.payload import TARGETS, TOP_CLASSES, display_constants, encode_columns, text
 from whycam.report.sprites import pack_images
-from whycam.study.default_layers import STUDY_LAYERS, study_layers
 from whycam.study.tables import image_rows, map_rows, prediction_rows
 
 MAX_PIXELS = 2**24

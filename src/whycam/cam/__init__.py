@@ -1,5 +1,6 @@
 """The core: capture → method → map. Knows nothing of CIFAR-10, files or reports."""
 
+from whycam._lazy import lazy_names
 from whycam.cam.explain import Explainer, explain
 from whycam.cam.explanation import Explanation, load_explanation
 from whycam.cam.factorize import Factorization, factorize
@@ -11,6 +12,15 @@ from whycam.cam.passes.capture import Trace, capture
 from whycam.cam.targets.classification import ClassScore, Finer, LogProbability, Margin, Predicted, Probability, ReST
 from whycam.cam.targets.detection import Boxes, Detections, detections
 from whycam.cam.targets.outputs import Binary, Output, Segmentation, Similarity, WholeOutput
+
+__getattr__ = lazy_names(
+    __name__,
+    moved={
+        "Factorisation": "whycam.cam:Factorization",
+        "factorise": "whycam.cam:factorize",
+        "survey": "whycam.cam:inspect_layers",
+    },
+)
 
 __all__ = [
     "METHODS",

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-import whycam
+from whycam._version import __version__, versions
+from whycam.cam.inspect import default_layer
 from whycam.cam.network.layers import resolve_layers
 from whycam.comparison.ranking import Comparison, compare
 from whycam.data.preprocess import fit
@@ -22,13 +23,11 @@ from whycam.data.source import ImageSource
 from whycam.device import device_name
 from whycam.errors import WhycamError
 from whycam.files import replacing, write_bytes, writing
-from whycam.models.checkpoint import ModelSpec
+from whycam.models.checkpoint import ModelSpec, check_classes
+from whycam.models.resnet import study_layers
 from whycam.nn_utils import unwrapped
 from whycam.progress import Progress, quiet
 from whycam.seeds import generator
-from whycam.study.default_layers import chosen_layers
-from whycam.study.manifest import versions
-from whycam.study.predict import check_classes
 
 RESULT, SCORES = "comparison.json", "scores.parquet"
 
@@ -71,7 +70,7 @@ def compare_on(
         out: a folder, made if need be.
         methods: names.
         layers: names; by default the study's three, or the last spatial layer of another network.
-        measures: names, see `whycam.metrics.MEASURES`; by default those that the network and the images allow.
+        measures: names, see `whycam.comparison.MEASURES`; by default those that the network and the images allow.
         images: how many to draw, all where there are fewer.
         seed: of the draw and of everything else that is random.
         batch_size: images at a time.
@@ -88,7 +87,8 @@ def compare_on(
     out, network = Path(out), unwrapped(model)
     device = next(network.parameters()).device
     if layers is None:
-        layers = chosen_layers(network, spec.preprocess(source.read([0]).to(device)))
+        first = spec.preprocess(source.read([0]).to(device))
+        layers = study_layers(network) or (default_layer(network, first).name,)
     resolve_layers(network, layers)  # an unknown one is said before images are read
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ def compare_on(
         batch_size=batch_size, progress=progress,
     )  # fmt: skip
     record = {
-        "whycam": whycam.__version__,
+        "whycam": __version__,
         "seed": seed,
         "layers": list(layers),
         "model": {"architecture": spec.architecture, "weights_sha256": spec.weights_sha256},

@@ -8,13 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from whycam.cam.methods.registry import INPUT
+from whycam.cam.methods.registry import INPUT, method_note
 from whycam.comparison.context import CONTROLS, Key
 from whycam.comparison.measures import Measure
 from whycam.comparison.ranking import FEWEST, Comparison, Ranking
 from whycam.errors import missing_extra
 from whycam.files import replacing, write_bytes
-from whycam.report.notes import method_note
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

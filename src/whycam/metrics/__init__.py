@@ -1,8 +1,6 @@
 """How well the classifier does, and how far its explanations can be trusted."""
 
-from whycam.comparison.context import ComparisonContext
-from whycam.comparison.measures import MEASURES, Measure, measure
-from whycam.comparison.ranking import Comparison, Ranking, compare
+from whycam._lazy import lazy_names
 from whycam.metrics.classification import Classification, score_classification, wilson_interval
 from whycam.metrics.faithfulness.baselines import background
 from whycam.metrics.faithfulness.confidence_drop import ConfidenceChange, confidence_change
@@ -20,18 +18,29 @@ from whycam.metrics.robustness.coherency import adcc, arcc, coherency
 from whycam.metrics.robustness.sensitivity import Infidelity, infidelity, max_sensitivity
 from whycam.metrics.statistics import bootstrap_interval
 
+__getattr__ = lazy_names(
+    __name__,
+    moved={
+        "MEASURES": "whycam.comparison:MEASURES",
+        "Comparison": "whycam.comparison:Comparison",
+        "Contest": "whycam.comparison:ComparisonContext",
+        "Measure": "whycam.comparison:Measure",
+        "Standing": "whycam.comparison:Ranking",
+        "compare": "whycam:compare",
+        "destroyed": "whycam.metrics:reinitialized",
+        "fill_in": "whycam.metrics:noisy_linear_imputation",
+        "measure": "whycam.comparison:measure",
+        "randomised": "whycam.metrics:randomized",
+    },
+)
+
 __all__ = [
-    "MEASURES",
     "Classification",
-    "Comparison",
-    "ComparisonContext",
     "ConfidenceChange",
     "Curve",
     "GridPointing",
     "Infidelity",
-    "Measure",
     "Mosaics",
-    "Ranking",
     "Road",
     "SanityCheck",
     "adcc",
@@ -40,7 +49,6 @@ __all__ = [
     "bootstrap_interval",
     "cell_shares",
     "coherency",
-    "compare",
     "complexity",
     "confidence_change",
     "confident",
@@ -51,7 +59,6 @@ __all__ = [
     "infidelity",
     "insertion",
     "max_sensitivity",
-    "measure",
     "mosaics",
     "noisy_linear_imputation",
     "pearson",

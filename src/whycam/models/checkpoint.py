@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from whycam.data.preprocess import CIFAR10, Preprocess
+from whycam.data.source import ImageSource
 from whycam.errors import WhycamError
 from whycam.files import write_bytes, writing
 
@@ -119,3 +120,24 @@ def weights_digest(tensors: Mapping[str, Tensor]) -> str:
         state.update(f"{name}:{tuple(value.shape)}".encode())
         state.update(value.contiguous().numpy().data)
     return state.hexdigest()
+
+
+def check_classes(spec: ModelSpec, source: ImageSource) -> None:
+    """Refuse data whose classes are not the network's.
+
+    Raises:
+        WhycamError: there are more or fewer classes, or the same names in another order.
+    """
+    if len(spec.classes) != len(source.classes):
+        raise WhycamError(
+            f"the network has {len(spec.classes)} classes, {source.name} has {len(source.classes)}: "
+            "they do not belong together"
+        )
+    ours = {name.lower(): index for index, name in enumerate(spec.classes)}
+    for index, name in enumerate(source.classes):
+        # Other names for the same classes (car, automobile) are common; another order would be wrong silently.
+        if ours.get(name.lower(), index) != index:
+            raise WhycamError(
+                f"class {index} is {spec.classes[index]!r} for the network and {name!r} in {source.name}: "
+                "the classes are in another order"
+            )

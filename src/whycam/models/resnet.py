@@ -86,3 +86,12 @@ def zero_last_gains(model: nn.Module) -> None:
 
 
 ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {"resnet18": resnet18, "resnet34": resnet34}
+
+
+STUDY_LAYERS = ("layer2[-2]", "layer3[-2]", "layer4[-1]")
+
+
+def study_layers(model: nn.Module) -> tuple[str, ...] | None:
+    """The study's three layers where the network has the ResNet's four stages, else None: the last spatial layer."""
+    stages = dict(model.named_children())
+    return STUDY_LAYERS if all(layer.partition("[")[0] in stages for layer in STUDY_LAYERS) else None

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from whycam.cam.methods.registry import method_note
 from whycam.errors import missing_extra
 from whycam.files import replacing, writing
 from whycam.report.color import lookup_table
 from whycam.report.encoding import Combination, Floats
-from whycam.report.notes import method_note
 from whycam.report.payload import Payload
 
 if TYPE_CHECKING:

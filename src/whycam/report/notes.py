@@ -12,13 +12,3 @@ READING = (
     "Maps of wrong predictions often look convincing. Compare the predicted class with the true one before believing "
     "either.",
 )
-
-
-def method_note(name: str) -> dict[str, str]:
-    """Title, one-line description and source of a method; one that is not registered here is called by its name."""
-    from whycam.cam.methods import METHODS
-
-    if name not in METHODS:
-        return {"title": name, "about": "", "source": ""}
-    known = METHODS[name]
-    return {"title": known.title, "about": known.summary, "source": known.paper}

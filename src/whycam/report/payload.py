@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from whycam.cam.methods.registry import method_note
 from whycam.report.color import DIVERGING, SEQUENTIAL, lookup_table
 from whycam.report.columns import floats, integers, list_column, strings
 from whycam.report.encoding import FLAGS, MISSING, NON_FINITE, STATS, Bytes, Floats, Indices, MapStore, quantize
-from whycam.report.notes import method_note
 from whycam.report.relations import Relations
 from whycam.report.sprites import pack_images
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from whycam.report.notes import method_note
+from whycam.cam.methods.registry import method_note
 from whycam.study.road_scores import CENTER, NOISE, SEED, is_control
 
 if TYPE_CHECKING:

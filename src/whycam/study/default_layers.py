@@ -10,14 +10,7 @@ from whycam.cam.explanation import Explanation
 from whycam.cam.inspect import default_layer
 from whycam.cam.methods import Method
 from whycam.errors import WhycamError
-
-STUDY_LAYERS = ("layer2[-2]", "layer3[-2]", "layer4[-1]")
-
-
-def study_layers(model: nn.Module) -> tuple[str, ...] | None:
-    """The study's three layers where the network has the ResNet's four stages, else None: the last spatial layer."""
-    stages = dict(model.named_children())
-    return STUDY_LAYERS if all(layer.partition("[")[0] in stages for layer in STUDY_LAYERS) else None
+from whycam.models.resnet import study_layers
 
 
 def chosen_layers(model: nn.Module, images: Tensor) -> tuple[str, ...]:

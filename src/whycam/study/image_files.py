@@ -15,7 +15,7 @@ from whycam.cam.targets.class_names import class_index
 from whycam.cam.targets.classification import TargetLike
 from whycam.data.decode import decode_image
 from whycam.models.checkpoint import ModelSpec
-from whycam.study.default_layers import study_layers
+from whycam.models.resnet import study_layers
 
 
 @dataclass(frozen=True, eq=False)

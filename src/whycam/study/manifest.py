@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import resource
 import subprocess
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-import whycam
+from whycam._version import __version__, versions
 from whycam.data.source import ImageSource
 from whycam.device import device_name
 from whycam.files import sha256_of
 from whycam.models.checkpoint import ModelSpec
 from whycam.models.summary import summarize
 from whycam.study.folder import FORMAT, METRICS, OPTIONAL, TABLES
-
-_PACKAGES = ("torch", "numpy", "pyarrow", "pillow", "safetensors")
 
 
 def describe(
@@ -52,11 +48,11 @@ def describe(
         "classes": list(source.classes),
     }
     decisive = {name: value for name, value in config.items() if name != "batch_size"}
-    key = [FORMAT, whycam.__version__, described_model, described_data, decisive]
+    key = [FORMAT, __version__, described_model, described_data, decisive]
     return {
         "format": FORMAT,
         "key": hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest(),
-        "whycam": whycam.__version__,
+        "whycam": __version__,
         "config": config,
         "model": described_model
         | {
@@ -73,11 +69,6 @@ def describe(
     }
 
 
-def versions() -> dict[str, str | None]:
-    """Of Python, and of the packages that the numbers hang on."""
-    return {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
-
-
 def digests(folder: Path) -> dict[str, dict[str, Any]]:
     """SHA-256 and size of every finished file of a study."""
     names = [*TABLES.values(), *(name for name in OPTIONAL.values() if (folder / name).exists()), METRICS]
@@ -88,13 +79,6 @@ def peak_memory_mib() -> float:
     """The process's largest resident size so far, in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _git_commit() -> str | None:

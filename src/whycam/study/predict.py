@@ -12,30 +12,9 @@ from whycam.data.preprocess import Preprocess
 from whycam.data.source import ImageSource
 from whycam.errors import WhycamError
 from whycam.metrics.classification import Classification, score_classification
-from whycam.models.checkpoint import ModelSpec
+from whycam.models.checkpoint import ModelSpec, check_classes
 from whycam.nn_utils import in_eval_mode
 from whycam.progress import Progress, quiet
-
-
-def check_classes(spec: ModelSpec, source: ImageSource) -> None:
-    """Refuse data whose classes are not the network's.
-
-    Raises:
-        WhycamError: there are more or fewer classes, or the same names in another order.
-    """
-    if len(spec.classes) != len(source.classes):
-        raise WhycamError(
-            f"the network has {len(spec.classes)} classes, {source.name} has {len(source.classes)}: "
-            "they do not belong together"
-        )
-    ours = {name.lower(): index for index, name in enumerate(spec.classes)}
-    for index, name in enumerate(source.classes):
-        # Other names for the same classes (car, automobile) are common; another order would be wrong silently.
-        if ours.get(name.lower(), index) != index:
-            raise WhycamError(
-                f"class {index} is {spec.classes[index]!r} for the network and {name!r} in {source.name}: "
-                "the classes are in another order"
-            )
 
 
 @torch.inference_mode()

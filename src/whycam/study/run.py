@@ -22,7 +22,7 @@ from whycam.cam.methods import resolve_methods
 from whycam.cam.network.layers import resolve_layers
 from whycam.data.source import ImageSource, IndexArray
 from whycam.errors import WhycamError
-from whycam.models.checkpoint import ModelSpec
+from whycam.models.checkpoint import ModelSpec, check_classes
 from whycam.nn_utils import unwrapped
 from whycam.progress import Progress, quiet
 from whycam.study import manifest as manifests
@@ -40,7 +40,7 @@ from whycam.study.folder import (
     write_json,
 )
 from whycam.study.neighbors import reduced
-from whycam.study.predict import check_classes, logits_of
+from whycam.study.predict import logits_of
 from whycam.study.road_scores import SCORES, SEED, Scorer, sampled
 from whycam.study.shards import assemble, read_table, write_missing
 from whycam.study.similarity import relate, shown_neighbors, with_features

@@ -55,8 +55,7 @@ def live_view(file: IO[str] | None = None, *, every: float = 60.0) -> Iterator[L
     """
     try:
         from rich.console import Console
-        from rich.progress import BarColumn, TextColumn
-        from rich.progress import Progress as Bars
+        from rich.progress import BarColumn, Progress as Bars, TextColumn
     except ModuleNotFoundError as error:
         raise missing_extra("rich", "study", "the command line") from error
 

@@ -270,3 +270,11 @@ def resolve_methods(methods: Sequence[MethodLike] | MethodLike) -> tuple[Method,
     if not resolved:
         raise WhycamError(f"no method is given; there are {', '.join(METHODS)}")
     return tuple(resolved.values())
+
+
+def method_note(name: str) -> dict[str, str]:
+    """Title, one-line description and source of a method; a method that is not registered has its name as title."""
+    if name not in METHODS:
+        return {"title": name, "about": "", "source": ""}
+    known = METHODS[name]
+    return {"title": known.title, "about": known.summary, "source": known.paper}

@@ -21,8 +21,7 @@ def serve(options: Namespace) -> None:
     from whycam.app.live import LiveModel
     from whycam.app.pages import live_page, report_chunks, report_page
     from whycam.app.routes import Site
-    from whycam.app.server import DEFAULTS, addresses, allowed_frames, listen
-    from whycam.app.server import serve as serve_site
+    from whycam.app.server import DEFAULTS, addresses, allowed_frames, listen, serve as serve_site
 
     frames = allowed_frames(options.allow_frame)
     study = Study.load(options.source) if (Path(options.source) / MANIFEST).exists() else None

@@ -26,11 +26,11 @@ from whycam.training import (
     TrainingResult,
     find_recipe,
     hold_out,
+    lr_find as range_test,
     read_history,
+    train as train_once,
     train_seeds,
 )
-from whycam.training import lr_find as range_test
-from whycam.training import train as train_once
 from whycam.training.distributed import is_first_process, rank_zero_errors
 from whycam.training.plots import write_curves, write_lr_find
 from whycam.training.progress import Listener, live_view, tensorboard
