@@ -25,7 +25,7 @@ from whycam.data.decode import decode_image
 from whycam.errors import WhycamError, near_misses
 from whycam.models import ModelSpec
 from whycam.models.resnet import STUDY_LAYERS, study_layers
-from whycam.nn_utils import hookable_modules, in_eval_mode
+from whycam.nn_utils import hookable_modules, hooked, in_eval_mode
 from whycam.report.encoding import MapStore
 from whycam.report.payload import TARGETS, encode_columns, text
 from whycam.report.sprites import pack_images
@@ -159,12 +159,8 @@ def _cancellable(model: nn.Module, token: CancelToken) -> Iterator[None]:
         token.check()
 
     leaves = [module for module in hookable_modules(model) if not any(module.children())]
-    handles = [module.register_forward_pre_hook(check) for module in leaves]
-    try:
+    with hooked(((leaf, check) for leaf in leaves), before=True):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _offered(name: str) -> Method:

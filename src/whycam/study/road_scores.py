@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from whycam.cam.maps import finite
 from whycam.cam.methods import METHODS
-from whycam.cam.methods.registry import INPUT
-from whycam.cam.passes.trace import LayerTrace
+from whycam.cam.passes.trace import INPUT, LayerTrace
 from whycam.data.preprocess import Preprocess, fit
 from whycam.data.source import IndexArray
 from whycam.metrics.faithfulness.road import PERCENTILES, Road, road
