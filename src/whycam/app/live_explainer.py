@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from whycam.app.live_payload import IMAGE_ID
 from whycam.app.work_queue import CancelToken
 from whycam.cam.explain import explain
 from whycam.cam.explanation import Explanation
@@ -31,6 +30,8 @@ from whycam.report.payload import TARGETS, encode_columns, text
 from whycam.report.sprites import pack_images
 from whycam.study.tables import image_rows, map_rows, prediction_rows
 
+IMAGE_ID = "image"
+"""The id of the one image that there is."""
 MAX_PIXELS = 2**24
 """Largest image that is decoded (16 megapixels: 50 MB as RGB)."""
 
