@@ -20,8 +20,6 @@ from whycam.study.tables import prediction_rows
 if TYPE_CHECKING:
     from whycam.models import ModelSpec
 
-"""The id of the one image, which a report's data block would have from the data set."""
-
 
 def live_core(live: LiveExplainer) -> dict[str, Any]:
     """The data block of a report with one image, whose maps are not there yet, and what the visitor may choose."""
