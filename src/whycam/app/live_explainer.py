@@ -19,7 +19,7 @@ from whycam.cam.methods import METHODS
 from whycam.cam.methods.registry import Method, method_note
 from whycam.cam.targets.class_names import class_index
 from whycam.cam.targets.resolve import leading
-from whycam.data.batches import fit_pixels
+from whycam.data.batches import resize_center_crop_uint8
 from whycam.data.decode import decode_image
 from whycam.errors import WhycamError, near_misses
 from whycam.models import ModelSpec
@@ -93,7 +93,9 @@ class LiveExplainer:
         second = class_index(choice.chosen, self.spec.classes) if choice.chosen else None
         begin = time.perf_counter()
         pixels = decode_image(content, "the image", max_pixels=MAX_PIXELS)
-        fitted = fit_pixels(pixels if pixels.flags.writeable else pixels.copy(), self.spec.preprocess.size)[None]
+        fitted = resize_center_crop_uint8(
+            pixels if pixels.flags.writeable else pixels.copy(), self.spec.preprocess.size
+        )[None]
         token.check()
         decoded = time.perf_counter()
         inputs = self.spec.preprocess(fitted.to(self.device))
