@@ -1,4 +1,4 @@
-"""What the live server does under 200 uploads at once: statuses, memory, and what one explanation takes alone.
+"""Load test of the live server: status codes and memory under 200 uploads at once, and the time of one explanation.
 
 python benchmarks/serve_load.py [--uploads 200]
 """

@@ -1,4 +1,4 @@
-"""A server with small limits and a network that takes its time, so that tests of patience need little of it.
+"""A server with small limits and a slow model, so that tests of limits are quick.
 
 python serve_slowly.py LOG, where LOG is a file that gets a line for each explanation that begins and ends.
 """
@@ -13,22 +13,22 @@ from serving import serve_live
 
 import whycam
 from whycam.app.limits import Limits
-from whycam.app.live import LiveModel
+from whycam.app.live_explainer import LiveExplainer
 
 LIMITS = Limits(
-    file_bytes=2**20, total_bytes=2**21, uploads=12, places=4, upload_seconds=1, work_seconds=20, head_seconds=1,
+    file_bytes=2**20, total_bytes=2**21, uploads=12, queue_size=4, upload_seconds=1, work_seconds=20, head_seconds=1,
     grace_seconds=1,
 )  # fmt: skip
 
 
-class Watched(LiveModel):
-    """Writes down what begins and what ends."""
+class Watched(LiveExplainer):
+    """Writes a line when an explanation begins and when it ends."""
 
     log = Path(sys.argv[1])
 
-    def explain(self, content, choice, ticket):
+    def explain(self, content, choice, token):
         self.note("begin")
-        answer = super().explain(content, choice, ticket)
+        answer = super().explain(content, choice, token)
         self.note("end")
         return answer
 

@@ -1,4 +1,4 @@
-"""A server process and its client: real ones."""
+"""A real server process, and a client for it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,7 @@ class Served:
         return self.ask("POST", f"/explain?{query}", body=body, **options)
 
     def raw(self, request: bytes) -> bytes:
-        """Exactly these bytes, and all that comes back."""
+        """Send exactly these bytes and return the whole answer."""
         with self.connect() as connection:
             connection.sendall(request)
             return read_all(connection)
@@ -78,7 +79,7 @@ class Served:
         raise AssertionError
 
     def stop(self, how=signal.SIGTERM) -> tuple[int, str, str]:
-        """Its exit status, and the rest of what it said."""
+        """Its exit status, and the rest of its output and errors."""
         self.process.send_signal(how)
         out, err = self.process.communicate(timeout=30)
         return self.process.returncode, out, err
@@ -101,3 +102,22 @@ def encoded(pixels, form="PNG", **options) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, form, **options)
     return buffer.getvalue()
+
+
+def request_head(served, path="/explain?layer=layer4[-1]", **fields):
+    fields = {"Host": f"127.0.0.1:{served.port}", **fields}
+    lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in fields.items())
+    return f"POST {path} HTTP/1.1\r\n{lines}\r\n".encode()
+
+
+def status_of(response: bytes) -> int:
+    return int(response.split(b" ", 2)[1])
+
+
+def becomes(expected: int, status, seconds: float = 10) -> bool:
+    """Whether ``status()`` is as expected soon; a busy machine may notice late what clients did."""
+    end = time.monotonic() + seconds
+    while status() != expected:
+        if time.monotonic() > end:
+            return False
+    return True

@@ -1,18 +1,18 @@
-"""Serve a live model from a script, as the command line does: on a free port, whose address it says."""
+"""Serve a live explainer from a script, on a free port, and print its address as the command line does."""
 
 from __future__ import annotations
 
-from whycam.app.guard import Hosts
+from whycam import console
 from whycam.app.limits import Limits
-from whycam.app.live import LiveModel
+from whycam.app.live_explainer import LiveExplainer
 from whycam.app.routes import Site
-from whycam.app.server import addresses, listen, serve
-from whycam.cli import console
+from whycam.app.security import AllowedHosts
+from whycam.app.server import listen, serve, server_url
 
 
-def serve_live(live: LiveModel, limits: Limits) -> None:
+def serve_live(live: LiveExplainer, limits: Limits) -> None:
     """Until the process is stopped."""
     with listen("127.0.0.1", 0) as listener:
-        site = Site(Hosts.serving("127.0.0.1"), live=live)
-        where = {"url": addresses(listener, "127.0.0.1")}
+        site = Site(AllowedHosts.of_server("127.0.0.1"), live=live)
+        where = {"url": server_url(listener, "127.0.0.1")}
         serve(site, listener, lambda: (console.say_json(where), console.flush()), limits)

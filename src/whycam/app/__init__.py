@@ -1,1 +1,1 @@
-"""The same front end, live: serve a study's report, and a page that explains whatever image it is given."""
+"""Serve a study's report, and a page that explains any image it is given, with the report's front end."""

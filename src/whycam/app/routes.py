@@ -1,27 +1,28 @@
-"""The routes: which request gets which answer."""
+"""Which request gets which answer."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from whycam.app.desk import AbandonedError, Desk, Ticket
-from whycam.app.guard import Guard, Hosts
-from whycam.app.intake import Intake, Refusal, until_gone
 from whycam.app.limits import Limits
-from whycam.app.live import Choice, LiveModel
+from whycam.app.live_explainer import Choice, LiveExplainer
 from whycam.app.pages import Page
+from whycam.app.security import AllowedHosts, RequestFilter
+from whycam.app.uploads import UploadReader, client_disconnect
+from whycam.app.work_queue import WorkQueue
 from whycam.errors import HardwareError, WhycamError, within_hardware
+
+_log = logging.getLogger("whycam.app")
 
 
 @dataclass(frozen=True)
@@ -32,122 +33,81 @@ class Site:
         hosts: the names it answers to.
         report: a study's report, at ``/``.
         chunks: its files, at ``/report_files/NAME``.
-        live: the network behind the live page.
-        live_page: at ``/``, or at ``/live`` where there is a report.
+        live: explains the images that the live page sends.
+        live_page: at ``/``, or at ``/live`` beside a report.
     """
 
-    hosts: Hosts
+    hosts: AllowedHosts
     report: Page | None = None
     chunks: Mapping[str, bytes] = field(default_factory=dict)
-    live: LiveModel | None = None
+    live: LiveExplainer | None = None
     live_page: Page | None = None
 
 
-def application(site: Site, desk: Desk, limits: Limits) -> ASGIApp:
+def create_app(site: Site, queue: WorkQueue, limits: Limits) -> ASGIApp:
     """The ASGI application."""
-    intake = Intake(
-        each=limits.file_bytes, total=limits.total_bytes, bodies=limits.uploads, seconds=limits.upload_seconds
-    )
+    uploads = UploadReader(limits)
+    hardware_errors = within_hardware("choose fewer layers or another method", "the server has to be started again")
 
     async def explain(request: Request) -> Response:
-        live = site.live
-        if live is None:
-            raise Refusal(404, "no network is served here")
+        if site.live is None:
+            raise HTTPException(404, "this server has no model: it shows a report only")
         query = request.query_params
         choice = Choice(query.get("method", "gradcam"), tuple(query.getlist("layer")), query.get("class", ""))
-        async with intake.body(request) as content:
+        async with uploads.read(request) as content:
             if not content:
-                raise Refusal(400, "the request holds no image")
-            work = partial(_explained, live, content, choice)
-            answer = await desk.serve(work, lambda: until_gone(request))
-        return JSONResponse(answer)
+                raise HTTPException(400, "the request holds no image")
+            work = partial(hardware_errors(site.live.explain), content, choice)
+            return JSONResponse(await queue.run(work, partial(client_disconnect, request)))
 
     async def chunk(request: Request) -> Response:
+        # A lookup: no name from a request is ever used as a path.
         content = site.chunks.get(request.path_params["name"])
         if content is None:
-            raise Refusal(404, "there is nothing here")
+            raise HTTPException(404)
         return Response(content, media_type="text/javascript")
 
-    async def health(_request: Request) -> Response:
-        return JSONResponse({"status": "ok"})
-
-    async def icon(_request: Request) -> Response:
-        return Response(status_code=204)
-
-    routes = [Route("/health", health), Route("/favicon.ico", icon), Route("/explain", explain, methods=["POST"])]
+    routes = [
+        Route("/explain", explain, methods=["POST"]),
+        Route("/report_files/{name}", chunk),
+        _fixed("/health", JSONResponse({"status": "ok"})),
+        _fixed("/favicon.ico", Response(status_code=204)),
+    ]
     if site.report is not None:
-        routes += [Route("/", _serve(site.report)), Route("/report_files/{name}", chunk)]
+        routes.append(_fixed("/", _html(site.report)))
         if site.live_page is not None:
-            routes.append(Route("/live", _serve(site.live_page)))
+            routes.append(_fixed("/live", _html(site.live_page)))
     elif site.live_page is not None:
-        routes += [Route("/", _serve(site.live_page)), Route("/live", _to_start)]
-
-    @asynccontextmanager
-    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        yield
-        desk.close()
-
-    app = Starlette(
-        routes=routes,
-        lifespan=lifespan,
-        exception_handlers={
-            Refusal: _refused,
-            WhycamError: _bad_input,
-            HardwareError: _unable,
-            AbandonedError: _gone,
-            ClientDisconnect: _gone,
-            404: _nothing,
-            405: _nothing,
-            500: _failed,
-        },
-    )
-    return Guard(app, site.hosts)
+        routes += [_fixed("/", _html(site.live_page)), _fixed("/live", RedirectResponse("/"))]
+    handlers = {HTTPException: _refused, WhycamError: _whycam_error, ClientDisconnect: _disconnected, 500: _failed}
+    return RequestFilter(Starlette(routes=routes, exception_handlers=handlers), site.hosts)
 
 
-def _explained(live: LiveModel, content: bytes, choice: Choice, ticket: Ticket) -> dict[str, Any]:
-    with within_hardware("choose fewer layers or another method", "the server has to be started again"):
-        return live.explain(content, choice, ticket)
+def _fixed(path: str, response: Response) -> Route:
+    """A route whose answer is always the same."""
+    return Route(path, response, methods=["GET"])
 
 
-def _serve(page: Page) -> Callable[[Request], Response]:
-    headers = {"Content-Security-Policy": page.policy}
-
-    def show(_request: Request) -> Response:
-        return Response(page.content, media_type="text/html", headers=headers)
-
-    return show
+def _html(page: Page) -> Response:
+    return HTMLResponse(page.content, headers={"Content-Security-Policy": page.policy})
 
 
-def _to_start(_request: Request) -> Response:
-    return RedirectResponse("/")
+def _refused(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
 
-def _refused(_request: Request, refusal: Exception) -> Response:
-    assert isinstance(refusal, Refusal)
-    headers = {} if refusal.retry_after is None else {"Retry-After": str(refusal.retry_after)}
-    return JSONResponse({"error": refusal.sentence}, refusal.status, headers)
+def _whycam_error(_request: Request, error: Exception) -> Response:
+    if isinstance(error, HardwareError):
+        _log.error("%s", error)
+    return JSONResponse({"error": str(error)}, 503 if isinstance(error, HardwareError) else 400)
 
 
-def _bad_input(_request: Request, error: Exception) -> Response:
-    return JSONResponse({"error": str(error)}, 400)
-
-
-def _unable(_request: Request, error: Exception) -> Response:
-    logging.getLogger("whycam.app").error("%s", error)
-    return JSONResponse({"error": str(error)}, 503)
-
-
-def _gone(_request: Request, _error: Exception) -> Response:
-    """Nobody reads this; 499 is what servers log for it."""
+def _disconnected(_request: Request, _error: Exception) -> Response:
+    """Nobody reads this answer; 499 is the usual status for it in logs."""
     return Response(status_code=499)
 
 
 def _failed(_request: Request, error: Exception) -> Response:
-    logging.getLogger("whycam.app").error("a request failed", exc_info=error)
+    _log.error("a request failed", exc_info=error)
     return JSONResponse({"error": "the server failed; its log says why"}, 500)
-
-
-def _nothing(_request: Request, error: Exception) -> Response:
-    status = getattr(error, "status_code", 404)
-    headers = getattr(error, "headers", None)
-    return JSONResponse({"error": "there is nothing here" if status == 404 else "not that way"}, status, headers)

@@ -4,65 +4,60 @@ from __future__ import annotations
 
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from whycam.cli import console
 from whycam.device import pick_device
 from whycam.errors import WhycamError, require_app_packages
 from whycam.models import load
-from whycam.models.checkpoint import CONFIG_FILE, ModelSpec, read_config
+from whycam.models.checkpoint import CONFIG_FILE, read_config
 from whycam.models.loading import BUNDLED
 from whycam.study.folder import MANIFEST, Study
+
+if TYPE_CHECKING:
+    from whycam.app.live_explainer import LiveExplainer
 
 
 def serve(options: Namespace) -> None:
     """Serve a study's report, or a page that explains images, until stopped."""
     require_app_packages("whycam serve")
-    from whycam.app.guard import Hosts
-    from whycam.app.live import LiveModel
     from whycam.app.pages import live_page, report_chunks, report_page
     from whycam.app.routes import Site
-    from whycam.app.server import DEFAULTS, addresses, allowed_frames, listen, serve as serve_site
+    from whycam.app.security import AllowedHosts, check_origins
+    from whycam.app.server import DEFAULTS, listen, serve as serve_site, server_url
 
-    frames = allowed_frames(options.allow_frame)
+    frames = check_origins(options.allow_frame)
     study = Study.load(options.source) if (Path(options.source) / MANIFEST).exists() else None
     checkpoint = _checkpoint(options, study)
-    # The address is taken first: loading a network takes seconds, a taken port is known at once.
+    hosts = AllowedHosts.of_server(options.host, options.allow_host)
+    # Listen first: loading a model takes seconds, and a port that is taken should be reported at once.
     with listen(options.host, options.port) as listener:
-        live = None
+        live = page = report = None
         if checkpoint is not None:
-            model, spec = load(checkpoint, device=pick_device(options.device))
-            if study is not None:
-                _same_weights(study, spec, checkpoint)
-            for text in spec.notes:
-                console.note(text)
-            live = LiveModel(model, spec, options.layers)
-        site = Site(
-            hosts=Hosts.serving(options.host, options.allow_host),
-            report=report_page(study, live="/live" if live else None, frames=frames) if study else None,
-            chunks=report_chunks(study) if study else {},
-            live=live,
-            live_page=live_page(live, report="/" if study else None, max_bytes=DEFAULTS.file_bytes, frames=frames)
-            if live
-            else None,
-        )
-        start = addresses(listener, options.host)
+            live = _load_live(options, study, checkpoint)
+            page = live_page(live, report="/" if study else None, max_bytes=DEFAULTS.file_bytes, frames=frames)
+        if study is not None:
+            report = report_page(study, live="/live" if live else None, frames=frames)
+        site = Site(hosts, report, report_chunks(study) if study else {}, live, page)
+        start = server_url(listener, options.host)
+        live_url = f"{start}live" if study else start
+        urls = {"report": start if study else None, "live": live_url if live else None}
+        serve_site(site, listener, lambda: _announce(options, start, urls))
 
-        def ready() -> None:
-            pages = {"report": start if study else None, "live": (f"{start}live" if study else start) if live else None}
-            if options.json:
-                console.say_json({"url": start, **pages})
-            else:
-                for name, address in pages.items():
-                    if address:
-                        console.say(f"{name}: {address}")
-                console.note("serving; Ctrl-C stops it")
-            console.flush()
 
-        serve_site(site, listener, ready)
+def _announce(options: Namespace, start: str, urls: dict[str, str | None]) -> None:
+    if options.json:
+        console.say_json({"url": start, **urls})
+    else:
+        for name, url in urls.items():
+            if url:
+                console.say(f"{name}: {url}")
+        console.note("serving; Ctrl-C stops it")
+    console.flush()
 
 
 def _checkpoint(options: Namespace, study: Study | None) -> str | None:
-    """The network behind the live page; a study of bundled weights needs no naming of them."""
+    """The model behind the live page: the one that was named, or the bundled one that the study was made with."""
     if study is None:
         if options.checkpoint is not None:
             raise WhycamError(f"{options.source} is no study folder, and --checkpoint names the network of a study")
@@ -76,9 +71,15 @@ def _checkpoint(options: Namespace, study: Study | None) -> str | None:
     return None
 
 
-def _same_weights(study: Study, spec: ModelSpec, checkpoint: str) -> None:
-    if spec.weights_sha256 != study.manifest["model"]["weights_sha256"]:
+def _load_live(options: Namespace, study: Study | None, checkpoint: str) -> LiveExplainer:
+    from whycam.app.live_explainer import LiveExplainer
+
+    model, spec = load(checkpoint, device=pick_device(options.device))
+    if study is not None and spec.weights_sha256 != study.manifest["model"]["weights_sha256"]:
         raise WhycamError(
-            f"{checkpoint}: not the network that {study.path} is a study of (its weights differ); give that one, or "
-            f"serve them apart"
+            f"{checkpoint}: not the model of the study {study.path} (its weights differ); give the study's own "
+            "checkpoint, or serve the two separately"
         )
+    for text in spec.notes:
+        console.note(text)
+    return LiveExplainer(model, spec, options.layers)
