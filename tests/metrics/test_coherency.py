@@ -138,7 +138,9 @@ def test_a_part_of_zero_leaves_nothing_and_perfection_is_one():
 
 def test_wrong_parts_of_adcc_and_arcc_are_refused():
     half = torch.full((2,), 0.5)
-    with pytest.raises(WhycamError, match=r"one number per image, got drop \(2,\), complexity \(1,\), coherency \(2,\)"):
+    with pytest.raises(
+        WhycamError, match=r"one number per image, got drop \(2,\), complexity \(1,\), coherency \(2,\)"
+    ):
         adcc(half, half[:1], half)
     with pytest.raises(WhycamError, match=r"got road_combined \(\), complexity \(\), coherency \(\)"):
         arcc(half[0], half[0], half[0])

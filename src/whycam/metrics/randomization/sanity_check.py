@@ -104,36 +104,40 @@ def sanity_check(
     """
     copies = reinitialized_by_part(model, order=order, parts=parts, seed=seed)
     network = unwrapped(model)
+    target = _class_target(targets, network)
+    layers = getattr(network, "cam_layers", None) if layers is None else layers
+    resolved = None if layers is None else resolve_layers(model, layers)
+    # As modules: their paths then name the maps and seed the random methods. A copy has no wrapper, so the user's layer
+    # names may not fit it, and its default layer might be another one.
+    modules = None if resolved is None else [layer.module for layer in resolved]
+    original = explain(network, images, modules, methods, targets, seed=seed)
+    if original.inputs.ndim != 4:
+        raise WhycamError(f"the sanity check compares maps of images, (B, C, H, W), got {tuple(original.inputs.shape)}")
+    if isinstance(target, Predicted):
+        target = ClassScore(original.predicted)
+    paths = list(original.channels)
+    names = {layer.path: layer.name for layer in resolved or ()}
+    # Methods that join all layers have a key of all their paths.
+    names["+".join(paths)] = "+".join(names.get(path, path) for path in paths)
+    found: dict[Key, tuple[Tensor, ...]] = {}
+    for part, copied in copies:
+        modules = [copied.get_submodule(path) for path in paths] or None
+        maps = explain(copied, images, modules, methods, target, seed=seed).maps
+        del copied, modules  # frees the copy before the next one is made
+        for ((method, path, _), one), other in zip(original.maps.items(), maps.values(), strict=True):
+            found[part, method, names.get(path, path)] = _similarities(one, other, original.inputs.shape[2:])
+    rank, rank_absolute, similarity = ({key: values[place] for key, values in found.items()} for place in range(3))
+    return SanityCheck(order, tuple(dict.fromkeys(key[0] for key in found)), rank, rank_absolute, similarity)
+
+
+def _class_target(targets: TargetLike, network: nn.Module) -> Predicted | ClassScore:
     target = resolve_target(targets, ClassNames.of(network))
     if not isinstance(target, Predicted | ClassScore):
         raise WhycamError(
             "all copies are explained for the same class: targets must be None (the predicted class), a class's index "
             f"or name, or one for each image; got {type(targets).__name__}"
         )
-    layers = getattr(network, "cam_layers", None) if layers is None else layers
-    asked = None if layers is None else resolve_layers(model, layers)
-    # As modules: their paths then name the maps and seed the random methods. A copy has no wrapper, so the user's layer
-    # names may not fit it, and its default layer might be another one.
-    given = None if asked is None else [layer.module for layer in asked]
-    original = explain(network, images, given, methods, targets, seed=seed)
-    if original.inputs.ndim != 4:
-        raise WhycamError(f"the sanity check compares maps of images, (B, C, H, W), got {tuple(original.inputs.shape)}")
-    if isinstance(target, Predicted):
-        target = ClassScore(original.predicted)
-    paths = list(original.channels)
-    names = {layer.path: layer.name for layer in asked or ()}
-    names["+".join(paths)] = "+".join(
-        names.get(path, path) for path in paths
-    )  # the key of methods that join all layers
-    found: dict[Key, tuple[Tensor, ...]] = {}
-    for part, copied in copies:
-        given = [copied.get_submodule(path) for path in paths] or None
-        maps = explain(copied, images, given, methods, target, seed=seed).maps
-        del copied, given  # before the next is made
-        for ((method, path, _), one), other in zip(original.maps.items(), maps.values(), strict=True):
-            found[part, method, names.get(path, path)] = _similarities(one, other, original.inputs.shape[2:])
-    rank, rank_absolute, similarity = ({key: values[place] for key, values in found.items()} for place in range(3))
-    return SanityCheck(order, tuple(dict.fromkeys(key[0] for key in found)), rank, rank_absolute, similarity)
+    return target
 
 
 def _similarities(one: Tensor, other: Tensor, size: Sequence[int]) -> tuple[Tensor, ...]:
