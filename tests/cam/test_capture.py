@@ -243,10 +243,10 @@ def test_programs_that_no_hook_sees_are_refused(batch):
     torch.manual_seed(0)
     model = InPlace().eval()
     images = torch.randn(2, 3, 9, 9)
-    with pytest.raises(WhycamError, match=r"TorchScript module cannot be looked into: pass the nn.Module"):
+    with pytest.raises(WhycamError, match=r"TorchScript module cannot be inspected: pass the nn.Module"):
         whycam.explain(torch.jit.trace(model, images), images, "conv")
     exported = torch.export.export(model, (images,)).module()
-    with pytest.raises(WhycamError, match=r"cannot be looked into|did not run"):
+    with pytest.raises(WhycamError, match=r"cannot be inspected|did not run"):
         whycam.explain(exported, images, "conv")
 
 

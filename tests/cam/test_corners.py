@@ -47,7 +47,7 @@ def test_a_layer_that_runs_twice_is_exchanged_at_its_last_run(images):
         logits = model(images)
         handle.remove()
         tail = Tail(model, layer, Inputs.of(images))
-        assert tail.why_all == "the layer runs 2 times"
+        assert tail.fallback_reason == "the layer runs 2 times"
         torch.testing.assert_close(tail(outputs[-1], torch.arange(3)), logits, rtol=0, atol=1e-12)
     # By brute force: channel c of the last run set to 0.
     explained = whycam.explain(model, images, "block", "ablationcam", 1)

@@ -122,7 +122,7 @@ def test_containers_are_copied_and_rebuilt():
     detections = [{"boxes": first}, {"boxes": second}]
     assert rows_of(detections, 2, torch.tensor([1, 0, 1])) == [detections[1], detections[0], detections[1]]
     assert rows_of("text", 2, torch.tensor([0])) == "text"
-    with pytest.raises(WhycamError, match="a tuple without any tensor"):
+    with pytest.raises(WhycamError, match="a tuple holds no tensor"):
         with_first_tensor((1, "two"), other)
     with pytest.raises(WhycamError, match="a mappingproxy cannot be altered; choose the layer inside it"):
         with_first_tensor(MappingProxyType({"features": first}), other)
@@ -217,7 +217,7 @@ def test_the_splits_that_are_remembered_are_few():
     with torch.no_grad():
         for step in range(_MOST_SPLITS + 5):
             tail = Tail(model, layer, Inputs.of((images, float(step))))
-            assert tail.why_all is None
+            assert tail.fallback_reason is None
             output = model.conv(images)
             torch.testing.assert_close(tail(output, torch.arange(2)), model(images, float(step)))
     assert len(_SPLITS[model]) == _MOST_SPLITS

@@ -295,7 +295,7 @@ def test_tail_gives_the_network_s_own_numbers_without_running_the_layer(name, ba
     module, inputs = make(kind, batch)
     layer = resolve_layer(module, path)
     tail = Tail(module, layer, inputs)
-    assert tail.why_all is None
+    assert tail.fallback_reason is None
     check(module, layer, inputs, tail, generator)
 
     calls = []
@@ -317,7 +317,7 @@ def test_what_cannot_be_taken_apart_runs_as_a_whole(name, generator):
     module, inputs = make(kind)
     layer = resolve_layer(module, path)
     tail = Tail(module, layer, inputs)
-    assert why in tail.why_all
+    assert why in tail.fallback_reason
     check(module, layer, inputs, tail, generator)
 
 
@@ -330,19 +330,19 @@ def test_several_inputs_and_flags(generator):
     for given in [(x, shift), {"x": x, "shift": shift, "double": True}, (x, shift, True)]:
         inputs = Inputs.of(given)
         tail = Tail(module, layer, inputs)
-        assert tail.why_all is None
+        assert tail.fallback_reason is None
         check(module, layer, inputs, tail, generator)
     assert len(_SPLITS[module]) == 3
     assert signature(Inputs.of((x, shift))) != signature(Inputs.of((x, shift, True)))
     nested = Tail(module, layer, Inputs.of((x, shift, [x])))
-    assert "a list argument" in nested.why_all
+    assert "a list argument" in nested.fallback_reason
 
 
 @torch.no_grad()
 def test_whole_model_as_the_layer():
     module, inputs = make(Functional)
     tail = Tail(module, resolve_layer(module, module), inputs)
-    assert tail.why_all is None
+    assert tail.fallback_reason is None
     output = torch.randn(2, 5).double()
     assert torch.equal(tail(output, torch.tensor([0, 1])), output)
 
@@ -371,7 +371,7 @@ def test_a_hook_on_what_is_traced_through_is_never_shown_a_stand_in():
     seen = []
     module.register_forward_hook(lambda _m, _i, out: seen.append(type(out)))
     tail = Tail(module, resolve_layer(module, "conv"), inputs)
-    assert "hook" in tail.why_all
+    assert "hook" in tail.fallback_reason
     assert set(seen) == {torch.Tensor}
 
 
@@ -381,7 +381,7 @@ def test_hooks_elsewhere_run_as_usual(generator):
     module.head.register_forward_hook(lambda _m, _i, out: out * 3)
     layer = resolve_layer(module, "conv")
     tail = Tail(module, layer, inputs)
-    assert tail.why_all is None
+    assert tail.fallback_reason is None
     check(module, layer, inputs, tail, generator)
 
 
@@ -421,7 +421,7 @@ def test_a_network_that_was_rebuilt_is_traced_again(generator):
     Tail(module, layer, inputs)
     module.twice = True
     tail = Tail(module, layer, inputs)
-    assert tail.why_all is None
+    assert tail.fallback_reason is None
     check(module, layer, inputs, tail, generator)
 
 
@@ -443,7 +443,7 @@ def test_other_threads_may_run_networks_while_one_is_traced():
     try:
         for index in range(3):
             _SPLITS.pop(module, None)
-            assert Tail(module, resolve_layer(module, f"blocks[{index}]"), inputs).why_all is None
+            assert Tail(module, resolve_layer(module, f"blocks[{index}]"), inputs).fallback_reason is None
     finally:
         stop.set()
         thread.join()

@@ -137,7 +137,7 @@ def test_what_is_inside_an_exported_part_is_refused():
     plain, _ = make()
     model.net = torch.export.export(model.net, (images,)).module()
     with pytest.raises(
-        WhycamError, match=r"'net.0' is part of a TorchScript or torch.export program, which cannot be looked into"
+        WhycamError, match=r"'net.0' is part of a TorchScript or torch.export program, which cannot be inspected"
     ):
         whycam.explain(model, images, "net.0", "gradcam")
     with pytest.raises(
