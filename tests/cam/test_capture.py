@@ -253,7 +253,7 @@ def test_programs_that_no_hook_sees_are_refused(batch):
 def test_layers_without_a_map_are_refused(model, batch):
     with pytest.raises(WhycamError, match=r"layer 'linear' returns a \(8, 10\) tensor; a map needs"):
         whycam.explain(model, batch, "linear")
-    with pytest.raises(WhycamError, match=r"a single position, so there is no map of where; choose an earlier layer"):
+    with pytest.raises(WhycamError, match=r"a single position, so there is no map; choose an earlier layer"):
         whycam.explain(model, batch[..., :8, :8], "layer4[-1]")
 
 

@@ -90,7 +90,7 @@ def test_negative_activations_get_an_offset(model, batch):
 
 
 def test_mistakes_are_named(model, batch):
-    with pytest.raises(WhycamError, match="0 concepts cannot be told apart here: give a number from 1 to 128"):
+    with pytest.raises(WhycamError, match="0 concepts cannot be distinguished here: give a number from 1 to 128"):
         whycam.factorize(model, batch, "layer4[-1]", concepts=0)
     for concepts in (2.5, True, "a", None):
         with pytest.raises(WhycamError, match=f"option concepts of factorize is a whole number, not {concepts!r}"):

@@ -183,7 +183,7 @@ def test_a_backbone_without_gradients_is_named(guard):
     for layer in ("backbone", "backbone[0]", "stem"):
         with pytest.raises(
             WhycamError,
-            match=r"'backbone' runs under torch.no_grad\(\) inside the model; choose a layer behind it, 'neck' say",
+            match=r"'backbone' runs under torch.no_grad\(\) inside the model; choose a layer behind it, for example 'neck'",
         ):
             whycam.explain(model, images, layer, "gradcam")
     for frozen in (False, True):
@@ -193,7 +193,7 @@ def test_a_backbone_without_gradients_is_named(guard):
             assert bool((whycam.explain(model, images, "backbone", method).map() != 0).any())
     model = Backbone(guard, neck=False).eval()
     with pytest.raises(
-        WhycamError, match=r"no layer behind it has a map, so take the no_grad out, or use a method without"
+        WhycamError, match=r"no layer behind it has a map, so remove the no_grad, or use a method without"
     ):
         whycam.explain(model, images, "backbone", "gradcam")
     # Where the model switches nothing off, the sentence is the one that fits.

@@ -180,5 +180,5 @@ def test_only_a_mismatch_of_channels_is_called_one(network):
 )
 def test_a_method_that_makes_no_map(network, function, got):
     own = Method("own", "Own", "", "", function)
-    with pytest.raises(WhycamError, match=rf"method 'own' returns {got}; .* the shape \(2, 9, 9\) say"):
+    with pytest.raises(WhycamError, match=rf"method 'own' returns {got}; .* for example the shape \(2, 9, 9\)"):
         whycam.explain(*network, "conv", own)
