@@ -37,10 +37,10 @@ def tokens():
         ({"layers": []}, "no layer is given"),
         (
             {"methods": None},
-            "methods are names or whycam.cam.Method objects, or a list of them, 'gradcam' say; got None",
+            "methods are names such as 'gradcam' or whycam.cam.Method objects, or a list of them; got None",
         ),
-        ({"methods": 5}, "methods are names or .* got 5"),
-        ({"methods": ["gradcam", None]}, r"methods are names or .* got \['gradcam', None\]"),
+        ({"methods": 5}, "methods are names such as .* got 5"),
+        ({"methods": ["gradcam", None]}, r"methods are names such as .* got \['gradcam', None\]"),
         ({"targets": whycam.Predicted}, "a target is made of Predicted, not Predicted itself"),
         ({"targets": {"a": whycam.Margin}}, "a target is made of Margin, not Margin itself"),
         ({"targets": [0, whycam.Predicted]}, "a target is made of Predicted, not Predicted itself"),

@@ -32,7 +32,7 @@ def test_what_cannot_be_registered(title, options, message):
 def test_what_methods_need_as_they_are_listed(capsys):
     assert main(["methods"]) in (0, None)
     listed = capsys.readouterr().out
-    for line in ("Sobel & Feldman, 1968", "a Gaussian in the image's middle"):
+    for line in ("Sobel & Feldman, 1968", "a Gaussian at the image center"):
         assert f"control: {line}; needs images only" in listed
     assert "control: random channel weights; needs activations only" in listed
 

@@ -19,7 +19,7 @@ import whycam
 from whycam import WhycamError
 from whycam.cam.maps import aggregate, heatmaps, resize
 from whycam.cam.methods import METHODS, augmented, eigen, noisy, resolve_methods
-from whycam.cam.methods.smoothing import channel_parts
+from whycam.cam.methods.smoothing import channel_terms
 from whycam.seeds import generator
 
 GRADIENT = ["gradcam", "hirescam", "gradcam++", "layercam", "xgradcam", "gradcamelementwise", "eigencam", "finercam"]
@@ -105,7 +105,7 @@ def test_eigen_of_methods_that_run_the_network_again(method):
     @whycam.cam.method("Terms", paper="none", needs=inner.needs, has_channel_terms=True)
     def terms(trace):
         """What eigen is given."""
-        parts.append(channel_parts(inner, trace))
+        parts.append(channel_terms(inner, trace))
         return parts[0].sum(dim=1)
 
     try:
@@ -234,8 +234,8 @@ def test_found_under_the_name_as_written():
         ("augmented()", "augmented needs a method"),
         ("augmented(gradcamm)", r"unknown method 'gradcamm' \(did you mean gradcam"),
         ("augmentd(gradcam)", r"unknown method 'augmentd\(gradcam\)' \(did you mean augmented"),
-        ("noisy(sobel)", "noisy averages what a network answers to, and Sobel looks at the images alone"),
-        ("augmented(center)", "augmented averages what a network answers to, and Center looks at the images alone"),
+        ("noisy(sobel)", "noisy needs a method that uses the network; Sobel reads images alone"),
+        ("augmented(center)", "augmented needs a method that uses the network; Center reads images alone"),
         ("noisy(gradcam, n=0)", "option n of noisy is a whole number of at least 1, not 0"),
         ("eigen(reciprocam)", "Recipro-CAM is no sum over channels"),
         ("eigen(guidedgradcam)", "Guided Grad-CAM is no sum over channels"),

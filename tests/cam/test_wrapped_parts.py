@@ -110,7 +110,7 @@ def test_scripted_parts_are_refused_where_they_would_have_to_be_looked_into(kind
     inside = next(model.net.children())
     for layer in ("net[0]", "net.2", inside, *([] if traced else ["net", model.net])):
         with pytest.raises(
-            WhycamError, match=r"is part of a TorchScript or torch.export program, which cannot be looked"
+            WhycamError, match=r"is part of a TorchScript or torch.export program, which cannot be inspected"
         ):
             whycam.explain(model, images, layer, "gradcam")
         if not isinstance(layer, str):

@@ -50,13 +50,13 @@ class Inputs:
             args = tuple(arguments)
         else:
             raise WhycamError(f"images must be a torch tensor (B, C, H, W), got {type(arguments).__name__}")
-        values: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
-        if not any(isinstance(value, Tensor) for value in values.values()):
+        named: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+        if not any(isinstance(value, Tensor) for _, value in named):
             raise WhycamError(
                 "images must be a torch tensor (B, C, H, W), or a tuple or mapping of the model's arguments that "
                 f"holds one; got {type(arguments).__name__} without any"
             )
-        key = next((key for key, value in values.items() if _is_image(value)), None)
+        key = next((key for key, value in named if _is_image(value)), None)
         if key is None:
             raise WhycamError("none of the inputs is a batch of images, a float tensor (B, C, H, W)")
         return cls(args, kwargs, key)
