@@ -81,7 +81,7 @@ def test_no_network_is_run_on_no_images():
     ("show", "message"),
     [
         (lambda e: e.heatmap(scale=torch.ones(3)), r"scale is \(3,\) for 2 maps: give one number, or one per map"),
-        (lambda e: e.heatmap(scale=-1), "scale is what 1 stands for in a heatmap, and holds a number that is negative"),
+        (lambda e: e.heatmap(scale=-1), "scale is the value that becomes 1 in a heatmap; it must not be negative"),
         (lambda e: e.heatmap(interpolation="foo"), "interpolation is 'nearest' or 'bilinear', not 'foo'"),
         (lambda e: e.aggregate(size="huge"), r"size is 'finest', 'image' or \(h, w\), not 'huge'"),
     ],

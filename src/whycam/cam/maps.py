@@ -120,7 +120,7 @@ def heatmaps(
     if top.shape not in ((), (1,), (len(raw),)):
         raise WhycamError(f"scale is {tuple(top.shape)} for {len(raw)} maps: give one number, or one per map")
     if scale is not None and not bool((top >= 0).all()):
-        raise WhycamError("scale is what 1 stands for in a heatmap, and holds a number that is negative or NaN")
+        raise WhycamError("scale is the value that becomes 1 in a heatmap; it must not be negative or NaN")
     top = top.to(raw)
     top = top.expand(len(raw)).view(-1, *[1] * (raw.ndim - 1))
     unit = torch.where(top > 0, positive / top, 0.0).clamp(max=1)

@@ -24,7 +24,7 @@ _MAX_LOGITS = 1 << 22
     per_channel=True,
 )
 def ablationcam(trace: LayerTrace, relative: str = "size", batch_size: Count = BATCH_SIZE) -> Tensor:
-    """Channels weighed by how far the score drops without them: w_c = (y − y without c) / |y|.
+    """Channels weighted by how far the score drops without them: w_c = (y − y without c) / |y|.
 
     The paper divides by y. This changes every sign if y < 0, so that a channel that supports the class counts as
     evidence against it. ``relative="score"`` divides by y, ``relative="none"`` does not divide.

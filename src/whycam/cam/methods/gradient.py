@@ -33,7 +33,7 @@ def over_positions(tensor: Tensor) -> Tensor:
 
 @method("Grad-CAM", paper="Selvaraju et al., 2017, arXiv:1610.02391")
 def gradcam(trace: LayerTrace) -> Tensor:
-    """Activations weighed by each channel's mean gradient: Σ_c mean_p(G_c) · A_c."""
+    """Activations weighted by each channel's mean gradient: Σ_c mean_p(G_c) · A_c."""
     return weighted(trace.activations, trace.gradients.flatten(2).mean(dim=2))
 
 
@@ -51,7 +51,7 @@ def gradcamelementwise(trace: LayerTrace) -> Tensor:
 
 @method("Grad-CAM++", paper="Chattopadhay et al., 2018, arXiv:1710.11063")
 def gradcam_plus_plus(trace: LayerTrace) -> Tensor:
-    """Grad-CAM with positions weighed by higher derivatives of exp(score): w_c = Σ_p α · relu(G).
+    """Grad-CAM with positions weighted by higher derivatives of exp(score): w_c = Σ_p α · relu(G).
 
     α = G² / (2G² + G³ · Σ_p A) = 1 / (2 + G · Σ_p A), the paper's formula for the exponential of a score; its common
     factor exp(score), a positive scale per image, is left out. α is 0 where its denominator is 0.
@@ -80,7 +80,7 @@ def xgradcam(trace: LayerTrace) -> Tensor:
 
 @method("LayerCAM", paper="Jiang et al., 2021, IEEE TIP 30:5875")
 def layercam(trace: LayerTrace) -> Tensor:
-    """Activations weighed by their own positive gradients: Σ_c relu(G_c) · A_c; shows no evidence against."""
+    """Activations weighted by their own positive gradients: Σ_c relu(G_c) · A_c; shows no evidence against."""
     return (trace.gradients.relu() * trace.activations).sum(dim=1)
 
 

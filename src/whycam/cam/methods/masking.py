@@ -31,7 +31,7 @@ from whycam.options import Count, Deviation, Share
 
 @method("Score-CAM", paper="Wang et al., 2020, arXiv:1910.01279", needs=("reruns",), per_channel=True)
 def scorecam(trace: LayerTrace, batch_size: Count = BATCH_SIZE, weights: str = "softmax") -> Tensor:
-    """Channels weighed by the score of the image seen through them: w = softmax over channels of the score's increase.
+    """Channels weighted by the score of the image seen through them: w = softmax over channels of the score's increase.
 
     The paper's definition 3 is the increase s(x · mask_c) − s(baseline). Its algorithm 1 takes the softmax of that over
     the channels; the baseline cancels there, so it is not run. ``weights="increase"`` omits the softmax and uses a

@@ -231,7 +231,7 @@ class Boxes:
             labels.append(label[chosen].tolist())
         if not any(map(len, boxes)):
             raise WhycamError(
-                f"the detector is not sure of any box: the highest score is {highest:.3g}, the confidence asked for "
+                f"the detector is not sure of any box: the highest score is {highest:.3g}, the required confidence "
                 f"{self.confidence:.3g}; give boxes, or a lower confidence"
             )
         return replace(self, boxes=boxes, labels=labels)
