@@ -7,8 +7,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from test_perturbation import make, rows_run
-from test_tail import Residual
+from networks import Residual, count_images, make_network
 from torch import nn
 from torch.autograd.gradcheck import GradcheckError
 from torch.nn import functional as F
@@ -45,7 +44,7 @@ TYPES = {
 
 @pytest.fixture(scope="module")
 def exact():
-    module, images = make(Residual, batch=4, size=8)
+    module, images = make_network(Residual, batch=4, size=8)
     return module, images, whycam.explain(module, images, "conv", TABLED, 1)
 
 
@@ -78,7 +77,7 @@ def test_the_last_layer_is_recognized_under_autocast(loaded, batch):
         with torch.autocast("cpu", torch.bfloat16):
             explained = whycam.explain(model, images, "layer4[-1]", ["cam", "ablationcam"], 1)
 
-    assert rows_run(model.linear, run) == len(images)
+    assert count_images(model.linear, run) == len(images)
     for method in ("cam", "ablationcam"):
         lost = (explained.map(method) - exact.map(method)).abs().mean() / exact.map(method).abs().mean()
         assert lost < 0.05, method

@@ -6,8 +6,8 @@ import copy
 
 import pytest
 import torch
+from architectures import dinov2, swin, vit
 from near import apart, assert_near, tensorfloat32
-from test_architectures import dinov2, swin, vit
 
 import whycam
 from whycam.cam import METHODS

@@ -7,10 +7,10 @@ import copy
 import numpy as np
 import pytest
 import torch
+from architectures import segformer
 from detectors import ListOfDicts, detr
 from near import apart, assert_near
 from networks import InPlace
-from test_architectures import segformer
 from torch import nn
 
 import whycam

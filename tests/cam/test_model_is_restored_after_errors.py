@@ -9,10 +9,8 @@ import weakref
 import pytest
 import torch
 from detectors import ListOfDicts
-from networks import InPlace
-from test_capture import assert_unchanged, snapshot
-from test_perturbation import make
-from test_tail import Residual, Transformer
+from model_state import assert_unchanged, snapshot
+from networks import InPlace, Residual, Transformer, make_network
 from torch import nn
 from torch.overrides import _len_torch_function_stack
 
@@ -105,7 +103,7 @@ def test_a_mishap_in_any_pass_leaves_all_as_it_was(method, place):
 @pytest.mark.parametrize("count", [1, 2, 4])
 @pytest.mark.parametrize("method", ["ablationcam", "scorecam", "noisy(ablationcam, n=2)", "inputgradient"])
 def test_a_mishap_in_a_target_leaves_all_as_it_was(method, count):
-    model, images = make(InPlace)
+    model, images = make_network(InPlace)
     model.train()
     calls = 0
 
@@ -169,7 +167,7 @@ def test_many_calls_that_rerun_leave_nothing_behind(network):
 
 def test_what_is_left_behind_would_be_noticed():
     """The counting above counts: a method that keeps what it is shown is found out."""
-    model, images = make(Residual)
+    model, images = make_network(Residual)
     kept = []
 
     @whycam.cam.method("Keeping", paper="none", needs=("reruns",))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_capture import assert_unchanged, snapshot
+from model_state import assert_unchanged, snapshot
 from torch import nn
 
 import whycam

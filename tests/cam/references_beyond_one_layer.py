@@ -227,7 +227,7 @@ def smoothgrad(model, image, _layers, class_index):
     return (total / 16).sum(0).numpy()
 
 
-WHOLE = {
+REFERENCES = {
     "cam": cam,
     "shapleycam": shapleycam,
     "finercam": finercam,

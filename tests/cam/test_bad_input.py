@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from networks import InPlace
-from test_tail import Transformer
+from networks import InPlace, Transformer
 from torch import nn
 
 import whycam

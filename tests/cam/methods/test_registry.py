@@ -249,6 +249,6 @@ def test_a_broken_plugin_is_a_warning_and_the_rest_works(tmp_path):
 
 
 def test_the_documentation_names_the_entry_points():
-    page = (Path(__file__).parents[2] / "docs" / "adding-a-method.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "adding-a-method.md").read_text()
     (snippet,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
     assert list(tomllib.loads(snippet)["project"]["entry-points"]) == [ENTRY_POINTS]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from detectors import ListOfDicts, detr, yolos
-from test_capture import assert_unchanged, snapshot
+from model_state import assert_unchanged, snapshot
 
 import whycam
 from whycam import Boxes, WhycamError

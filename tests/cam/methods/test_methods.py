@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from references import REFERENCES, activations_and_gradients
+from references_beyond_one_layer import REFERENCES as BEYOND_ONE_LAYER
 from references_perturbation import REFERENCES as PERTURBATION
-from references_whole import WHOLE
 from torch.nn import functional as F
 
 import whycam
@@ -33,7 +33,7 @@ def double(loaded):
 
 
 def test_every_registered_method_has_a_reference():
-    assert set(METHODS) == {*REFERENCES, *WHOLE, *PERTURBATION}
+    assert set(METHODS) == {*REFERENCES, *BEYOND_ONE_LAYER, *PERTURBATION}
 
 
 def test_a_method_without_a_reference_would_be_noticed():

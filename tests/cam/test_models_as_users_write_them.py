@@ -183,7 +183,7 @@ def test_a_backbone_without_gradients_is_named(guard):
     for layer in ("backbone", "backbone[0]", "stem"):
         with pytest.raises(
             WhycamError,
-            match=r"'backbone' runs under torch.no_grad\(\) inside the model; choose a layer behind it, for example 'neck'",
+            match=r"'backbone' runs under torch.no_grad\(\) inside the model; choose a layer behind it, for example 'neck",
         ):
             whycam.explain(model, images, layer, "gradcam")
     for frozen in (False, True):

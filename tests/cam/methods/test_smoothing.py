@@ -8,10 +8,8 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from networks import InPlace
-from test_capture import assert_unchanged, snapshot
-from test_perturbation import make, rows_run
-from test_tail import Residual, Transformer
+from model_state import assert_unchanged, snapshot
+from networks import InPlace, Residual, Transformer, count_images, make_network
 from torch import nn
 from torch.nn import functional as F
 
@@ -27,7 +25,7 @@ GRADIENT = ["gradcam", "hirescam", "gradcam++", "layercam", "xgradcam", "gradcam
 
 @pytest.mark.parametrize("method", [*GRADIENT, "shapleycam"])
 def test_augmented_is_the_mean_of_six_runs(method):
-    module, images = make(Residual)
+    module, images = make_network(Residual)
     predicted = module(images).argmax(1)
     actual = whycam.explain(module, images, "conv", augmented(method)).map()
     runs = []
@@ -53,7 +51,7 @@ FEW = {"sscam": "sscam(n=2)", "iscam": "iscam(n=2)", "smoothgrad": "smoothgrad(n
 @pytest.mark.parametrize("method", [FEW.get(name, name) for name in NETWORKED])
 def test_every_method_may_be_smoothed(method):
     """Also those that run the network again: they do so on each altered image."""
-    module, images = make(Residual, batch=2, size=6)
+    module, images = make_network(Residual, batch=2, size=6)
     module = Positive(module)
     target = whycam.Finer().freeze(module(images).detach())  # what even Finer-CAM takes as it is
     explained = whycam.explain(
@@ -83,7 +81,7 @@ class Positive(nn.Module):
 
 
 def test_smoothing_may_be_smoothed():
-    module, images = make(Residual)
+    module, images = make_network(Residual)
     target = module(images).argmax(1)
     actual = whycam.explain(module, images, "conv", "noisy(augmented(gradcam), n=2, sigma=0.2)", target).map()
     draw = generator(0, "noisy n=2 sigma=0.2")
@@ -94,7 +92,7 @@ def test_smoothing_may_be_smoothed():
 
 @pytest.mark.parametrize("method", ["scorecam", "sscam(n=2)", "iscam(n=2)", "ablationcam", "smoothgradcam++(n=2)"])
 def test_eigen_of_methods_that_run_the_network_again(method):
-    module, images = make(InPlace)
+    module, images = make_network(InPlace)
     seen = []
     handle = module.norm.register_forward_hook(lambda _m, _i, out: seen.append(out.detach().clone()))
     module(images)
@@ -102,7 +100,7 @@ def test_eigen_of_methods_that_run_the_network_again(method):
     (inner,) = resolve_methods(method)
     parts = []
 
-    @whycam.cam.method("Terms", paper="none", needs=inner.needs, has_channel_terms=True)
+    @whycam.cam.method("Terms", paper="none", needs=inner.needs, per_channel=True)
     def terms(trace):
         """What eigen is given."""
         parts.append(channel_terms(inner, trace))
@@ -126,15 +124,17 @@ def test_eigen_of_methods_that_run_the_network_again(method):
 
 
 def test_augmented_costs_six_forward_passes():
-    module, images = make(Residual)
-    count = rows_run(module.conv, lambda: whycam.explain(module, images, "conv", ["augmented(gradcam)", "layercam"]))
+    module, images = make_network(Residual)
+    count = count_images(
+        module.conv, lambda: whycam.explain(module, images, "conv", ["augmented(gradcam)", "layercam"])
+    )
     assert count == 6 * 3
     several = ["augmented(gradcam)", "augmented(layercam)"]
-    assert rows_run(module.conv, lambda: whycam.explain(module, images, "conv", several)) == 6 * 3
+    assert count_images(module.conv, lambda: whycam.explain(module, images, "conv", several)) == 6 * 3
 
 
 def test_noisy_is_the_mean_over_noise():
-    module, images = make(Residual)
+    module, images = make_network(Residual)
     predicted = module(images).argmax(1)
     draw = generator(0, "noisy n=3 sigma=0.2")
     noise = [0.2 * torch.randn(images.shape[1:], generator=draw, dtype=torch.float64) for _ in range(3)]
@@ -148,7 +148,7 @@ def test_noisy_is_the_mean_over_noise():
 @pytest.mark.parametrize("rows", [1, 7, 64])
 @pytest.mark.parametrize("method", ["augmented(gradcam)", "noisy(gradcam, n=3)", "augmented(refinecam)"])
 def test_copies_may_share_a_pass(method, rows, monkeypatch):
-    module, images = make(InPlace)
+    module, images = make_network(InPlace)
     expected = whycam.explain(module, images, ["norm", "act2"], method)
     monkeypatch.setattr("whycam.cam.methods._perturbed_batches.ROWS", rows)
     actual = whycam.explain(module, images, ["norm", "act2"], method)
@@ -158,7 +158,7 @@ def test_copies_may_share_a_pass(method, rows, monkeypatch):
 
 @pytest.mark.parametrize("method", ["augmented(gradcam)", "noisy(gradcam, n=2)", "eigen(gradcam)"])
 def test_batch_is_one_by_one(method):
-    module, images = make(Residual)
+    module, images = make_network(Residual)
     together = whycam.explain(module, images, "conv", method).map()
     for index in range(3):
         alone = whycam.explain(module, images[index : index + 1], "conv", method).map()
@@ -166,7 +166,7 @@ def test_batch_is_one_by_one(method):
 
 
 def test_eigen_is_the_first_component_of_the_weighted_channels():
-    module, images = make(InPlace)
+    module, images = make_network(InPlace)
     actual = whycam.explain(module, images, "norm", "eigen(gradcam)", 2).map()
     for index in range(3):
         x = images[index : index + 1].clone()
@@ -193,13 +193,13 @@ def test_eigen_is_the_first_component_of_the_weighted_channels():
     "method", ["gradcam", "hirescam", "gradcam++", "layercam", "xgradcam", "gradcamelementwise", "fem", "shapleycam"]
 )
 def test_eigen_takes_apart_what_is_a_sum(method):
-    module, images = make(Residual)
+    module, images = make_network(Residual)
     assert whycam.explain(module, images, "conv", eigen(method)).map().isfinite().all()
 
 
 @pytest.mark.parametrize("method", ["eigencam", "random", "kpcacam"])
 def test_eigen_refuses_what_is_not(method):
-    module, images = make(Residual)
+    module, images = make_network(Residual)
     with pytest.raises(WhycamError, match="is no sum over channels"):
         whycam.explain(module, images, "conv", eigen(method))
 
@@ -221,7 +221,7 @@ def test_strings(written, name):
 
 
 def test_found_under_the_name_as_written():
-    module, images = make(Residual)
+    module, images = make_network(Residual)
     explained = whycam.explain(module, images, "conv", ["Augmented(Grad-CAM)", "gradcam"])
     assert explained.methods == ("augmented(gradcam)", "gradcam")
     assert torch.equal(explained.map("Augmented(Grad-CAM)"), explained.map(augmented("gradcam")))
@@ -255,7 +255,7 @@ def test_what_does_not_go_together(written, message):
 
 @pytest.mark.parametrize("method", [augmented("finercam"), noisy("fem(k=3)", n=2), eigen(METHODS["gradcam"])])
 def test_pickled(method):
-    module, images = make(Residual)
+    module, images = make_network(Residual)
     other = pickle.loads(pickle.dumps(method))
     assert other.name == method.name
     one, two = (whycam.explain(module, images, "conv", m).map() for m in (method, other))
@@ -263,7 +263,7 @@ def test_pickled(method):
 
 
 def test_all_layers_and_tokens_and_several_methods():
-    module, images = make(InPlace)
+    module, images = make_network(InPlace)
     before = snapshot(module)
     explained = whycam.explain(module, images, ["norm", "act2"], ["augmented(refinecam)", "noisy(refinecam, n=2)"])
     assert explained.map("augmented(refinecam)").isfinite().all()
@@ -275,7 +275,7 @@ def test_all_layers_and_tokens_and_several_methods():
 
 
 def test_aggregate():
-    module, images = make(InPlace)
+    module, images = make_network(InPlace)
     explained = whycam.explain(module, images, ["norm", "act2"], ["gradcam", "layercam"])
     fine, coarse = (explained.map("gradcam", layer) for layer in ("norm", "act2"))
     assert fine.shape[1:] == (9, 9)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from model_state import assert_unchanged, snapshot
 from networks import InPlace
-from test_capture import assert_unchanged, snapshot
 from torch import nn
 
 import whycam

@@ -10,11 +10,9 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from networks import InPlace, Reused, TupleOutput
+from model_state import assert_unchanged, snapshot
+from networks import Branches, Dense, InPlace, Residual, Reused, TupleOutput, count_images, make_network
 from references_perturbation import REFERENCES
-from test_capture import assert_unchanged, snapshot
-from test_perturbation import make, rows_run
-from test_tail import Branches, Dense, Residual
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -48,7 +46,7 @@ class EveryAffineLayer(nn.Module):
 
 @pytest.mark.parametrize("kind", [InPlace, Reused, TupleOutput, Residual, Dense, EveryAffineLayer])
 def test_everything_adds_up_to_the_score(kind):
-    module, images = make(kind, size=10)
+    module, images = make_network(kind, size=10)
     if kind is InPlace:
         module.act.inplace = True
     before = snapshot(module)
@@ -72,7 +70,7 @@ def test_nothing_is_missing_in_the_bundled_network(loaded, batch):
 
 
 def test_a_module_that_runs_twice_counts_twice():
-    module, images = make(Reused)
+    module, images = make_network(Reused)
     parts = full_gradients(module, images, 1)
     assert [name for name, _ in parts.biases] == ["stem", "shared", "shared", "head"]
 
@@ -80,7 +78,7 @@ def test_a_module_that_runs_twice_counts_twice():
 def test_where_the_sum_is_not_the_score():
     """A gate is a product, LayerNorm divides by what depends on the image: said, not hidden."""
     for kind in (Branches,):
-        module, images = make(kind)
+        module, images = make_network(kind)
         parts = full_gradients(module, images)
         assert not torch.allclose(parts.total, parts.scores)
 
@@ -114,7 +112,7 @@ def test_batch_norm_s_implicit_bias():
 
 @pytest.mark.parametrize("kind", [InPlace, Reused, Residual, Dense])
 def test_the_map_equals_its_reference(kind):
-    module, images = make(kind)
+    module, images = make_network(kind)
     explained = whycam.explain(module, images, "0" if kind is nn.Sequential else None, "fullgrad", [0, 3, 4])
     assert explained.layers == ("input",)
     for index, class_index in enumerate([0, 3, 4]):
@@ -136,7 +134,7 @@ def test_memory_layout_does_not_matter(model, batch):
 
 
 def test_nothing_is_left_of_a_call():
-    module, images = make(Residual)
+    module, images = make_network(Residual)
     outputs = []
     handle = module.conv.register_forward_hook(lambda _m, _i, out: outputs.append(out))
     whycam.explain(module, images, "conv", "fullgrad")
@@ -147,7 +145,7 @@ def test_nothing_is_left_of_a_call():
 
 
 def test_one_forward_pass_whatever_else_is_asked():
-    module, images = make(Residual)
+    module, images = make_network(Residual)
     methods = ["fullgrad", "gradcam", "shapleycam", "hirescam"]
     targets = {"a": None, "b": 3, "c": Margin(1, 2)}
     together = None
@@ -156,7 +154,7 @@ def test_one_forward_pass_whatever_else_is_asked():
         nonlocal together
         together = whycam.explain(module, images, ["conv", "stem"], methods, targets)
 
-    assert rows_run(module.conv, run) == len(images)
+    assert count_images(module.conv, run) == len(images)
     for name, target in targets.items():
         for method in methods:
             alone = whycam.explain(module, images, ["conv", "stem"], method, target)
@@ -165,7 +163,7 @@ def test_one_forward_pass_whatever_else_is_asked():
 
 
 def test_without_the_kept_graph_it_runs_once_more():
-    module, images = make(InPlace)
+    module, images = make_network(InPlace)
     plain = dataclasses.replace(METHODS["fullgrad"], name="plain", needs=frozenset({"reruns"}))
     one, two = (whycam.explain(module, images, "norm", method, 2).map() for method in ("fullgrad", plain))
     torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
@@ -179,7 +177,7 @@ class Checkpointed(Residual):
 
 
 def test_gradient_checkpointing():
-    module, images = make(Checkpointed)
+    module, images = make_network(Checkpointed)
     parts = full_gradients(module, images, 1)
     torch.testing.assert_close(parts.total, parts.scores, rtol=0, atol=1e-10)
     plain = Residual().double().eval()
@@ -190,7 +188,7 @@ def test_gradient_checkpointing():
 
 
 def test_the_graph_is_freed():
-    module, images = make(Residual)
+    module, images = make_network(Residual)
     alive = []
 
     class Watched(torch.autograd.Function):

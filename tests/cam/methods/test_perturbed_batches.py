@@ -7,8 +7,7 @@ import weakref
 
 import pytest
 import torch
-from networks import InPlace
-from test_perturbation import make, rows_run
+from networks import InPlace, count_images, make_network
 
 import whycam
 from whycam.cam.methods._perturbed_batches import Noise, batched_copies, mean
@@ -58,7 +57,7 @@ def test_mean(count):
 
 @pytest.mark.parametrize("room", [0, 1 << 30])
 def test_maps_are_the_same_however_much_is_kept(room, monkeypatch):
-    module, images = make(InPlace, batch=2, size=6)
+    module, images = make_network(InPlace, batch=2, size=6)
     expected = whycam.explain(module, images, ["norm", "act2"], METHODS, {"a": 1, "b": None}).maps
     monkeypatch.setattr("whycam.cam.passes.runner._CACHE_BYTES", room)
     monkeypatch.setattr("whycam.cam.methods._perturbed_batches.ROWS", 4)
@@ -70,7 +69,7 @@ def test_maps_are_the_same_however_much_is_kept(room, monkeypatch):
 @pytest.mark.parametrize("method", ["noisy(gradcam, n={})", "smoothgradcam++(n={})"])
 def test_memory_does_not_grow_with_the_number_of_copies(method, monkeypatch):
     """What is alive in the middle of a pass, and how many runs on copies there are."""
-    module, images = make(InPlace, batch=2, size=24)
+    module, images = make_network(InPlace, batch=2, size=24)
     monkeypatch.setattr("whycam.cam.passes.runner._CACHE_BYTES", 0)
     alive = weakref.WeakSet()
     passes, most_runs, held = 0, 0, 0
@@ -106,16 +105,16 @@ def test_memory_does_not_grow_with_the_number_of_copies(method, monkeypatch):
 
 
 def test_what_is_kept_is_shared():
-    module, images = make(InPlace, batch=2, size=6)
+    module, images = make_network(InPlace, batch=2, size=6)
     methods = ["noisy(gradcam, n=3)", "noisy(layercam, n=3)"]
-    passes = rows_run(
+    passes = count_images(
         module.conv, lambda: whycam.explain(module, images, ["norm", "act2"], methods, {"a": 1, "b": None})
     )
     assert passes == 2 + 3 * 2
 
 
 def test_an_image_meets_the_same_noise_whatever_the_batch():
-    module, images = make(InPlace, batch=40, size=6)
+    module, images = make_network(InPlace, batch=40, size=6)
     for method in ("noisy(gradcam, n=5)", "smoothgradcam++(n=5)"):
         together_ = whycam.explain(module, images, "act2", method).map()
         for index in (0, 39):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_capture import assert_unchanged, snapshot
-from torch import nn
-from torch.utils.checkpoint import checkpoint
+from model_state import assert_unchanged, snapshot
+from networks import Checkpointed
 
 import whycam
 from whycam import WhycamError
@@ -15,21 +14,6 @@ from whycam.cam.inspect import inspect_layers
 METHODS = ["gradcam", "shapleycam", "fullgrad", "guidedbackprop", "inputgradient", "noisy(gradcam, n=2)",
            "ablationcam", "scorecam", "reciprocam", "eigencam"]  # fmt: skip
 WITHOUT_GRADIENTS = ["ablationcam", "scorecam", "reciprocam", "eigencam"]
-
-
-class Checkpointed(nn.Module):
-    def __init__(self, reentrant):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 4, 3, padding=1)
-        self.block = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1))
-        self.behind = nn.Conv2d(4, 4, 3, padding=1)
-        self.head = nn.Linear(4, 3)
-        self.reentrant = reentrant
-
-    def forward(self, x):
-        x = self.stem(x).relu()
-        x = self.block(x) if self.reentrant is None else checkpoint(self.block, x, use_reentrant=self.reentrant)
-        return self.head(self.behind(x).relu().mean((2, 3)))
 
 
 def make(reentrant):

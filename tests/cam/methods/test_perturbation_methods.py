@@ -8,10 +8,19 @@ import gc
 import numpy as np
 import pytest
 import torch
-from networks import InPlace, Reused, TupleOutput
+from model_state import assert_unchanged, snapshot
+from networks import (
+    DeadChannels,
+    Dense,
+    InPlace,
+    Residual,
+    Reused,
+    Transformer,
+    TupleOutput,
+    count_images,
+    make_network,
+)
 from references_perturbation import REFERENCES, scorecam_increase
-from test_capture import assert_unchanged, snapshot
-from test_tail import Dense, Residual, Transformer
 from torch import nn
 
 import whycam
@@ -43,19 +52,6 @@ class Logits(nn.Module):
         return out["logits"] if isinstance(out, dict) else out
 
 
-def make(kind, batch=3, size=9):
-    torch.manual_seed(3)
-    module = kind().double().eval()
-    for part in module.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            part.running_mean.normal_()
-            part.running_var.uniform_(0.5, 2)
-            if part.affine:
-                part.weight.data.normal_()
-                part.bias.data.normal_()
-    return module, torch.randn(batch, 3, size, size, dtype=torch.float64)
-
-
 def test_the_names():
     for name in ["Score-CAM", "SS-CAM", "IS-CAM", "Ablation-CAM", "Recipro-CAM", "Group-CAM", "FullGrad"]:
         normal = name.lower().replace("-", "")
@@ -67,7 +63,7 @@ def test_the_names():
 @pytest.mark.parametrize("method", FAST)
 def test_equals_the_reference(network, method):
     kind, layer = NETWORKS[network]
-    module, images = make(kind)
+    module, images = make_network(kind)
     classes = [0, 3, 4]
     actual = whycam.explain(module, images, layer, method, classes).map()
     name, options = method.partition("(")[0], {"n": 3} if "(" in method else {}
@@ -95,7 +91,7 @@ def test_equals_the_reference(network, method):
 @pytest.mark.parametrize("network", ["in place", "residual"])
 def test_options_equal_the_reference(method, options, network):
     kind, layer = NETWORKS[network]
-    module, images = make(kind, batch=2)
+    module, images = make_network(kind, batch=2)
     actual = whycam.explain(module, images, layer, METHODS[method].using(**options), [0, 3]).map()
     for index, class_index in enumerate([0, 3]):
         target = resolve_layer(module, layer).module
@@ -104,7 +100,7 @@ def test_options_equal_the_reference(method, options, network):
 
 
 def test_score_cam_as_an_increase():
-    module, images = make(InPlace)
+    module, images = make_network(InPlace)
     actual = whycam.explain(module, images, "norm", "scorecam(weights='increase')", 2).map()
     for index in range(3):
         expected = scorecam_increase(module, images[index], module.norm, 2)
@@ -146,7 +142,7 @@ def test_ablation_on_the_bundled_network(loaded, batch, layer):
 @pytest.mark.parametrize("network", ["residual", "runs twice"])
 def test_batch_is_one_by_one_whatever_the_chunks(network, method):
     kind, layer = NETWORKS[network]
-    module, images = make(kind, batch=4)
+    module, images = make_network(kind, batch=4)
     together = whycam.explain(module, images, layer, method).map()
     for index in range(4):
         alone = whycam.explain(module, images[index : index + 1], layer, method).map()
@@ -157,7 +153,7 @@ def test_batch_is_one_by_one_whatever_the_chunks(network, method):
 
 
 def test_seeds():
-    module, images = make(Residual)
+    module, images = make_network(Residual)
     one, same, other = (whycam.explain(module, images, "conv", "sscam(n=2)", seed=seed).map() for seed in (0, 0, 1))
     assert torch.equal(one, same)
     assert not torch.allclose(one, other)
@@ -166,28 +162,10 @@ def test_seeds():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-class Dying(nn.Module):
-    """Channel 0 is 0, channel 1 is 2 everywhere; with ``all_dead`` so are the others."""
-
-    def __init__(self, all_dead=False):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 6, 3, padding=1)
-        self.act = nn.ReLU()
-        self.next = nn.Conv2d(6, 6, 3, padding=1)
-        self.head = nn.Linear(6, 5)
-        with torch.no_grad():
-            self.conv.weight[: 6 if all_dead else 2] = 0
-            self.conv.bias[: 6 if all_dead else 2] = -1
-            self.conv.bias[1] = 2
-
-    def forward(self, x):
-        return self.head(self.next(self.act(self.conv(x))).relu().mean((2, 3)))
-
-
 @pytest.mark.parametrize("method", FAST)
 def test_dead_and_constant_channels(method):
     torch.manual_seed(0)
-    module, images = Dying().double().eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    module, images = DeadChannels().double().eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
     actual = whycam.explain(module, images, "act", method, 1).map()
     assert actual.isfinite().all()
     name, options = method.partition("(")[0], {"n": 3} if "(" in method else {}
@@ -199,47 +177,33 @@ def test_dead_and_constant_channels(method):
 @pytest.mark.parametrize("method", FAST)
 def test_nothing_alive(method):
     torch.manual_seed(0)
-    module, images = Dying(all_dead=True).double().eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    module, images = DeadChannels(all_dead=True).double().eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
     explained = whycam.explain(module, images, "act", method, 1)
     assert explained.map().isfinite().all()
     if method.startswith(("score", "ss", "is", "group")):
         assert not explained.map().any()
 
 
-def rows_run(module, run):
-    """How many images went through ``module`` while ``run`` did."""
-    count = 0
-
-    def note(_module, inputs):
-        nonlocal count
-        count += len(inputs[0])
-
-    handle = module.register_forward_pre_hook(note)
-    run()
-    handle.remove()
-    return count
-
-
 def test_only_live_channels_run_and_nothing_before_the_layer():
     torch.manual_seed(0)
-    module, images = Dying().double().eval(), torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    module, images = DeadChannels().double().eval(), torch.randn(4, 3, 8, 8, dtype=torch.float64)
     live = 4 * 4
     # One more pass of the batch is the capture; the tail tries itself out on two images, and once more when traced.
-    assert rows_run(module.conv, lambda: whycam.explain(module, images, "act", "scorecam")) == 4 + live
-    assert rows_run(module.conv, lambda: whycam.explain(module, images, "act", "iscam(n=3)")) == 4 + 3 * live
-    assert rows_run(module.conv, lambda: whycam.explain(module, images, "act", "ablationcam")) == 4 + 2
-    assert rows_run(module.next, lambda: whycam.explain(module, images, "act", "ablationcam")) == 4 + 4 + 5 * 4
-    assert rows_run(module.conv, lambda: whycam.explain(module, images, "act", "reciprocam")) == 4 + 2
+    assert count_images(module.conv, lambda: whycam.explain(module, images, "act", "scorecam")) == 4 + live
+    assert count_images(module.conv, lambda: whycam.explain(module, images, "act", "iscam(n=3)")) == 4 + 3 * live
+    assert count_images(module.conv, lambda: whycam.explain(module, images, "act", "ablationcam")) == 4 + 2
+    assert count_images(module.next, lambda: whycam.explain(module, images, "act", "ablationcam")) == 4 + 4 + 5 * 4
+    assert count_images(module.conv, lambda: whycam.explain(module, images, "act", "reciprocam")) == 4 + 2
 
 
 @pytest.mark.parametrize("target", [None, 2, Probability(1), Margin(3, 1), lambda logits: logits.square().sum(1)])
 def test_ablation_s_closed_form_is_the_rerun_and_runs_nothing(target):
-    module, images = make(InPlace)
+    module, images = make_network(InPlace)
 
     def closed():
         return whycam.explain(module, images, "act2", "ablationcam", target).map()
 
-    assert rows_run(module.conv, closed) == 3
+    assert count_images(module.conv, closed) == 3
 
     # Read at a layer whose tail is not recognized as pool and linear, but is the same function.
     class Doubled(nn.Module):
@@ -261,7 +225,7 @@ def test_ablation_s_closed_form_is_the_rerun_and_runs_nothing(target):
 
 
 def test_ablation_keeps_its_sign_where_the_score_is_negative():
-    module, images = make(InPlace)
+    module, images = make_network(InPlace)
     module.head.bias.data -= 100
     explained = whycam.explain(module, images, "act2", ["ablationcam", "ablationcam(relative='score')", "gradcam"], 1)
     assert (explained.scores["target"] < 0).all()
@@ -275,7 +239,7 @@ def test_ablation_keeps_its_sign_where_the_score_is_negative():
 
 @pytest.mark.parametrize("method", [*FAST, "fullgrad"])
 def test_every_image_has_its_own_target(method):
-    module, images = make(Residual, batch=4)
+    module, images = make_network(Residual, batch=4)
     chosen = torch.tensor([4, 0, 2, 2])
     against = torch.tensor([1, 1, 0, 3])
 
@@ -296,7 +260,7 @@ def test_every_image_has_its_own_target(method):
 
 
 def test_the_predicted_class_stays_the_same_for_altered_images():
-    module, images = make(Residual, batch=4)
+    module, images = make_network(Residual, batch=4)
     predicted = module(images).argmax(1)
     for method in [*FAST, "fullgrad"]:
         one, two = (whycam.explain(module, images, "conv", method, target).map() for target in (None, predicted))
@@ -305,7 +269,7 @@ def test_the_predicted_class_stays_the_same_for_altered_images():
 
 @pytest.mark.parametrize("method", [*FAST, "fullgrad"])
 def test_model_is_as_before(method):
-    module, images = make(InPlace)
+    module, images = make_network(InPlace)
     module.train()
     module.norm.eval()
     module.conv.weight.requires_grad_(False)
@@ -388,7 +352,7 @@ def test_one_and_three_axes(method, axes):
 
 @pytest.mark.parametrize("method", [*FAST, "fullgrad"])
 def test_mixed_precision(method):
-    module, images = make(Residual)
+    module, images = make_network(Residual)
     module, images = module.float(), images.float()
     exact = whycam.explain(module, images, "conv", method, 1).map()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -419,14 +383,14 @@ def test_mixed_precision(method):
     ],
 )
 def test_wrong_options(method, message):
-    module, images = make(Residual)
+    module, images = make_network(Residual)
     with pytest.raises(WhycamError, match=message):
         whycam.explain(module, images, "conv", method)
 
 
 def test_nothing_grows():
     """Tensors alive after many calls are as many as after one."""
-    module, images = make(Residual)
+    module, images = make_network(Residual)
     methods = [*sorted(set(FAST) - {"sscam(n=3)"}), "fullgrad", "augmented(gradcam)", "eigen(gradcam)"]
 
     def tensors():

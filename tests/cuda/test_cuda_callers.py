@@ -10,8 +10,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from near import apart, assert_near
-from networks import InPlace
-from test_checkpointing import Checkpointed
+from networks import Checkpointed, InPlace
 from torch import nn
 
 import whycam

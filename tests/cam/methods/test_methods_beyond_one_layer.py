@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from networks import InPlace
-from references_whole import WHOLE
+from references_beyond_one_layer import REFERENCES as BEYOND_ONE_LAYER
 
 import whycam
 from whycam.cam import METHODS, resolve_layer
@@ -23,7 +23,7 @@ def double(loaded):
     return copy.deepcopy(loaded[0]).double()
 
 
-@pytest.mark.parametrize("method", sorted(WHOLE))
+@pytest.mark.parametrize("method", sorted(BEYOND_ONE_LAYER))
 def test_method_equals_its_float64_reference(double, batch, method):
     image, class_index = batch[2].double(), 3
     layers = ["layer4[-1]"] if method == "cam" else STAGES
@@ -31,13 +31,13 @@ def test_method_equals_its_float64_reference(double, batch, method):
     scope = METHODS[method].scope
     name = {"input": "input", "layers": "+".join(layers), "layer": layers[0]}[scope]
     modules = [resolve_layer(double, layer).module for layer in layers]
-    expected = WHOLE[method](double, image, modules, class_index)
+    expected = BEYOND_ONE_LAYER[method](double, image, modules, class_index)
     actual = explained.map(method, name)[0].numpy()
     bound = PRECISION.get(method, 1e-10) * max(np.abs(expected).max(), 1e-3)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=bound)
 
 
-@pytest.mark.parametrize("method", sorted(WHOLE))
+@pytest.mark.parametrize("method", sorted(BEYOND_ONE_LAYER))
 def test_batch_is_one_by_one(batch, method):
     torch.manual_seed(0)
     small, images, layers = InPlace().double(), batch[:3].double(), ["act2"]
