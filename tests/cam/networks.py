@@ -1,4 +1,4 @@
-"""Small networks with the habits that trip explanation tools up."""
+"""Small networks with the features that explanation tools often fail on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 class InPlace(nn.Module):
-    """A layer whose output the next one overwrites, twice."""
+    """Two layers whose outputs are overwritten in place."""
 
     def __init__(self):
         super().__init__()
@@ -44,7 +44,7 @@ class Reused(nn.Module):
 
 
 class TupleOutput(nn.Module):
-    """Returns its logits beside something else."""
+    """Returns its logits and its features in a dictionary."""
 
     def __init__(self):
         super().__init__()
@@ -57,7 +57,7 @@ class TupleOutput(nn.Module):
 
 
 class Raises(nn.Module):
-    """Fails behind the layer that is looked at."""
+    """Fails behind the layer ``conv``."""
 
     def __init__(self):
         super().__init__()
@@ -74,7 +74,7 @@ class Raises(nn.Module):
 
 
 class UnusedLayer(nn.Module):
-    """Holds one layer that never runs and one whose output leads nowhere."""
+    """Has a layer that never runs and a layer whose output is not used."""
 
     def __init__(self):
         super().__init__()
@@ -88,7 +88,7 @@ class UnusedLayer(nn.Module):
 
 
 class Residual(nn.Module):
-    """A skip connection around the layer, in place."""
+    """A skip connection around the layer, added in place."""
 
     def __init__(self):
         super().__init__()
@@ -106,7 +106,7 @@ class Residual(nn.Module):
 
 
 class Dense(nn.Module):
-    """Concatenates everything that came before; several boundary values."""
+    """Each layer gets all earlier outputs, so a split has several boundary values."""
 
     def __init__(self):
         super().__init__()
@@ -125,7 +125,7 @@ class Dense(nn.Module):
 
 
 class Branches(nn.Module):
-    """Two branches of which the layer is one; the other runs after it and does not depend on it."""
+    """The layer is one of two branches; the other branch runs after it and does not depend on it."""
 
     def __init__(self):
         super().__init__()
@@ -143,7 +143,7 @@ class Branches(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Class token, position embedding, pre-norm blocks, a sequence-first attention in the middle."""
+    """A vision transformer: class token, position embedding, pre-norm blocks."""
 
     def __init__(self, depth=3, dim=8):
         super().__init__()
@@ -193,7 +193,7 @@ class Checkpointed(nn.Module):
 
 
 class DeadChannels(nn.Module):
-    """Channel 0 is 0, channel 1 is 2 everywhere; with ``all_dead`` so are the others."""
+    """At ``act`` channel 0 is 0 and channel 1 is 2 everywhere; with ``all_dead`` the other channels are 0 too."""
 
     def __init__(self, all_dead=False):
         super().__init__()
@@ -224,14 +224,14 @@ def make_network(kind, batch=3, size=9):
 
 
 def count_images(module, run):
-    """How many images went through ``module`` while ``run`` did."""
+    """The number of images that pass through ``module`` during ``run()``."""
     count = 0
 
-    def note(_module, inputs):
+    def add(_module, inputs):
         nonlocal count
         count += len(inputs[0])
 
-    handle = module.register_forward_pre_hook(note)
+    handle = module.register_forward_pre_hook(add)
     run()
     handle.remove()
     return count

@@ -8,13 +8,13 @@ from torch.nn import functional as F
 
 
 class Functional(nn.Module):
-    """Shapes, reshapes, functions and methods in place; stores what it computes on itself."""
+    """Uses shapes, reshapes, functions and in-place methods, and stores its values on itself."""
 
     def __init__(self):
         super().__init__()
         self.conv = nn.Conv2d(3, 6, 3, padding=1)
         self.weight = nn.Parameter(torch.randn(5, 6))
-        self.seen = []
+        self.history = []
         self.last = None
 
     def forward(self, x):
@@ -25,12 +25,12 @@ class Functional(nn.Module):
         y = y.reshape(b, 6, h * w).permute(0, 2, 1)
         y = F.dropout(y, 0.5, training=self.training)
         self.last = y
-        self.seen.append(y)
+        self.history.append(y)
         return F.linear(y.mean(1), self.weight)
 
 
 class SequenceFirst(nn.Module):
-    """The batch is the second axis of what goes around the layer, and windows multiply it."""
+    """The batch is the second axis of a boundary value, and windows multiply the batch of another one."""
 
     def __init__(self):
         super().__init__()
@@ -61,7 +61,7 @@ class DataDependent(nn.Module):
 
 
 class MixesTheBatch(nn.Module):
-    """A head whose value depends on the images in no way that rows can follow."""
+    """The logits depend on the mean over the batch, so they cannot be selected by rows."""
 
     def __init__(self):
         super().__init__()
@@ -95,8 +95,8 @@ class Pair(nn.Module):
         return self.head(y.mean((2, 3)))
 
 
-class Two(nn.Module):
-    """A second tensor and a flag beside the images."""
+class TwoInputs(nn.Module):
+    """Takes a second tensor and a flag besides the images."""
 
     def __init__(self):
         super().__init__()

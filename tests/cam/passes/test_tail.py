@@ -1,4 +1,4 @@
-"""Running what follows a layer: the same numbers as the whole network, without what comes before."""
+"""`Tail`: it gives the numbers of the whole network without running the modules before the layer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from model_state import assert_unchanged, snapshot
 from networks import Branches, Dense, Raises, Residual, Reused, Transformer, TupleOutput
-from networks_for_tracing import DataDependent, Functional, MixesTheBatch, Pair, SequenceFirst, Two
+from networks_for_tracing import DataDependent, Functional, MixesTheBatch, Pair, SequenceFirst, TwoInputs
 from torch import nn
 
 from whycam.cam.network.inputs import Inputs
@@ -33,7 +33,7 @@ TRACED = {
     "sequence first": (SequenceFirst, "inner"),
     "dict output": (TupleOutput, "conv"),
 }
-WHOLE = {
+NOT_TRACEABLE = {
     "reused": (Reused, "shared", "the layer runs 2 times"),
     "data-dependent": (DataDependent, "conv", "control flow"),
     "mixes the batch": (MixesTheBatch, "conv", "depends on the images"),
@@ -41,33 +41,32 @@ WHOLE = {
 }
 
 
-def watched(module, inputs, batch):
-    """The layer's output, by a hook on the whole network, and the logits for another output."""
+def output_of(module, inputs, layer):
+    """The layer's output in a run of the whole network."""
+    outputs = []
 
-    def output(layer):
-        seen = []
-        handle = layer.register_forward_hook(lambda _m, _i, out: seen.append(out[0] if isinstance(out, tuple) else out))
-        # The output is taken before anything works in place on it.
-        handle2 = layer.register_forward_hook(
-            lambda _m, _i, out: (out[0].clone(), *out[1:]) if isinstance(out, tuple) else out.clone()
-        )
-        module(*batch.args, **batch.kwargs)
-        handle.remove()
-        handle2.remove()
-        return seen[0]
+    def keep(_module, _inputs, out):
+        """Keep the output, and go on with a copy, because later modules may change it in place."""
+        outputs.append(out[0] if isinstance(out, tuple) else out)
+        return (out[0].clone(), *out[1:]) if isinstance(out, tuple) else out.clone()
 
-    return output
+    handle = layer.register_forward_hook(keep)
+    module(*inputs.args, **inputs.kwargs)
+    handle.remove()
+    return outputs[0]
 
 
-def whole(module, layer, inputs, outputs, rows):
+def logits_with(module, layer, inputs, outputs, rows):
+    """The logits of a run of the whole network with the layer's output replaced by ``outputs``."""
+
     def replace(_module, _inputs, out):
         return (outputs.clone(), *out[1:]) if isinstance(out, tuple) else outputs.clone()
 
     handle = layer.register_forward_hook(replace)
-    given = inputs.with_images(inputs.images[rows], rows)
-    result = module(*given.args, **given.kwargs)
+    chosen = inputs.with_images(inputs.images[rows], rows)
+    result = module(*chosen.args, **chosen.kwargs)
     handle.remove()
-    return result["logits"] if isinstance(result, dict) else result
+    return logits_in(result)
 
 
 def make(kind, batch=4):
@@ -75,29 +74,29 @@ def make(kind, batch=4):
     return kind().double().eval(), Inputs.of(torch.randn(batch, 3, 8, 8, dtype=torch.float64))
 
 
-def first(result):
+def logits_in(result):
     return result["logits"] if isinstance(result, dict) else result
 
 
 def check(module, layer, inputs, tail, generator):
     batch = len(inputs.images)
-    output = watched(module, inputs, inputs)(layer.module)
+    output = output_of(module, inputs, layer.module)
     for rows in (
         torch.arange(batch),
         torch.tensor([batch - 1, 0, 0, batch // 2, batch - 1]),
         torch.tensor([batch // 2]),
     ):
         changed = output[rows] + torch.randn(output[rows].shape, generator=generator, dtype=output.dtype)
-        expected = whole(module, layer.module, inputs, changed, rows)
+        expected = logits_with(module, layer.module, inputs, changed, rows)
         kept = changed.clone()
-        torch.testing.assert_close(first(tail(changed, rows)), expected, rtol=0, atol=1e-13)
+        torch.testing.assert_close(logits_in(tail(changed, rows)), expected, rtol=0, atol=1e-13)
         assert torch.equal(changed, kept)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 4])
 @pytest.mark.parametrize("name", TRACED)
 @torch.no_grad()
-def test_tail_gives_the_network_s_own_numbers_without_running_the_layer(name, batch, generator):
+def test_tail_equals_the_network_without_running_the_layer(name, batch, generator):
     kind, path = TRACED[name]
     module, inputs = make(kind, batch)
     layer = resolve_layer(module, path)
@@ -108,7 +107,7 @@ def test_tail_gives_the_network_s_own_numbers_without_running_the_layer(name, ba
     calls = []
     before = [m for m in list(module.children())[:1] if not isinstance(m, nn.ModuleList)]
     handles = [m.register_forward_hook(lambda *_: calls.append(1)) for m in [layer.module, *before]]
-    output = watched(module, inputs, inputs)(layer.module)
+    output = output_of(module, inputs, layer.module)
     calls.clear()
     tail(output, torch.arange(batch))
     tail(output, torch.arange(batch))
@@ -117,25 +116,25 @@ def test_tail_gives_the_network_s_own_numbers_without_running_the_layer(name, ba
     assert not calls
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", NOT_TRACEABLE)
 @torch.no_grad()
-def test_what_cannot_be_taken_apart_runs_as_a_whole(name, generator):
-    kind, path, why = WHOLE[name]
+def test_untraceable_networks_run_as_a_whole(name, generator):
+    kind, path, reason = NOT_TRACEABLE[name]
     module, inputs = make(kind)
     layer = resolve_layer(module, path)
     tail = Tail(module, layer, inputs)
-    assert why in tail.fallback_reason
+    assert reason in tail.fallback_reason
     check(module, layer, inputs, tail, generator)
 
 
 @torch.no_grad()
-def test_several_inputs_and_flags(generator):
+def test_tail_with_several_inputs_and_flags(generator):
     torch.manual_seed(0)
-    module = Two().double().eval()
+    module = TwoInputs().double().eval()
     layer = resolve_layer(module, "conv")
     x, shift = torch.randn(4, 3, 8, 8).double(), torch.randn(4, 5).double()
-    for given in [(x, shift), {"x": x, "shift": shift, "double": True}, (x, shift, True)]:
-        inputs = Inputs.of(given)
+    for arguments in [(x, shift), {"x": x, "shift": shift, "double": True}, (x, shift, True)]:
+        inputs = Inputs.of(arguments)
         tail = Tail(module, layer, inputs)
         assert tail.fallback_reason is None
         check(module, layer, inputs, tail, generator)
@@ -146,7 +145,7 @@ def test_several_inputs_and_flags(generator):
 
 
 @torch.no_grad()
-def test_whole_model_as_the_layer():
+def test_tail_behind_the_whole_model():
     module, inputs = make(Functional)
     tail = Tail(module, resolve_layer(module, module), inputs)
     assert tail.fallback_reason is None
@@ -156,34 +155,34 @@ def test_whole_model_as_the_layer():
 
 @pytest.mark.parametrize("name", ["functional", "residual", "transformer"])
 @torch.no_grad()
-def test_model_is_as_before(name):
+def test_tracing_leaves_the_model_unchanged(name):
     kind, path = TRACED[name]
     module, inputs = make(kind)
-    module.seen = ["kept"]
+    module.history = ["kept"]
     before, attributes = snapshot(module), [dict(vars(m)) for m in module.modules()]
     values = {key: value for key, value in vars(module).items() if not key.startswith("_") and key != "last"}
     Tail(module, resolve_layer(module, path), inputs)
     assert_unchanged(module, before)
     assert [set(vars(m)) for m in module.modules()] == [set(kept) for kept in attributes]
     assert {key: value for key, value in vars(module).items() if not key.startswith("_") and key != "last"} == values
-    # What the network itself stores is a tensor, none of the tracer's stand-ins.
-    assert module.seen[0] == "kept"
-    assert all(isinstance(value, torch.Tensor) for value in module.seen[1:])
+    # The network stores tensors, not the tracer's proxies.
+    assert module.history[0] == "kept"
+    assert all(isinstance(value, torch.Tensor) for value in module.history[1:])
     assert getattr(module, "last", None) is None or isinstance(module.last, torch.Tensor)
 
 
 @torch.no_grad()
-def test_a_hook_on_what_is_traced_through_is_never_shown_a_stand_in():
+def test_hooks_on_traced_modules_never_receive_proxies():
     module, inputs = make(Residual)
-    seen = []
-    module.register_forward_hook(lambda _m, _i, out: seen.append(type(out)))
+    types = []
+    module.register_forward_hook(lambda _m, _i, out: types.append(type(out)))
     tail = Tail(module, resolve_layer(module, "conv"), inputs)
     assert "hook" in tail.fallback_reason
-    assert set(seen) == {torch.Tensor}
+    assert set(types) == {torch.Tensor}
 
 
 @torch.no_grad()
-def test_hooks_elsewhere_run_as_usual(generator):
+def test_hooks_on_other_modules_run_in_the_tail(generator):
     module, inputs = make(Residual)
     module.head.register_forward_hook(lambda _m, _i, out: out * 3)
     layer = resolve_layer(module, "conv")
@@ -193,7 +192,7 @@ def test_hooks_elsewhere_run_as_usual(generator):
 
 
 @torch.no_grad()
-def test_traced_once_and_forgotten_with_the_model(monkeypatch, generator):
+def test_split_is_cached_and_freed_with_the_model(monkeypatch, generator):
     module, inputs = make(Dense)
     layer = resolve_layer(module, "conv")
     Tail(module, layer, inputs)
@@ -204,7 +203,7 @@ def test_traced_once_and_forgotten_with_the_model(monkeypatch, generator):
     with monkeypatch.context() as patched:
         patched.setattr("whycam.cam.passes.tail.split_at", refuse)
         Tail(module, layer, inputs)
-        # Other weights are no reason either: the graph holds paths, not modules.
+        # A change of weights needs no new trace, because the graph holds paths, not modules.
         module.head.weight.mul_(2)
         check(module, layer, inputs, Tail(module, layer, inputs), generator)
 
@@ -215,7 +214,7 @@ def test_traced_once_and_forgotten_with_the_model(monkeypatch, generator):
 
 
 @torch.no_grad()
-def test_a_network_that_was_rebuilt_is_traced_again(generator):
+def test_changed_network_is_traced_again(generator):
     class Switch(Residual):
         twice = False
 
@@ -233,7 +232,7 @@ def test_a_network_that_was_rebuilt_is_traced_again(generator):
 
 
 @torch.no_grad()
-def test_other_threads_may_run_networks_while_one_is_traced():
+def test_other_threads_run_networks_during_tracing():
     module, inputs = make(Transformer)
     other, expected = copy.deepcopy(module), None
     expected = other(inputs.images)
@@ -259,7 +258,7 @@ def test_other_threads_may_run_networks_while_one_is_traced():
 
 
 @torch.no_grad()
-def test_an_exception_inside_leaves_no_hook():
+def test_exception_in_the_tail_leaves_no_hook():
     torch.manual_seed(0)
     module = Raises().eval()
     module.bad._forward_hooks.clear()
