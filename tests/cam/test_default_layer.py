@@ -50,7 +50,7 @@ class Residual(nn.Module):
 
 @pytest.mark.parametrize("inplace", [True, False])
 def test_block_that_adds_in_place_is_the_default_layer(inplace, generator):
-    """The block's map sums to the logit minus its bias. For the last BatchNorm, before the in-place sum, it would not."""
+    """The block's map sums to the logit minus its bias. The map of the last BatchNorm, before the sum, would not."""
     torch.manual_seed(0)
     model, images = Residual(inplace=inplace).eval(), torch.randn(4, 3, 32, 32, generator=generator)
     found = whycam.explain(model, images, None, "hirescam")

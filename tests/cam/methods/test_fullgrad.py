@@ -44,7 +44,7 @@ class EveryAffineLayer(nn.Module):
         return self.head(self.norm(y.mean((1, 2))))
 
 
-@pytest.marker.parametrize("kind", [InPlace, Reused, TupleOutput, Residual, Dense, EveryAffineLayer])
+@pytest.mark.parametrize("kind", [InPlace, Reused, TupleOutput, Residual, Dense, EveryAffineLayer])
 def test_contributions_sum_to_the_score(kind):
     module, images = make_network(kind, size=10)
     if kind is InPlace:
@@ -83,7 +83,7 @@ def test_networks_that_are_not_piecewise_linear():
         assert not torch.allclose(parts.total, parts.scores)
 
 
-@pytest.marker.parametrize(
+@pytest.mark.parametrize(
     ("module", "expected"),
     [
         (nn.Conv2d(3, 2, 1, bias=False), None),
@@ -110,7 +110,7 @@ def test_implicit_bias_of_batch_norm():
         torch.testing.assert_close(bias_of(norm), norm(torch.zeros(1, 4, 1, 1))[0, :, 0, 0])
 
 
-@pytest.marker.parametrize("kind", [InPlace, Reused, Residual, Dense])
+@pytest.mark.parametrize("kind", [InPlace, Reused, Residual, Dense])
 def test_map_equals_its_reference(kind):
     module, images = make_network(kind)
     explained = whycam.explain(module, images, "0" if kind is nn.Sequential else None, "fullgrad", [0, 3, 4])
@@ -215,7 +215,7 @@ class LifetimeMarker:
 
 
 # At one of these sizes a map has as many rows as channels, so its shape does not show the channel axis.
-@pytest.marker.parametrize("size", [32, 48])
+@pytest.mark.parametrize("size", [32, 48])
 def test_layer_norms_of_channels_first_maps(size):
     """Every bias is multiplied along its own axis: the sums equal bias times autograd's gradient of the bias."""
     transformers = pytest.importorskip("transformers")

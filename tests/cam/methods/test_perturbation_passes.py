@@ -1,4 +1,4 @@
-"""The passes of methods that run the network again: which images they run, and that the model and memory are unchanged."""
+"""The passes of methods that run the network again: the images they run; model and memory are unchanged afterwards."""
 
 from __future__ import annotations
 
