@@ -16,7 +16,7 @@ from networks import InPlace
 
 import whycam
 from whycam import WhycamError
-from whycam.cam.display import in_words
+from whycam.cam.display import describe_maps
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_figure_of_methods_with_different_layers(mixed):
         ]
         assert len(others) == 2
         assert len(set(others)) == 1
-    assert "refinecam at layer3[-2]+layer4[-1] for cat: 8 by 8 cells" in in_words(mixed, 1)
+    assert "refinecam at layer3[-2]+layer4[-1] for cat: 8 by 8 cells" in describe_maps(mixed, 1)
 
 
 def test_long_titles_break_between_layer_names(mixed):

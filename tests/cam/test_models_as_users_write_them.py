@@ -15,7 +15,7 @@ from torch import nn
 import whycam
 from whycam import WhycamError
 from whycam.cam.inspect import default_layer
-from whycam.cam.methods.activation import main_axis, principal_map
+from whycam.cam.methods.activation import principal_map, principal_projection
 from whycam.cam.network.inputs import Inputs
 from whycam.cam.network.layers import resolve_layer
 from whycam.cam.passes.tail import _MOST_SPLITS, _SPLITS, Tail
@@ -228,13 +228,13 @@ def test_devices_without_float64_compute_on_the_cpu(monkeypatch):
     assert has_double(torch.device("cpu"))
     assert has_double(torch.device("cuda"))
     features = torch.randn(3, 5, 4, 4)
-    expected = main_axis(features), principal_map(features), project_positive(features)
+    expected = principal_projection(features), principal_map(features), project_positive(features)
     whole = whycam.explain(InPlace().eval(), torch.randn(2, 3, 9, 9), "norm", ["kpcacam", "eigencam"])
     assert {raw.dtype for raw in whole.maps.values()} == {torch.float32}
     monkeypatch.setattr("whycam.device.has_double", lambda _device: False)
     assert in_double(features).dtype == torch.float64
     for one, other in zip(
-        expected, (main_axis(features), principal_map(features), project_positive(features)), strict=True
+        expected, (principal_projection(features), principal_map(features), project_positive(features)), strict=True
     ):
         assert torch.equal(one, other)
         assert one.dtype == torch.float32

@@ -220,7 +220,7 @@ def _figure(explanation: Displayable, index: int) -> str:
     buffer = io.BytesIO()
     plot_explanation(explanation, index).savefig(buffer, format="png", dpi=_DPI)
     source = b64encode(buffer.getvalue()).decode("ascii")
-    description = escape(in_words(explanation, index), quote=True)
+    description = escape(describe_maps(explanation, index), quote=True)
     caption = f"Image {index}: {_prediction(explanation, index)}. Native grids; color bars in raw units."
     return (
         f'<figure style="margin:0 0 1em"><img src="data:image/png;base64,{source}" alt="{description}" '
@@ -228,7 +228,7 @@ def _figure(explanation: Displayable, index: int) -> str:
     )
 
 
-def in_words(explanation: Displayable, index: int) -> str:
+def describe_maps(explanation: Displayable, index: int) -> str:
     """Describe one image's maps in words: grid, raw range, peak and flags of each."""
     flags = explanation.flags
     sentences = [f"Image {index}, {_prediction(explanation, index)}."]

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from whycam.cam.maps import finite
-from whycam.cam.methods.gradient import spread, weighted
+from whycam.cam.methods.gradient import append_axes, weighted
 from whycam.cam.methods.registry import method
 from whycam.cam.passes.trace import LayerTrace
 from whycam.device import in_double
 
 
-def main_axis(features: Tensor) -> Tensor:
+def principal_projection(features: Tensor) -> Tensor:
     """The positions' coordinates on the first principal axis: (B, C, …) → (B, …), sign undetermined.
 
     X is the matrix positions × channels of one image. The axis is that of the column-centered X; X itself, not
@@ -90,8 +90,8 @@ def _trace(matrices: Tensor) -> Tensor:
     return trace[:, None, None]
 
 
-def signed(maps: Tensor, reference: Tensor) -> Tensor:
-    """``maps`` (B, …), each with the sign for which it correlates positively with ``reference`` (B, …)."""
+def with_sign_of(maps: Tensor, reference: Tensor) -> Tensor:
+    """``maps`` (B, …), each with the sign that makes it correlate positively with ``reference`` (B, …)."""
     x, y = maps.flatten(1), reference.flatten(1)
     covariance = ((x - x.mean(dim=1, keepdim=True)) * (y - y.mean(dim=1, keepdim=True))).sum(dim=1)
     largest = x.gather(1, x.abs().argmax(dim=1, keepdim=True))[:, 0]
@@ -116,7 +116,9 @@ def principal_map(features: Tensor) -> Tensor:
     rounding = 64 * torch.finfo(features.dtype).eps * features.shape[1] ** 0.5
     bound = torch.linalg.vector_norm(features.flatten(1), dim=1) * rounding
     usable = torch.linalg.vector_norm(reference.flatten(1), dim=1) > bound
-    return signed(_if_finite(main_axis, features), reference * usable.view(-1, *[1] * (reference.ndim - 1)))
+    return with_sign_of(
+        _if_finite(principal_projection, features), reference * usable.view(-1, *[1] * (reference.ndim - 1))
+    )
 
 
 @method("Eigen-CAM", paper="Muhammad & Yeasin, 2020, arXiv:2008.00299", needs=())
@@ -134,7 +136,7 @@ def eigengradcam(trace: LayerTrace) -> Tensor:
 @method("SegEigen-CAM", paper="Chung & Ying, 2025, Applied Sciences 15(13):7562")
 def segeigencam(trace: LayerTrace) -> Tensor:
     """The first principal component of |gradients| times activations, its largest value made positive."""
-    component = _if_finite(main_axis, trace.gradients.abs() * trace.activations)
+    component = _if_finite(principal_projection, trace.gradients.abs() * trace.activations)
     flat = component.flatten(1)
     flip = flat.amin(dim=1).abs() > flat.amax(dim=1).abs()
     return torch.where(flip.view(-1, *[1] * (component.ndim - 1)), -component, component)
@@ -172,4 +174,4 @@ def fem(trace: LayerTrace, k: float = 2.0) -> Tensor:
     flat = trace.activations.flatten(2)
     mean = flat.mean(dim=2)
     bound = mean + k * (flat - mean[:, :, None]).square().mean(dim=2).sqrt()
-    return weighted((trace.activations >= spread(bound, trace.activations)).to(mean.dtype), mean)
+    return weighted((trace.activations >= append_axes(bound, trace.activations)).to(mean.dtype), mean)

@@ -56,12 +56,12 @@ def gradcam_plus_plus(trace: LayerTrace) -> Tensor:
     α = G² / (2G² + G³ · Σ_p A) = 1 / (2 + G · Σ_p A), the paper's formula for the exponential of a score; its common
     factor exp(score), a positive scale per image, is left out. α is 0 where its denominator is 0.
     """
-    denominator = trace.gradients * spread(over_positions(trace.activations), trace.gradients) + 2
+    denominator = trace.gradients * append_axes(over_positions(trace.activations), trace.gradients) + 2
     terms = trace.gradients.relu() / torch.where(denominator != 0, denominator, torch.inf)
     return weighted(trace.activations, over_positions(terms))
 
 
-def spread(values: Tensor, like: Tensor) -> Tensor:
+def append_axes(values: Tensor, like: Tensor) -> Tensor:
     """Reshape (B, C) to (B, C, 1, …, 1), with as many axes as ``like`` (B, C, …)."""
     return values.reshape(*values.shape, *[1] * (like.ndim - 2))
 
@@ -182,6 +182,6 @@ def smoothgradcam_plus_plus(trace: LayerTrace, n: Count = 4, sigma: Deviation = 
         for total, power in zip(totals, (gradients, gradients**2, gradients**2 * gradients), strict=True):
             total += power.sum(dim=0)
     first, second, third = (total / n for total in totals)
-    denominator = 2 * second + spread(over_positions(trace.activations), third) * third
+    denominator = 2 * second + append_axes(over_positions(trace.activations), third) * third
     alpha = torch.where(denominator != 0, second / torch.where(denominator != 0, denominator, 1), 0)
     return trace.weighted(over_positions(alpha * first.relu()))

@@ -67,11 +67,11 @@ def smoothgrad(trace: LayerTrace, n: Count = 16, sigma: Deviation = 0.15) -> Ten
     """The input gradient averaged over n noisy copies; σ in units of each image's own range."""
     images = trace.activations
     flat = images.flatten(1)
-    spread = (sigma * (flat.amax(dim=1) - flat.amin(dim=1))).view(-1, *[1] * (images.ndim - 1))
+    noise_scale = (sigma * (flat.amax(dim=1) - flat.amin(dim=1))).view(-1, *[1] * (images.ndim - 1))
     draw = trace.network.generator("smoothgrad", n)
     rows, total = torch.arange(len(images)), torch.zeros_like(images)
     for _ in range(n):
         # All images get the same noise, so that a map does not depend on the other images of the batch.
         noise = torch.randn(images.shape[1:], generator=draw, dtype=torch.float32).to(images)
-        total += _gradient(trace, images + spread * noise, rows)
+        total += _gradient(trace, images + noise_scale * noise, rows)
     return (total / n).sum(dim=1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from whycam.errors import WhycamError
 
 INPUT = "input"
-"""The layer name under which methods that read the images alone are found."""
+"""The layer name of the maps of methods that read the images instead of a layer."""
 
 
 class ForwardBackend(Protocol):

@@ -22,7 +22,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from whycam.cam.targets.indices import Index, at_rows, has_names, indices_of, numbered, pick, whole_number
+from whycam.cam.targets.indices import Index, at_rows, has_names, indices_of, names_to_indices, pick, whole_number
 from whycam.errors import WhycamError
 
 Target = Callable[[Tensor], Tensor]
@@ -36,7 +36,7 @@ class Named:
         """The same target with class names replaced by indices."""
         # Subclasses are dataclasses, which the type checker cannot know here.
         values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
-        changes = {name: numbered(value, index) for name, value in values.items() if has_names(value)}
+        changes = {name: names_to_indices(value, index) for name, value in values.items() if has_names(value)}
         return replace(self, **changes) if changes else self  # type: ignore[type-var]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from whycam.cam.targets.indices import numbered
+from whycam.cam.targets.indices import names_to_indices
 from whycam.errors import WhycamError
 from whycam.nn_utils import at_least_float32
 
@@ -172,7 +172,7 @@ class Boxes:
 
     def named(self, index: Callable[[str], int]) -> Boxes:
         """The same target with class names replaced by indices."""
-        return replace(self, labels=numbered(self.labels, index))
+        return replace(self, labels=names_to_indices(self.labels, index))
 
     def at(self, rows: Tensor) -> Boxes:
         """The same for the images at ``rows`` (n,)."""

@@ -25,7 +25,7 @@ def indices_of(logits: Tensor, index: Index) -> Tensor:
     if logits.ndim != 2:
         raise WhycamError(f"a class target needs (B, K) logits, the model gives {tuple(logits.shape)}")
     images, classes = logits.shape
-    indices = torch.as_tensor(number(index), device=logits.device)
+    indices = torch.as_tensor(require_indices(index), device=logits.device)
     if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool or indices.ndim > 1:
         raise WhycamError(f"a target class is a whole number, one for all images or (B,) of them; got {index!r}")
     if indices.ndim and len(indices) != images:
@@ -37,11 +37,11 @@ def indices_of(logits: Tensor, index: Index) -> Tensor:
     return indices.long().expand(images)
 
 
-def numbered(value: Any, index: Callable[[str], int]) -> Any:
+def names_to_indices(value: Any, index: Callable[[str], int]) -> Any:
     """Replace a class name by its index, also in nested lists; every other value stays as it is."""
     if isinstance(value, str):
         return index(value)
-    return [numbered(member, index) for member in value] if isinstance(value, list | tuple) else value
+    return [names_to_indices(member, index) for member in value] if isinstance(value, list | tuple) else value
 
 
 def has_names(value: object) -> bool:
@@ -49,7 +49,7 @@ def has_names(value: object) -> bool:
     return isinstance(value, str) or (isinstance(value, list | tuple) and any(map(has_names, value)))
 
 
-def number(index: Any) -> Any:
+def require_indices(index: Any) -> Any:
     """Return ``index``, if it holds no names.
 
     Raises:
@@ -68,7 +68,7 @@ def whole_number(value: Any) -> int | None:
         return None
 
 
-def one_or_each(value: Any, axes: int) -> Tensor:
+def without_unit_batch(value: Any, axes: int) -> Tensor:
     """Convert to a tensor, and drop a batch axis of length 1 before its ``axes`` axes: one value for all images."""
     tensor = torch.as_tensor(value)
     return tensor[0] if tensor.ndim == axes + 1 and len(tensor) == 1 else tensor

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from whycam.cam.targets.classification import Named
-from whycam.cam.targets.indices import at_rows, indices_of, number, one_or_each, pick, whole_number
+from whycam.cam.targets.indices import at_rows, indices_of, pick, require_indices, whole_number, without_unit_batch
 from whycam.errors import WhycamError
 
 
@@ -61,7 +61,7 @@ class Similarity:
     embedding: Tensor
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "embedding", one_or_each(self.embedding, 1))
+        object.__setattr__(self, "embedding", without_unit_batch(self.embedding, 1))
 
     def __call__(self, output: Tensor) -> Tensor:
         """(B, D) → (B,)."""
@@ -99,13 +99,13 @@ class Segmentation(Named):
                 )
             object.__setattr__(self, "index", whole)
         if self.mask is not None:
-            object.__setattr__(self, "mask", one_or_each(self.mask, 2))
+            object.__setattr__(self, "mask", without_unit_batch(self.mask, 2))
 
     def __call__(self, output: Tensor) -> Tensor:
         """(B, K, H, W) → (B,)."""
         if output.ndim != 4:
             raise WhycamError(f"a segmentation target needs (B, K, H, W) outputs, got {tuple(output.shape)}")
-        index = number(self.index)
+        index = require_indices(self.index)
         if not 0 <= index < output.shape[1]:
             raise WhycamError(f"target class {index} does not exist; this model has 0 to {output.shape[1] - 1}")
         score = output[:, index]

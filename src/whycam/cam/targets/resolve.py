@@ -12,7 +12,7 @@ from torch import Tensor
 
 from whycam.cam.targets.class_names import ClassNames
 from whycam.cam.targets.classification import ClassScore, Predicted, Target, TargetLike
-from whycam.cam.targets.indices import numbered
+from whycam.cam.targets.indices import names_to_indices
 from whycam.errors import WhycamError
 from whycam.nn_utils import at_least_float32, first_tensor, is_per_image, rows_of, without_inference_tensors
 
@@ -36,11 +36,11 @@ def leading(output: object, images: int) -> Tensor | None:
 def freeze(target: Target, logits: Tensor, output: object) -> Target:
     """``target`` with all values fixed that depend on the network's output for the unperturbed images."""
     _check_count(target, logits)
-    frozen: Callable[[Any], Target] | None = getattr(target, "freeze", None)
-    if frozen is None:
+    freeze_method: Callable[[Any], Target] | None = getattr(target, "freeze", None)
+    if freeze_method is None:
         return target
     with torch.no_grad():
-        return frozen(output if wants_output(target) else logits.detach())
+        return freeze_method(output if wants_output(target) else logits.detach())
 
 
 def scores_of(target: Target, logits: Tensor, output: object = None) -> Tensor:
@@ -115,10 +115,9 @@ def repeat_target(target: Target, images: int, rows: Tensor) -> Target:
         images: number of images in the batch.
         rows: (n,) for each copied image, the index of its image in the batch.
     """
-    at = getattr(target, "at", None)
+    at: Callable[[Tensor], Target] | None = getattr(target, "at", None)
     if at is not None:
-        repeated: Target = at(rows)
-        return repeated
+        return at(rows)
     copies = len(rows) // images
     return target if copies == 1 else _Copies(target, images, copies)
 
@@ -134,10 +133,9 @@ def mirrored(target: Target, logits: Tensor, width: int) -> Target:
     Raises:
         WhycamError: the target may depend on positions and has no ``mirrored``.
     """
-    mirror = getattr(target, "mirrored", None)
+    mirror: Callable[[int], Target] | None = getattr(target, "mirrored", None)
     if mirror is not None:
-        mirrored_target: Target = mirror(width)
-        return mirrored_target
+        return mirror(width)
     if isinstance(target, _PerImage):
         return _PerImage(tuple(mirrored(member, logits, width) for member in target.members))
     if wants_output(target) or logits.ndim > 2:
@@ -178,7 +176,7 @@ def resolve_target(target: TargetLike, classes: ClassNames | None = None) -> Tar
         raise WhycamError("a target is a class's index or name, several of them, or a callable; got a bool")
     index = (classes or ClassNames({})).index
     if isinstance(target, int | str):
-        return ClassScore(numbered(target, index))
+        return ClassScore(names_to_indices(target, index))
     if isinstance(target, Tensor):
         return _from_tensor(target)
     if isinstance(target, list | tuple):
@@ -296,7 +294,7 @@ def _check_count(target: Target, logits: Tensor) -> None:
 def _plain(member: Any, index: Callable[[str], int]) -> Any:
     if isinstance(member, Tensor | np.ndarray | np.generic) and member.ndim == 0:
         member = member.item()
-    return numbered(member, index) if isinstance(member, str) else member
+    return names_to_indices(member, index) if isinstance(member, str) else member
 
 
 def _name(target: Target) -> str:
