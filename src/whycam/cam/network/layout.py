@@ -71,7 +71,7 @@ class Layout:
             if output.ndim != 3 or output.shape[1] < self._grid.stop:
                 raise WhycamError(
                     f"a layer with the output {tuple(output.shape)} does not have the layout that is given, "
-                    f"{'×'.join(map(str, self.grid))} tokens after {self.prefix} others: give the layer's own layout, or none"
+                    f"{'×'.join(map(str, self.grid))} tokens after {self.prefix} others: give its own layout, or none"
                 )
             tokens = output[:, self._grid].transpose(1, 2)
             return tokens.reshape(*tokens.shape[:2], *self.grid)

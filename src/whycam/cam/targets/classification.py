@@ -155,6 +155,6 @@ class Finer(Named):
 def _predicted(logits: Tensor) -> Tensor:
     if logits.ndim != 2:
         raise WhycamError(
-            f"the model's output is {tuple(logits.shape)}, which predicts no class: give a target, such as whycam.Output()"
+            f"the model's output is {tuple(logits.shape)}, which predicts no class: give a target like whycam.Output()"
         )
     return logits.argmax(dim=1)
