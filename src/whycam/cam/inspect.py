@@ -140,14 +140,14 @@ def explain_missing_gradient(model: nn.Module, inputs: Inputs, error: WhycamErro
             layers_behind.clear()
             return
         tensor = first_tensor(output)
-        if tensor is not None and _layout_of_map(tensor, module, image.images, hints) is not None:
+        if tensor is not None and _layout_of_map(tensor, module, single.images, hints) is not None:
             layers_behind.append(paths[module])
 
-    image = inputs.with_images(inputs.images[:1], torch.zeros(1, dtype=torch.long)).detached()
-    hints = hints_for(model, image.images.shape[2:])
+    single = inputs.with_images(inputs.images[:1], torch.zeros(1, dtype=torch.long)).detached()
+    hints = hints_for(model, single.images.shape[2:])
     hooks = ((module, record) for module in hookable_modules(model) if module is not model)
     with explaining(model), torch.enable_grad(), hooked(hooks):
-        model(*image.args, **image.kwargs)
+        model(*single.args, **single.kwargs)
     if not without_gradients:
         return error
     outermost = min(without_gradients, key=lambda path: path.count("."))

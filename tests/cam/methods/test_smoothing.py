@@ -240,7 +240,7 @@ def test_maps_are_found_under_the_name_as_written():
         ("eigen(fullgrad)", "FullGrad is no sum over channels"),
         (
             "eigen(augmented(gradcam))",
-            r"is a mean over several: smooth the component instead, augmented\(eigen\(gradcam\)\)",
+            r"is a mean over several images: smooth the component instead, augmented\(eigen\(gradcam\)\)",
         ),
         ("eigen(noisy(fem(k=1), n=2))", r"smooth the component instead, noisy\(eigen\(fem\(k=1\)\)\)"),
     ],
