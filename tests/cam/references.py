@@ -11,10 +11,10 @@ def activations_and_gradients(model, image, layer, class_index):
 
     ``model`` and ``image`` (C, H, W) are float64.
     """
-    seen = {}
+    captured = {}
 
     def keep(_module, _inputs, output):
-        seen["activations"] = output
+        captured["activations"] = output
         output.retain_grad()
         # A copy: the next layer may overwrite its input.
         return output.clone()
@@ -26,7 +26,7 @@ def activations_and_gradients(model, image, layer, class_index):
             logits[0, class_index].backward()
     finally:
         handle.remove()
-    tensor = seen["activations"]
+    tensor = captured["activations"]
     return tensor.detach()[0].numpy(), tensor.grad[0].numpy(), float(logits[0, class_index].detach())
 
 

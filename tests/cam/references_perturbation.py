@@ -23,11 +23,11 @@ def logits_of(model, image):
 
 def output_of(model, image, layer):
     """The layer's output (C, h, w), before any in-place change."""
-    seen = []
-    handle = layer.register_forward_hook(lambda _m, _i, out: seen.append(out.clone()))
+    captured = []
+    handle = layer.register_forward_hook(lambda _m, _i, out: captured.append(out.clone()))
     logits_of(model, image)
     handle.remove()
-    return seen[0][0]
+    return captured[0][0]
 
 
 def logits_with(model, image, layer, output):

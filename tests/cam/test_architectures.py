@@ -62,11 +62,11 @@ def test_hirescam_and_gradcam_of_tokens_equal_their_definition():
     name = default_layer(model, images).name
     explained = whycam.explain(model, images, name, ["hirescam", "gradcam"], 3)
     module = model.get_submodule(name)
-    seen = {}
-    handle = module.register_forward_hook(lambda _m, _i, out: seen.update(out=out) or out.retain_grad())
+    captured = {}
+    handle = module.register_forward_hook(lambda _m, _i, out: captured.update(out=out) or out.retain_grad())
     model(images).logits[:, 3].sum().backward()
     handle.remove()
-    a, g = seen["out"].detach()[:, 1:], seen["out"].grad[:, 1:]
+    a, g = captured["out"].detach()[:, 1:], captured["out"].grad[:, 1:]
     torch.testing.assert_close(explained.map("hirescam").flatten(1), (a * g).sum(2), rtol=0, atol=1e-12)
     torch.testing.assert_close(
         explained.map("gradcam").flatten(1), (a * g.mean(1, keepdim=True)).sum(2), rtol=0, atol=1e-12

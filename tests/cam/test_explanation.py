@@ -134,8 +134,8 @@ def test_figure_of_methods_with_different_layers(mixed):
     assert len(figure.axes) == len(panels) + len(drawn)  # the rest are color bars
     for panel, key in zip(drawn, keys, strict=True):
         assert panel.get_title().replace("\n", "").startswith(key[1])
-        seen = torch.as_tensor(panel.collections[0].get_array().filled(0.0))
-        torch.testing.assert_close(seen, mixed.maps[key][1])
+        drawn_values = torch.as_tensor(panel.collections[0].get_array().filled(0.0))
+        torch.testing.assert_close(drawn_values, mixed.maps[key][1])
         others = [
             panel.collections[0].get_clim() for panel, other in zip(drawn, keys, strict=True) if other[:2] == key[:2]
         ]

@@ -110,14 +110,14 @@ def test_model_output_of_transformers():
 def test_containers_are_copied_and_keep_their_type():
     first, second, other = torch.randn(2, 3), torch.randn(2, 4), torch.randn(2, 3)
     for wrap, unwrap in CONTAINERS.values():
-        given = wrap(first, second)
-        changed = with_first_tensor(given, other)
-        assert type(changed) is type(given)
+        container = wrap(first, second)
+        changed = with_first_tensor(container, other)
+        assert type(changed) is type(container)
         assert unwrap(changed) is other
-        assert unwrap(given) is first
-        assert first_tensor(given) is first
-        part = rows_of(given, 2, torch.tensor([1]))
-        assert type(part) is type(given)
+        assert unwrap(container) is first
+        assert first_tensor(container) is first
+        part = rows_of(container, 2, torch.tensor([1]))
+        assert type(part) is type(container)
         assert torch.equal(unwrap(part), first[1:])
     detections = [{"boxes": first}, {"boxes": second}]
     assert rows_of(detections, 2, torch.tensor([1, 0, 1])) == [detections[1], detections[0], detections[1]]

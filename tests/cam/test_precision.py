@@ -148,5 +148,5 @@ def test_sign_of_a_principal_axis_does_not_depend_on_rounding(dtype):
         torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
     # With a gain per channel the sum is not zero, and the sign makes the map correlate with it.
     gained = features * torch.linspace(0.5, 1.5, 48, dtype=dtype).view(48, 1, 1)
-    mine, total = principal_map(gained).flatten(1), gained.sum(1).flatten(1)
-    assert ((mine - mine.mean(1, keepdim=True)) * total).sum(1).min() > 0
+    maps, total = principal_map(gained).flatten(1), gained.sum(1).flatten(1)
+    assert ((maps - maps.mean(1, keepdim=True)) * total).sum(1).min() > 0

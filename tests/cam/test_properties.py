@@ -71,10 +71,10 @@ def cases(draw):
 def test_capture_equals_a_plain_backward_pass(case):
     model, images, layer, target = case
     module = resolve_layers(model, [layer])[0].module
-    seen = {}
+    captured = {}
 
     def keep(_module, _inputs, output):
-        seen["a"] = output
+        captured["a"] = output
         output.retain_grad()
         return output.clone()
 
@@ -82,7 +82,7 @@ def test_capture_equals_a_plain_backward_pass(case):
     model(images)[:, target].sum().backward()
     handle.remove()
     model.zero_grad()
-    a, g = seen["a"].detach(), seen["a"].grad
+    a, g = captured["a"].detach(), captured["a"].grad
     explained = whycam.explain(model, images, layer, ["gradcam", "hirescam"], target)
     torch.testing.assert_close(explained.map("hirescam"), (a * g).sum(1), rtol=0, atol=1e-11)
     expected = (a * g.mean((2, 3), keepdim=True)).sum(1)
@@ -153,19 +153,19 @@ def test_range_of_score_cam_and_minimum_of_recipro_cam(case):
     """Score-CAM is a weighted mean of the channels that are not constant; Recipro-CAM's minimum is 0."""
     model, images, layer, target = case
     images = images[:, :, :8, :8]
-    seen = []
+    captured = []
     handle = resolve_layers(model, [layer])[0].module.register_forward_hook(
-        lambda _m, _i, out: seen.append(out.clone())
+        lambda _m, _i, out: captured.append(out.clone())
     )
     with torch.no_grad():
         model(images)
     handle.remove()
     explained = whycam.explain(model, images, layer, ["scorecam", "reciprocam"], target)
-    flat = seen[0].flatten(2)
+    flat = captured[0].flatten(2)
     live = (flat.amax(2) > flat.amin(2))[:, :, None, None]
     some = live.flatten(1).any(1)
-    low = seen[0].masked_fill(~live, float("inf")).amin(1)[some]
-    high = seen[0].masked_fill(~live, float("-inf")).amax(1)[some]
+    low = captured[0].masked_fill(~live, float("inf")).amin(1)[some]
+    high = captured[0].masked_fill(~live, float("-inf")).amax(1)[some]
     raw = explained.map("scorecam")
     assert bool((raw[some] >= low - 1e-12).all())
     assert bool((raw[some] <= high + 1e-12).all())

@@ -122,8 +122,8 @@ def test_list_and_tensor_of_classes_are_equal(method, images):
     model = InPlace().double().eval()
     classes = torch.tensor([4, 0, 2])
     expected = whycam.explain(model, images, "conv2", method, classes).map()
-    for given in (list(classes), classes.tolist(), [whycam.ClassScore(int(c)) for c in classes]):
-        torch.testing.assert_close(whycam.explain(model, images, "conv2", method, given).map(), expected)
+    for targets in (list(classes), classes.tolist(), [whycam.ClassScore(int(c)) for c in classes]):
+        torch.testing.assert_close(whycam.explain(model, images, "conv2", method, targets).map(), expected)
     with_predicted = whycam.explain(model, images, "conv2", method, [None, 0, 2])
     torch.testing.assert_close(with_predicted.map()[1:], expected[1:])
 

@@ -35,8 +35,8 @@ def on_both(pair, name, call):
 def test_every_class(pair, name, targets):
     far = pair[1][0]
     before = everything(far)
-    given = classes(0, 3, 1) if targets else None
-    here, there = on_both(pair, name, lambda cam, pixels: cam(input_tensor=pixels, targets=given))
+    chosen = classes(0, 3, 1) if targets else None
+    here, there = on_both(pair, name, lambda cam, pixels: cam(input_tensor=pixels, targets=chosen))
     assert isinstance(there, np.ndarray)
     assert there.dtype == np.float32
     np.testing.assert_allclose(there, here, rtol=0, atol=1e-5)
@@ -62,8 +62,8 @@ def test_subclass_written_in_numpy(pair):
     class Mine(compat.GradCAM):
         def get_cam_weights(self, input_tensor, target_layer, target_category, activations, grads):
             assert isinstance(activations, np.ndarray)
-            mine = np.maximum(grads, 0).mean(axis=(2, 3))
-            return mine + super().get_cam_weights(input_tensor, target_layer, target_category, activations, grads)
+            weights = np.maximum(grads, 0).mean(axis=(2, 3))
+            return weights + super().get_cam_weights(input_tensor, target_layer, target_category, activations, grads)
 
     here, there = (Mine(model, [model.conv2])(pixels, classes(0, 3, 1)) for model, pixels in pair)
     np.testing.assert_allclose(there, here, rtol=0, atol=1e-5)
@@ -96,8 +96,8 @@ def test_guided_backprop_and_feature_factorization(pair):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
     found = [compat.DeepFeatureFactorization(model, model.act2, computation_on_concepts=model.head)(batch, 3)
              for model, batch in ((here.float(), pixels.float()), (there.float(), far.float()))]  # fmt: skip
-    for mine, theirs in zip(found[1], found[0], strict=True):
-        np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-3 * np.abs(theirs).max())
+    for actual, expected in zip(found[1], found[0], strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
 
 
 def test_segmentation_target(device):

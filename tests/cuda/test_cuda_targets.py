@@ -114,8 +114,8 @@ def test_segmentation_masks(device):
 BOXES = [[[2.0, 2.0, 10.0, 12.0]], [[8.0, 4.0, 20.0, 14.0], [0.0, 0.0, 9.0, 9.0]], [[1.0, 1.0, 12.0, 12.0]]]
 
 
-@pytest.mark.parametrize("given", ["lists", "arrays", "tensors", "on the device", "its own"])
-def test_boxes(device, given):
+@pytest.mark.parametrize("form", ["lists", "arrays", "tensors", "on the device", "its own"])
+def test_boxes(device, form):
     torch.manual_seed(0)
     network, images = ListOfDicts().double().eval(), torch.randn(3, 3, 16, 24, dtype=torch.float64)
     boxes = {
@@ -124,7 +124,7 @@ def test_boxes(device, given):
         "tensors": [torch.tensor(entry) for entry in BOXES],
         "on the device": [torch.tensor(entry).to(device) for entry in BOXES],
         "its own": None,
-    }[given]
+    }[form]
     here_boxes = BOXES if boxes is not None else None
     methods = ["gradcam", "ablationcam", "scorecam", "augmented(gradcam)", "noisy(gradcam, n=2)", "inputgradient"]
     options = {"threshold": 0.05} if boxes is not None else {"confidence": 0.25}

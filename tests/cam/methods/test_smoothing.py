@@ -90,8 +90,8 @@ def test_combinators_can_be_nested():
 @pytest.mark.parametrize("method", ["scorecam", "sscam(n=2)", "iscam(n=2)", "ablationcam", "smoothgradcam++(n=2)"])
 def test_eigen_of_methods_that_run_the_network_again(method):
     module, images = make_network(InPlace)
-    seen = []
-    handle = module.norm.register_forward_hook(lambda _m, _i, out: seen.append(out.detach().clone()))
+    captured = []
+    handle = module.norm.register_forward_hook(lambda _m, _i, out: captured.append(out.detach().clone()))
     module(images)
     handle.remove()
     (inner,) = resolve_methods(method)
@@ -109,7 +109,7 @@ def test_eigen_of_methods_that_run_the_network_again(method):
         del METHODS["terms"]
     torch.testing.assert_close(summed, whycam.explain(module, images, "norm", method, 2).map(), rtol=0, atol=1e-12)
     # Every term is the channel times one weight.
-    a, t = seen[0].flatten(2), parts[0].flatten(2)
+    a, t = captured[0].flatten(2), parts[0].flatten(2)
     torch.testing.assert_close((a * t).sum(2).abs(), a.norm(dim=2) * t.norm(dim=2), rtol=0, atol=1e-12)
     actual = whycam.explain(module, images, "norm", eigen(method), 2).map()
     for index in range(3):

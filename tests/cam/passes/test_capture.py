@@ -127,12 +127,12 @@ def test_in_place_operations_behind_the_layer(layer):
     torch.manual_seed(0)
     model = InPlace().eval()
     images = torch.randn(4, 3, 9, 9)
-    seen = {}
-    handle = model.get_submodule(layer).register_forward_hook(lambda _m, _i, out: seen.update(out=out.clone()))
+    captured = {}
+    handle = model.get_submodule(layer).register_forward_hook(lambda _m, _i, out: captured.update(out=out.clone()))
     model(images)
     handle.remove()
     trace = capture(model, images, resolve_layers(model, [layer]), resolve_targets(2))
-    torch.testing.assert_close(trace.activations[layer], seen["out"])
+    torch.testing.assert_close(trace.activations[layer], captured["out"])
     out_of_place = copy.deepcopy(model)
     out_of_place.act.inplace = out_of_place.act2.inplace = False
     expected = capture(out_of_place, images, resolve_layers(out_of_place, [layer]), resolve_targets(2))

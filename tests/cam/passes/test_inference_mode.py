@@ -50,11 +50,11 @@ def assert_same(maps, expected):
 def test_every_method_under_inference_mode(expected, batch_made_inside):
     model, images = network(), batch()
     with torch.inference_mode():
-        given = images.clone() if batch_made_inside else images
+        batch_images = images.clone() if batch_made_inside else images
         targets = torch.tensor([0, 2]) if batch_made_inside else [0, 2]
-        assert given.is_inference() == batch_made_inside
-        assert_same(explained(model, given, {"list": targets}), expected)
-    assert torch.equal(given, images)
+        assert batch_images.is_inference() == batch_made_inside
+        assert_same(explained(model, batch_images, {"list": targets}), expected)
+    assert torch.equal(batch_images, images)
 
 
 def test_every_method_on_a_model_made_under_inference_mode(expected):
@@ -114,8 +114,8 @@ def test_targets_made_under_inference_mode():
     with torch.inference_mode():
         target, both = Similarity(embedding.clone()), [Similarity(row.clone()) for row in embedding]
     assert target.embedding.is_inference()
-    for given in (target, both):
-        actual = whycam.explain(model, images, "conv", "noisy(gradcam, n=2)", given).map()
+    for targets in (target, both):
+        actual = whycam.explain(model, images, "conv", "noisy(gradcam, n=2)", targets).map()
         torch.testing.assert_close(actual, expected)
 
 

@@ -107,8 +107,10 @@ def test_map_equals_a_plain_backward_pass(detector):
     model, images = detector
     wanted = [entry["boxes"][:2].detach() + 0.5 for entry in model(images)]
     labels = [entry["labels"][:2] for entry in model(images)]
-    seen = []
-    handle = model.conv.register_forward_hook(lambda _m, _i, out: seen.append(out) or out.retain_grad() or out.clone())
+    captured = []
+    handle = model.conv.register_forward_hook(
+        lambda _m, _i, out: captured.append(out) or out.retain_grad() or out.clone()
+    )
     output = model(images)
     handle.remove()
     total = 0
@@ -118,7 +120,7 @@ def test_map_equals_a_plain_backward_pass(detector):
             total = total + overlap(box, entry["boxes"])[best] + entry["scores"][best]
     total.backward()
     model.zero_grad()
-    a, g = seen[0].detach(), seen[0].grad
+    a, g = captured[0].detach(), captured[0].grad
     explained = whycam.explain(model, images, "conv", ["hirescam", "gradcam"], Boxes(wanted, labels))
     torch.testing.assert_close(explained.map("hirescam"), (a * g).sum(1), rtol=0, atol=1e-13)
     assert bool((explained.map("gradcam").flatten(1).abs().amax(1) > 0).all())
