@@ -1,4 +1,4 @@
-"""What is imported when: `import whycam` needs torch and numpy alone, `--help` not even those."""
+"""Imports: `import whycam` needs torch and numpy only, `--help` needs neither."""
 
 from __future__ import annotations
 

@@ -1,12 +1,11 @@
-"""Blocks whose activations are computed anew on the way back: the one kind gives the same maps, the other a reason."""
+"""Gradient checkpointing: without reentrance maps are the same; with it there is a clear error."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from test_capture import assert_unchanged, snapshot
-from torch import nn
-from torch.utils.checkpoint import checkpoint
+from model_state import assert_unchanged, snapshot
+from networks import Checkpointed
 
 import whycam
 from whycam import WhycamError
@@ -17,35 +16,20 @@ METHODS = ["gradcam", "shapleycam", "fullgrad", "guidedbackprop", "inputgradient
 WITHOUT_GRADIENTS = ["ablationcam", "scorecam", "reciprocam", "eigencam"]
 
 
-class Checkpointed(nn.Module):
-    def __init__(self, reentrant):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 4, 3, padding=1)
-        self.block = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1))
-        self.behind = nn.Conv2d(4, 4, 3, padding=1)
-        self.head = nn.Linear(4, 3)
-        self.reentrant = reentrant
-
-    def forward(self, x):
-        x = self.stem(x).relu()
-        x = self.block(x) if self.reentrant is None else checkpoint(self.block, x, use_reentrant=self.reentrant)
-        return self.head(self.behind(x).relu().mean((2, 3)))
-
-
 def make(reentrant):
     torch.manual_seed(0)
     return Checkpointed(reentrant).double().eval(), torch.randn(2, 3, 6, 6, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("layer", ["stem", "block[0]", "block", "behind"])
-def test_checkpointing_that_is_not_reentrant_changes_nothing(layer):
+def test_non_reentrant_checkpointing_gives_the_same_maps(layer):
     plain, images = make(None)
     expected = whycam.explain(plain, images, layer, METHODS, 1).maps
     for key, raw in whycam.explain(make(False)[0], images, layer, METHODS, 1).maps.items():
         torch.testing.assert_close(raw, expected[key], rtol=0, atol=1e-12, msg=str(key))
 
 
-# torch says so of a block that nothing before it needs gradients of; it is right, and it does not matter.
+# torch warns about a checkpointed block whose inputs need no gradients; this does not matter here.
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True")
 @pytest.mark.parametrize(
     ("layer", "method"),
@@ -55,7 +39,7 @@ def test_checkpointing_that_is_not_reentrant_changes_nothing(layer):
         ("behind", "guidedgradcam"), ("behind", "inputgradient"),
     ],
 )  # fmt: skip
-def test_reentrant_checkpointing_is_one_sentence(layer, method):
+def test_reentrant_checkpointing_is_refused(layer, method):
     model, images = make(True)
     before = snapshot(model)
     with pytest.raises(WhycamError, match="use_reentrant=True") as raised:
@@ -66,7 +50,7 @@ def test_reentrant_checkpointing_is_one_sentence(layer, method):
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True")
-def test_what_reentrant_checkpointing_does_not_hinder():
+def test_reentrant_checkpointing_without_gradients_through_it():
     (plain, images), (model, _) = make(None), make(True)
     for layer, methods in {"stem": WITHOUT_GRADIENTS, "block[0]": WITHOUT_GRADIENTS, "behind": ["gradcam"]}.items():
         expected = whycam.explain(plain, images, layer, methods, 1).maps

@@ -1,4 +1,4 @@
-"""One capture: what it returns does not depend on how it is asked, and the model is afterwards exactly as before."""
+"""The capture of `explain`: results do not depend on batching or fusing, and the model is not changed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from model_state import assert_unchanged, snapshot
 from networks import InPlace, Raises, Reused, TupleOutput, UnusedLayer
 from torch import nn
 
@@ -28,35 +29,9 @@ def assert_same_maps(one, other, *, rtol=1e-4, atol=1e-5):
         torch.testing.assert_close(one.maps[key], other.maps[key], rtol=rtol, atol=atol)
 
 
-def snapshot(model):
-    return {
-        "modes": [module.training for module in model.modules()],
-        "requires_grad": [p.requires_grad for p in model.parameters()],
-        "grads": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
-        "identity": [id(p) for p in model.parameters()],
-        "values": [value.clone() for value in model.state_dict().values()],
-        "hooks": [
-            len(hooks)
-            for m in model.modules()
-            for hooks in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks)
-        ],
-    }
-
-
-def assert_unchanged(model, before):
-    after = snapshot(model)
-    for name in ("modes", "requires_grad", "hooks", "identity"):
-        assert after[name] == before[name], name
-    for one, other in zip(after["grads"], before["grads"], strict=True):
-        assert (one is None) == (other is None)
-        assert one is None or torch.equal(one, other)
-    for one, other in zip(after["values"], before["values"], strict=True):
-        assert torch.equal(one, other)
-
-
 @pytest.fixture
-def touched(loaded, batch):
-    """A copy with odd modes, frozen parts and gradients that a user left there."""
+def used_model(loaded, batch):
+    """A copy of the model with mixed modes, frozen parts and gradients of a user."""
     model = copy.deepcopy(loaded[0])
     model.train()
     model.layer1.eval()
@@ -68,7 +43,7 @@ def touched(loaded, batch):
     return model
 
 
-def test_batch_is_one_by_one(model, batch):
+def test_batch_equals_single_images(model, batch):
     together = whycam.explain(model, batch, STUDY_LAYERS, METHODS)
     for index in range(len(batch)):
         alone = whycam.explain(model, batch[index : index + 1], STUDY_LAYERS, METHODS)
@@ -84,7 +59,7 @@ def test_batch_order_does_not_matter(model, batch):
         torch.testing.assert_close(mixed.maps[key], straight.maps[key][order], rtol=1e-4, atol=1e-5)
 
 
-def test_fused_layers_are_separate_layers(model, batch):
+def test_several_layers_equal_separate_layers(model, batch):
     fused = whycam.explain(model, batch, STUDY_LAYERS, METHODS)
     for layer in STUDY_LAYERS:
         alone = whycam.explain(model, batch, layer, METHODS)
@@ -92,7 +67,7 @@ def test_fused_layers_are_separate_layers(model, batch):
             torch.testing.assert_close(fused.maps[key], raw, rtol=1e-5, atol=1e-6)
 
 
-def test_several_targets_are_separate_targets(model, batch):
+def test_several_targets_equal_separate_targets(model, batch):
     named = {"predicted": None, "cat": 3, "each": torch.arange(8)}
     fused = whycam.explain(model, batch, STUDY_LAYERS, METHODS, named)
     assert fused.targets == ("predicted", "cat", "each")
@@ -102,7 +77,7 @@ def test_several_targets_are_separate_targets(model, batch):
             torch.testing.assert_close(fused.map(method, layer, name), alone.map(method, layer), rtol=1e-5, atol=1e-6)
 
 
-def test_layer_named_in_three_ways_is_one_layer(model, batch):
+def test_three_ways_to_name_a_layer(model, batch):
     explained = whycam.explain(model, batch, ["layer3[-2]", "layer3.0", model.layer3[0]][:2])
     by_module = whycam.explain(model, batch, model.layer3[0])
     torch.testing.assert_close(explained.map(layer="layer3[-2]"), explained.map(layer="layer3.0"))
@@ -110,12 +85,12 @@ def test_layer_named_in_three_ways_is_one_layer(model, batch):
 
 
 @pytest.mark.parametrize("targets", [None, 3, {"a": None, "b": torch.arange(8)}])
-def test_model_is_as_before(touched, batch, targets):
-    before = snapshot(touched)
-    explained = whycam.explain(touched, batch, STUDY_LAYERS, METHODS, targets)
-    assert_unchanged(touched, before)
-    # The frozen, half-trained-mode copy explains as the network in eval mode does.
-    assert_same_maps(explained, whycam.explain(copy.deepcopy(touched).eval(), batch, STUDY_LAYERS, METHODS, targets))
+def test_explain_leaves_the_model_unchanged(used_model, batch, targets):
+    before = snapshot(used_model)
+    explained = whycam.explain(used_model, batch, STUDY_LAYERS, METHODS, targets)
+    assert_unchanged(used_model, before)
+    # The copy with mixed modes gives the same maps as the network in eval mode.
+    assert_same_maps(explained, whycam.explain(copy.deepcopy(used_model).eval(), batch, STUDY_LAYERS, METHODS, targets))
     assert not any(raw.requires_grad for raw in explained.maps.values())
     assert not batch.requires_grad
 
@@ -124,7 +99,7 @@ def failing_target(_logits):
     raise ZeroDivisionError("inside the target")
 
 
-def test_exception_in_the_forward_pass_leaves_the_model_as_before():
+def test_exception_in_the_forward_pass_leaves_the_model_unchanged():
     model = Raises().train()
     before = snapshot(model)
     with pytest.raises(ZeroDivisionError, match="inside the forward pass"):
@@ -132,14 +107,14 @@ def test_exception_in_the_forward_pass_leaves_the_model_as_before():
     assert_unchanged(model, before)
 
 
-def test_exception_in_the_target_leaves_the_model_as_before(touched, batch):
-    before = snapshot(touched)
+def test_exception_in_the_target_leaves_the_model_unchanged(used_model, batch):
+    before = snapshot(used_model)
     with pytest.raises(ZeroDivisionError, match="inside the target"):
-        whycam.explain(touched, batch, STUDY_LAYERS, METHODS, failing_target)
-    assert_unchanged(touched, before)
+        whycam.explain(used_model, batch, STUDY_LAYERS, METHODS, failing_target)
+    assert_unchanged(used_model, before)
 
 
-def test_exception_in_the_default_layer_search_leaves_the_model_as_before():
+def test_exception_in_the_default_layer_search_leaves_the_model_unchanged():
     model = Raises().train()
     before = snapshot(model)
     with pytest.raises(ZeroDivisionError):
@@ -152,12 +127,12 @@ def test_in_place_operations_behind_the_layer(layer):
     torch.manual_seed(0)
     model = InPlace().eval()
     images = torch.randn(4, 3, 9, 9)
-    seen = {}
-    handle = model.get_submodule(layer).register_forward_hook(lambda _m, _i, out: seen.update(out=out.clone()))
+    captured = {}
+    handle = model.get_submodule(layer).register_forward_hook(lambda _m, _i, out: captured.update(out=out.clone()))
     model(images)
     handle.remove()
     trace = capture(model, images, resolve_layers(model, [layer]), resolve_targets(2))
-    torch.testing.assert_close(trace.activations[layer], seen["out"])
+    torch.testing.assert_close(trace.activations[layer], captured["out"])
     out_of_place = copy.deepcopy(model)
     out_of_place.act.inplace = out_of_place.act2.inplace = False
     expected = capture(out_of_place, images, resolve_layers(out_of_place, [layer]), resolve_targets(2))
@@ -169,7 +144,7 @@ def test_reused_module_is_explained_at_its_last_run():
     model = Reused().eval()
     images = torch.randn(4, 3, 9, 9)
     explained = whycam.explain(model, images, "shared", "hirescam", 1)
-    # From its last run on the network is relu, mean, linear: the gradient is known in closed form.
+    # After its last run only ReLU, mean and linear layer follow, so the gradient is known in closed form.
     features = model.shared(model.shared(model.stem(images).relu()).relu())
     weights = model.head.weight[1] / features[0, 0].numel()
     expected = (features.relu() * weights[None, :, None, None]).sum(1).detach()
@@ -239,25 +214,25 @@ def test_wrapped_models_are_unwrapped(loaded, batch, wrap):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_programs_that_no_hook_sees_are_refused(batch):
+def test_torchscript_and_exported_programs_are_refused(batch):
     torch.manual_seed(0)
     model = InPlace().eval()
     images = torch.randn(2, 3, 9, 9)
-    with pytest.raises(WhycamError, match=r"TorchScript module cannot be looked into: pass the nn.Module"):
+    with pytest.raises(WhycamError, match=r"TorchScript module cannot be inspected: pass the nn.Module"):
         whycam.explain(torch.jit.trace(model, images), images, "conv")
     exported = torch.export.export(model, (images,)).module()
-    with pytest.raises(WhycamError, match=r"cannot be looked into|did not run"):
+    with pytest.raises(WhycamError, match=r"cannot be inspected|did not run"):
         whycam.explain(exported, images, "conv")
 
 
 def test_layers_without_a_map_are_refused(model, batch):
     with pytest.raises(WhycamError, match=r"layer 'linear' returns a \(8, 10\) tensor; a map needs"):
         whycam.explain(model, batch, "linear")
-    with pytest.raises(WhycamError, match=r"a single position, so there is no map of where; choose an earlier layer"):
+    with pytest.raises(WhycamError, match=r"a single position, so there is no map; choose an earlier layer"):
         whycam.explain(model, batch[..., :8, :8], "layer4[-1]")
 
 
-def test_layers_off_the_path_are_refused():
+def test_layers_that_do_not_run_or_do_not_matter_are_refused():
     images = torch.randn(2, 3, 8, 8)
     with pytest.raises(WhycamError, match="layer 'idle' did not run"):
         whycam.explain(UnusedLayer(), images, "idle")
@@ -267,14 +242,14 @@ def test_layers_off_the_path_are_refused():
 
 def test_default_layer_is_the_last_spatial_one(model, batch):
     assert whycam.explain(model, batch).layers == ("layer4.1",)
-    # At 8×8 pixels the last stage is 1×1, so the one before is the last that shows where.
+    # At 8×8 pixels the last stage is 1×1, so the stage before it is the last one with a map.
     assert whycam.explain(model, batch[..., :8, :8]).layers == ("layer3.1",)
     with pytest.raises(WhycamError, match="has no layer with a spatial map"):
         whycam.explain(nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), torch.randn(2, 3, 8, 8))
 
 
 def test_2000_calls_leave_nothing_behind():
-    """No tensor, no hook and no memory: neither in Python's view nor in the operating system's."""
+    """No tensor, no hook and no memory is left, neither in Python nor for the operating system."""
     torch.manual_seed(0)
     model = InPlace().eval()
     images = torch.randn(2, 3, 9, 9)
@@ -294,7 +269,7 @@ def test_2000_calls_leave_nothing_behind():
         explainer(images, {"a": None, "b": 1})
     assert tensors() - before <= len(state["values"])  # the snapshot itself
     assert_unchanged(model, state)
-    # What is kept of every call, if only one activation of 6·9·9 floats, would be 7 MB.
+    # If every call kept one activation of 2·6·9·9 floats, that would be 7 MB.
     assert resident() - size < 3 * 2**20
 
 

@@ -1,4 +1,4 @@
-"""Targets that read everything a network returns: the same numbers as those that read its logits, in every method."""
+"""Targets that read a network's whole output: for every method the same maps as targets that read its logits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import whycam
 from whycam import WhycamError
 from whycam.cam import METHODS
 
-# CAM needs logits to be what they are; Finer-CAM, a class; the controls know no target.
+# CAM and Finer-CAM need a class as the target; the controls ignore the target.
 ALL = sorted(set(METHODS) - {"finercam", "cam", "sobel", "center", "random"})
 QUICK = {"sscam": "sscam(n=2)", "iscam": "iscam(n=2)", "smoothgrad": "smoothgrad(n=2)",
          "integratedgradients": "integratedgradients(steps=2)"}  # fmt: skip
@@ -39,7 +39,7 @@ class InATuple(TupleOutput):
         return (found["logits"],), found["features"]
 
 
-class Alone(TupleOutput):
+class LogitsOnly(TupleOutput):
     def forward(self, x):
         return super().forward(x)["logits"]
 
@@ -56,7 +56,7 @@ KINDS = {
     "dict": (TupleOutput, lambda output: output["logits"]),
     "dataclass": (InADataclass, lambda output: output.logits),
     "tuple": (InATuple, lambda output: output[0][0]),
-    "tensor": (Alone, lambda output: output),
+    "tensor": (LogitsOnly, lambda output: output),
     "list": (OnePerImage, lambda output: torch.stack([entry["logits"] for entry in output])),
 }
 
@@ -66,8 +66,8 @@ def make(kind, batch=3):
     return kind().double().eval(), torch.randn(batch, 3, 8, 8, dtype=torch.float64)
 
 
-class OneClassEach:
-    """Written by hand, after the description in whycam.cam.targets.classification."""
+class ClassPerImage:
+    """A user's target, written after the description in whycam.cam.targets.classification."""
 
     wants_output = True
 
@@ -75,10 +75,10 @@ class OneClassEach:
         self.read, self.classes = read, classes
 
     def freeze(self, output):
-        return self if self.classes is not None else OneClassEach(self.read, self.read(output).argmax(1))
+        return self if self.classes is not None else ClassPerImage(self.read, self.read(output).argmax(1))
 
     def at(self, rows):
-        return OneClassEach(self.read, self.classes[rows])
+        return ClassPerImage(self.read, self.classes[rows])
 
     def mirrored(self, _width):
         return self
@@ -89,15 +89,15 @@ class OneClassEach:
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_every_method_gives_the_class_s_own_map(kind):
+def test_every_method_gives_the_map_of_the_class(kind):
     network, read = KINDS[kind]
     model, images = make(network)
-    plain, _ = make(Alone)
+    plain, _ = make(LogitsOnly)
     methods = [QUICK.get(name, name) for name in ALL] + COMBINED
-    # What these two make of a class (its probability, its residual softmax) they make of a class alone.
+    # These two change the target only if it is a class (to its probability, to its residual softmax).
     methods = [name for name in methods if name not in ("reciprocam", "shapleycam")]
     predicted = plain(images).argmax(1)
-    for target, expected in [(OneClassEach(read), None), (OneClassEach(read, torch.tensor([4, 0, 2])), [4, 0, 2])]:
+    for target, expected in [(ClassPerImage(read), None), (ClassPerImage(read, torch.tensor([4, 0, 2])), [4, 0, 2])]:
         one = whycam.explain(model, images, "conv", methods, target)
         other = whycam.explain(plain, images, "conv", methods, predicted if expected is None else expected)
         for key, raw in other.maps.items():
@@ -107,21 +107,21 @@ def test_every_method_gives_the_class_s_own_map(kind):
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 @pytest.mark.parametrize("method", ["reciprocam", "shapleycam"])
-def test_a_method_that_asks_for_more_of_a_class_asks_the_target_as_it_is(kind, method):
+def test_methods_that_retarget_classes_leave_other_targets_unchanged(kind, method):
     network, read = KINDS[kind]
     model, images = make(network)
-    plain, _ = make(Alone)
-    actual = whycam.explain(model, images, "conv", method, OneClassEach(read, torch.tensor([4, 0, 2]))).map()
+    plain, _ = make(LogitsOnly)
+    actual = whycam.explain(model, images, "conv", method, ClassPerImage(read, torch.tensor([4, 0, 2]))).map()
     column = torch.tensor([4, 0, 2])
     expected = whycam.explain(plain, images, "conv", method, lambda logits: logits[torch.arange(3), column]).map()
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_a_function_of_the_whole_output(kind):
+def test_whole_output(kind):
     network, read = KINDS[kind]
     model, images = make(network)
-    plain, _ = make(Alone)
+    plain, _ = make(LogitsOnly)
     target = whycam.WholeOutput(lambda output: read(output)[:, 1])
     methods = ["gradcam", "ablationcam", "scorecam", "fullgrad", "noisy(gradcam, n=2)"]
     one = whycam.explain(model, images, "conv", methods, target)
@@ -131,9 +131,9 @@ def test_a_function_of_the_whole_output(kind):
         whycam.explain(model, images, "conv", "finercam", target)
 
 
-def test_one_target_per_image_may_mix_those_that_read_more_and_those_that_do_not():
+def test_list_of_targets_that_read_logits_and_whole_outputs():
     model, images = make(TupleOutput)
-    plain, _ = make(Alone)
+    plain, _ = make(LogitsOnly)
     mixed = [whycam.WholeOutput(lambda output: output["logits"][:, 4]), 0, None]
     expected = [4, 0, int(plain(images)[2].argmax())]
     methods = ["gradcam", "ablationcam", "noisy(hirescam, n=2)"]
@@ -144,28 +144,28 @@ def test_one_target_per_image_may_mix_those_that_read_more_and_those_that_do_not
         whycam.explain(model, images, "conv", "gradcam", mixed[:2])
 
 
-def test_what_is_not_in_the_logits_can_be_explained():
+def test_score_from_other_outputs_than_the_logits():
     model, images = make(TupleOutput)
     target = whycam.WholeOutput(lambda output: output["features"].square().mean((1, 2, 3)))
     explained = whycam.explain(model, images, "conv", ["gradcam", "ablationcam", "reciprocam"], target)
     features = model(images)["features"].detach()
     torch.testing.assert_close(explained.scores["target"], features.square().mean((1, 2, 3)))
-    # By brute force: without a channel, its own share is missing.
-    shares = features.square().mean((2, 3)) / features.shape[1]
+    # Computed by hand: without a channel, the score loses the channel's term.
+    terms = features.square().mean((2, 3)) / features.shape[1]
     activations = model.conv(images).detach()
     score = explained.scores["target"]
-    expected = torch.einsum("bchw,bc->bhw", activations, shares / score.abs()[:, None])
+    expected = torch.einsum("bchw,bc->bhw", activations, terms / score.abs()[:, None])
     torch.testing.assert_close(explained.map("ablationcam"), expected, rtol=0, atol=1e-12)
 
 
-def test_a_target_without_the_means_is_told_what_is_missing():
+def test_targets_without_at_and_mirrored():
     model, images = make(TupleOutput)
 
     def second(output):
         return output["logits"][:, 1]
 
     second.wants_output = True
-    # One pass needs none of them, and whole copies of the batch can be asked about.
+    # A single pass needs neither, and copies of the whole batch need no `at`.
     expected = whycam.explain(model, images, "conv", ["gradcam", "noisy(gradcam, n=2)"], 1)
     explained = whycam.explain(model, images, "conv", ["gradcam", "noisy(gradcam, n=2)"], second)
     for key, raw in expected.maps.items():
@@ -187,7 +187,7 @@ def test_a_target_without_the_means_is_told_what_is_missing():
         whycam.explain(model, images, "conv", "gradcam", wrong)
 
 
-def test_a_region_is_mirrored_with_the_image():
+def test_segmentation_mask_is_mirrored_with_the_image():
     class Dense(nn.Module):
         def __init__(self):
             super().__init__()
@@ -203,9 +203,9 @@ def test_a_region_is_mirrored_with_the_image():
     actual = whycam.explain(model, images, "conv", "augmented(hirescam)", whycam.Segmentation(2, mask.numpy())).map()
     runs = []
     for factor in (0.9, 1.0, 1.1):
-        for turn in (lambda tensor: tensor, lambda tensor: tensor.flip(-1)):
-            target = whycam.Segmentation(2, turn(mask))
-            runs.append(turn(whycam.explain(model, factor * turn(images), "conv", "hirescam", target).map()))
+        for mirror in (lambda tensor: tensor, lambda tensor: tensor.flip(-1)):
+            target = whycam.Segmentation(2, mirror(mask))
+            runs.append(mirror(whycam.explain(model, factor * mirror(images), "conv", "hirescam", target).map()))
     torch.testing.assert_close(actual, torch.stack(runs).mean(0), rtol=0, atol=1e-12)
     with pytest.raises(WhycamError, match=r"augmented mirrors the images, and target <lambda> has no mirrored"):
         whycam.explain(model, images, "conv", "augmented(gradcam)", lambda out: out[:, 1].flatten(1).sum(1))

@@ -1,4 +1,4 @@
-"""The layer that is taken if none is named, and the layout it is read in, on networks where both are easy to miss."""
+"""The default layer and its layout, on networks where both are hard to find."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from whycam.cam.network.layout import ArchitectureHints, Layout, detect_layout
 
 
 class Block(nn.Module):
-    """The residual block of most networks for ImageNet: one ReLU for both places, the sum and the ReLU in place."""
+    """The residual block of most ImageNet networks: one ReLU module that runs twice, the sum and the ReLU in place."""
 
     def __init__(self, inward: int, channels: int, stride: int, *, inplace: bool = True) -> None:
         super().__init__()
@@ -49,8 +49,8 @@ class Residual(nn.Module):
 
 
 @pytest.mark.parametrize("inplace", [True, False])
-def test_a_block_that_adds_in_place_is_taken_whole(inplace, generator):
-    """Its map adds up to the logit less its bias: the last BatchNorm's, which is the same tensor, does not."""
+def test_block_that_adds_in_place_is_the_default_layer(inplace, generator):
+    """The block's map sums to the logit minus its bias. The map of the last BatchNorm, before the sum, would not."""
     torch.manual_seed(0)
     model, images = Residual(inplace=inplace).eval(), torch.randn(4, 3, 32, 32, generator=generator)
     found = whycam.explain(model, images, None, "hirescam")
@@ -60,7 +60,7 @@ def test_a_block_that_adds_in_place_is_taken_whole(inplace, generator):
 
 
 @pytest.mark.parametrize("inplace", [True, False])
-def test_a_relu_in_place_is_a_layer_of_its_own(inplace):
+def test_in_place_relu_is_the_default_layer(inplace):
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
     assert default_layer(model.eval(), torch.randn(1, 3, 16, 16)).path == "1"
 
@@ -93,7 +93,7 @@ class Encoder(nn.Module):
         return self.head(F.relu(self.norm2(x))[:, 0])
 
 
-def test_attention_weights_are_no_map():
+def test_attention_weights_are_not_listed_as_a_layer():
     torch.manual_seed(0)
     model, images = Encoder((16, 16)).eval(), torch.randn(1, 3, 224, 224)
     assert "attention.drop" not in [info.path for info in inspect_layers(model, images)]
@@ -102,7 +102,7 @@ def test_attention_weights_are_no_map():
 
 
 @pytest.mark.parametrize(("patch", "size", "grid"), [((8, 4), (32, 32), (4, 8)), ((4, 8), (36, 40), (9, 5))])
-def test_patches_need_not_be_square(patch, size, grid):
+def test_patches_that_are_not_square(patch, size, grid):
     torch.manual_seed(0)
     model, images = Encoder(patch).eval(), torch.randn(2, 3, *size)
     assert ArchitectureHints.of(model, size).grids == (grid,)
@@ -111,8 +111,8 @@ def test_patches_need_not_be_square(patch, size, grid):
     assert whycam.factorize(model, images, "norm1", concepts=2).maps.shape == (2, 2, *grid)
 
 
-def test_what_convolves_says_where_its_channels_are():
-    """Whatever the sizes would suggest; what is made of LayerNorms over the last axis says so too."""
+def test_layout_follows_from_the_type_of_the_module():
+    """The type decides against the sizes, also for a module that contains LayerNorms over the last axis."""
     output = torch.empty(2, 16, 16, 32)
     for module in (nn.Conv2d(3, 16, 3, (2, 1), 1), nn.BatchNorm2d(16), nn.GroupNorm(4, 16), nn.MaxPool2d((2, 1))):
         assert detect_layout(output, (32, 32), module) == Layout()
@@ -124,8 +124,8 @@ def test_what_convolves_says_where_its_channels_are():
     assert detect_layout(square, (384, 384), nn.Sequential(nn.LayerNorm(96), nn.Conv2d(96, 96, 3))) == Layout()
 
 
-def test_what_has_no_type_of_its_own_is_read_by_the_networks_widths():
-    """A ReLU behind a convolution that steps along one axis only: 16×16×32 could be 32 channels of 16×16."""
+def test_layout_follows_from_the_widths_of_the_network():
+    """A ReLU behind a convolution with strides (2, 1): its output 16×16×32 could also be 32 channels of 16×16."""
     model = nn.Sequential(
         nn.Conv2d(3, 16, 3, (2, 1), 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)
     )
@@ -143,7 +143,7 @@ class Regression(nn.Module):
 
 
 @pytest.mark.parametrize("form", [lambda y: y, lambda y: {"value": y}, lambda y: (y, y.mean())])
-def test_one_number_per_image(form):
+def test_default_layer_of_regression_networks(form):
     model, images = Regression(form).eval(), torch.randn(3, 3, 12, 12)
     found = whycam.explain(model, images, None, "gradcam", whycam.Output())
     assert (found.layers, found.map().shape) == (("conv",), (3, 10, 10))
@@ -151,7 +151,7 @@ def test_one_number_per_image(form):
 
 
 class Video(nn.Module):
-    """(B, frames, channels, H, W), as some video transformers take it."""
+    """Takes (B, frames, channels, H, W), like some video transformers."""
 
     def __init__(self):
         super().__init__()
@@ -171,7 +171,7 @@ class ChannelsFirst(nn.Module):
         return self.model(video.transpose(1, 2))
 
 
-def test_a_video_with_its_frames_first_is_told_how_to_be_explained():
+def test_video_with_frames_before_channels():
     video = torch.randn(2, 8, 3, 12, 10)
     with pytest.raises(WhycamError, match=r"video \(2, 8, 3, 12, 10\) has its frames before its channels: wrap the"):
         whycam.explain(Video().eval(), video)
@@ -180,7 +180,7 @@ def test_a_video_with_its_frames_first_is_told_how_to_be_explained():
     assert explained.heatmap("gradcam").shape == (2, 8, 12, 10)
 
 
-def test_a_video_transformer_s_tokens_fill_a_grid_of_tubes():
+def test_tokens_of_a_video_transformer():
     transformers = pytest.importorskip("transformers")
     config = transformers.VideoMAEConfig(
         num_hidden_layers=2, hidden_size=24, num_attention_heads=2, intermediate_size=32, image_size=32, num_frames=8
@@ -190,7 +190,7 @@ def test_a_video_transformer_s_tokens_fill_a_grid_of_tubes():
     assert explained.map("gradcam").shape == explained.map("reciprocam").shape == (1, 4, 2, 2)
 
 
-def test_a_layer_that_is_the_same_everywhere_has_no_kernel_component():
+def test_kpca_cam_of_a_constant_layer_is_zero():
     class Same(nn.Module):
         def forward(self, x):
             return x.mean((2, 3), keepdim=True).expand(-1, -1, 7, 5) * torch.full((7, 5), 0.3)

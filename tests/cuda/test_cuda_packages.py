@@ -1,4 +1,4 @@
-"""The rooms around the maps: metrics, figures, factorization, the study, the command line, the device's own helpers."""
+"""Other packages on a GPU: metrics, figures, factorization, the study, the command line, device helpers, comparison."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from near import apart
+from map_errors import relative_error
 from PIL import Image
 
 import whycam
@@ -30,7 +30,7 @@ def explained(there, images):
     return whycam.explain(there, images, LAYERS, ["gradcam", "hirescam"], {"predicted": None, "cat": 3})
 
 
-def test_everything_an_explanation_shows(explained, tmp_path, device):
+def test_explanation_is_shown_and_saved(explained, tmp_path, device):
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")
     key = ("gradcam", "layer3[-2]", "cat")
@@ -48,7 +48,7 @@ def test_everything_an_explanation_shows(explained, tmp_path, device):
     assert "gradcam" in repr(explained)
     again = whycam.load_explanation(explained.save(tmp_path / "maps.safetensors"))
     assert all(torch.equal(raw.cpu(), again.maps[name]) for name, raw in explained.maps.items())
-    assert apart(explained.heatmap(*key), again.heatmap(*key)) < 1e-6
+    assert relative_error(explained.heatmap(*key), again.heatmap(*key)) < 1e-6
 
 
 def test_bfloat16_explanations_are_shown_and_saved(there, images, device, tmp_path):
@@ -63,16 +63,18 @@ def test_factorization(exact, exact_there, batch, device):
     here = whycam.factorize(exact, batch.double(), "layer4[-1]", concepts=3)
     there = whycam.factorize(exact_there, batch.double().to(device), "layer4[-1]", concepts=3)
     for name in ("concepts", "maps", "offset", "scores"):
-        assert apart(getattr(there, name), getattr(here, name)) < 1e-6, name
+        assert relative_error(getattr(there, name), getattr(here, name)) < 1e-6, name
         assert getattr(there, name).device.type == device.type
     assert there.error == pytest.approx(here.error, rel=1e-6)
 
 
-def test_pixels_are_filled_in_as_on_the_cpu(device):
+def test_noisy_linear_imputation(device):
     draw = torch.Generator().manual_seed(0)
     images, removed = torch.rand(3, 3, 32, 32, generator=draw), torch.rand(3, 32, 32, generator=draw) < 0.7
     assert (
-        apart(noisy_linear_imputation(images.to(device), removed.to(device)), noisy_linear_imputation(images, removed))
+        relative_error(
+            noisy_linear_imputation(images.to(device), removed.to(device)), noisy_linear_imputation(images, removed)
+        )
         < 1e-6
     )
 
@@ -81,7 +83,7 @@ def test_pixels_are_filled_in_as_on_the_cpu(device):
 def test_road(exact, exact_there, spec, bundled, device, targets_on_cpu):
     pixels = bundled.read(range(6)).double() / 255
     targets = torch.as_tensor(np.asarray(bundled.labels[:6], dtype=np.int64))
-    # All values differ by much more than rounding, so that the order of the pixels is the same.
+    # All values differ by much more than rounding, so the order of the pixels is the same on both devices.
     maps = torch.rand(6, 32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
     def normalized(images):
@@ -94,18 +96,18 @@ def test_road(exact, exact_there, spec, bundled, device, targets_on_cpu):
     )  # fmt: skip
     assert there.morf.device.type == device.type
     for name in ("morf", "lerf", "combined"):
-        assert apart(getattr(there, name), getattr(here, name)) < 1e-4, name
+        assert relative_error(getattr(there, name), getattr(here, name)) < 1e-4, name
 
 
-def test_scores_of_a_data_set(model, there, spec, bundled):
+def test_evaluate(model, there, spec, bundled):
     source = take(bundled, 300)
     here, far = (evaluate(network, spec, source) for network in (model, there))
     assert far.correct == here.correct
     assert far.cross_entropy == pytest.approx(here.cross_entropy, rel=1e-4)
 
 
-def test_a_study(model, there, spec, bundled, device, tmp_path):
-    """The same predictions, errors, neighbors and maps; the same scores but for pixels of nearly the same rank."""
+def test_study(model, there, spec, bundled, device, tmp_path):
+    """Predictions, errors, neighbors and maps are the same; scores differ only by pixels of nearly equal rank."""
     source, config = take(bundled, 300), Config(methods=("gradcam", "hirescam"), score_images=4, baseline=2, limit=300)
     here, far = (run_study(network, spec, source, tmp_path / name, config)
                  for network, name in ((model, "here"), (there, "far")))  # fmt: skip
@@ -115,7 +117,7 @@ def test_a_study(model, there, spec, bundled, device, tmp_path):
     for name in ("id", "label", "predicted", "correct"):
         assert one[name].to_pylist() == other[name].to_pylist(), name
     logits = [torch.tensor(table["logits"].to_pylist()) for table in (one, other)]
-    assert apart(logits[1], logits[0]) < 1e-4
+    assert relative_error(logits[1], logits[0]) < 1e-4
     assert far.metrics["errors"] == here.metrics["errors"] > 3
     one, other = here.maps, far.maps
     for name in ("id", "method", "layer", "target", "class_index"):
@@ -125,14 +127,14 @@ def test_a_study(model, there, spec, bundled, device, tmp_path):
         for row in table.to_pylist():
             found = torch.from_numpy(Study.raw_map(row))
             grids.setdefault((row["id"], row["method"], row["layer"], row["target"]), [None, None])[place] = found
-    far_off = {key: apart(b, a) for key, (a, b) in grids.items() if apart(b, a) > 2e-2}
+    far_off = {key: relative_error(b, a) for key, (a, b) in grids.items() if relative_error(b, a) > 2e-2}
     assert len(far_off) <= 0.01 * len(grids), far_off
-    assert {key[2] for key in far_off} <= {"layer2[-2]"}  # the deeper, the fewer ReLUs a gradient passes
+    assert {key[2] for key in far_off} <= {"layer2[-2]"}  # gradients at deeper layers pass fewer ReLUs
     one, other = here.scores, far.scores
     assert one["id"].to_pylist() == other["id"].to_pylist()
     combined = [torch.tensor(table["combined"].to_pylist(), dtype=torch.float64) for table in (one, other)]
     assert float((combined[1] - combined[0]).abs().median()) < 1e-3
-    # On either device it is the same study, which can be continued on the other.
+    # The study has the same key on both devices, so it can be continued on the other one.
     assert far.manifest["key"] == here.manifest["key"]
     assert run_study(model, spec, source, tmp_path / "far", config).path == far.path
 
@@ -146,16 +148,16 @@ def command(*arguments):
     return result.stdout
 
 
-def test_the_command_line_evaluates(device):
+def test_command_line_evaluate(device):
     options = ("evaluate", "cifar10-resnet18", "bundled", "--limit", 300, "--json")
     here, far = (json.loads(command(*options, "--device", name)) for name in ("cpu", device))
-    # A process of its own computes convolutions as torch does by default, in TensorFloat-32.
+    # The subprocess uses torch's default for convolutions, TensorFloat-32.
     assert far["n"] == here["n"] == 300
     assert abs(far["correct"] - here["correct"]) <= 1
     assert far["cross_entropy"] == pytest.approx(here["cross_entropy"], rel=2e-2)
 
 
-def test_the_command_line_explains_and_studies(device, bundled, tmp_path, capsys):
+def test_command_line_explain_and_study(device, bundled, tmp_path, capsys):
     from whycam.cli.main import main
 
     Image.fromarray(bundled.read([0])[0].permute(1, 2, 0).numpy()).save(tmp_path / "one.png")
@@ -169,7 +171,7 @@ def test_the_command_line_explains_and_studies(device, bundled, tmp_path, capsys
     assert (tmp_path / "study" / "report.html").stat().st_size > 10_000
 
 
-def test_the_device_s_own_helpers(device):
+def test_device_helpers(device):
     assert devices.pick_device(str(device)).type == device.type
     found = devices.pick_device()
     assert found.type == ("cuda" if torch.cuda.is_available() else found.type)
@@ -186,17 +188,17 @@ def test_the_device_s_own_helpers(device):
         devices.reuse_freed_memory()
 
 
-def test_loaded_onto_the_device(device, model, images):
+def test_load_onto_the_device(device, model, images):
     network, spec = whycam.load("cifar10-resnet18", device=device)
     assert {tensor.device.type for tensor in network.state_dict().values()} == {device.type}
     pixels = whycam.open_source("bundled").read(range(4))
-    assert apart(spec.preprocess(pixels.to(device)), images) < 1e-6
+    assert relative_error(spec.preprocess(pixels.to(device)), images) < 1e-6
     with torch.no_grad():
-        assert apart(network(images), model(images.cpu())) < 1e-5
+        assert relative_error(network(images), model(images.cpu())) < 1e-5
     assert str(whycam.summarize(network, (3, 32, 32))) == str(whycam.summarize(model, (3, 32, 32)))
 
 
-def test_the_same_file_and_digest_wherever_the_weights_lie(there, model, spec, tmp_path):
+def test_checkpoint_does_not_depend_on_the_device(there, model, spec, tmp_path):
     one, other = (tmp_path / name for name in ("here", "there"))
     for network, path in ((model, one), (there, other)):
         whycam.save_checkpoint(path, network, spec)
@@ -205,7 +207,7 @@ def test_the_same_file_and_digest_wherever_the_weights_lie(there, model, spec, t
     assert all((one / name).read_bytes() == (other / name).read_bytes() for name in files)
 
 
-def test_methods_compared(model, there, spec, images, device):
+def test_compare(model, there, spec, images, device):
     pixels = spec.preprocess.invert(images).float() / 255
     measures = ["road", "deletion", "drop", "coherency", "sensitivity", "infidelity", "sanity"]
 

@@ -1,4 +1,4 @@
-"""Registering and displaying: what cannot be meant is refused in a sentence; nothing is run on no images."""
+"""Bad registrations and in-place changes are refused; methods never run the network on an empty batch."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from whycam.cli.main import main
         ("Mine", {"scope": "layerz"}, r"method 'Mine': there is no scope 'layerz' \(did you mean layer"),
     ],
 )
-def test_what_cannot_be_registered(title, options, message):
+def test_bad_registrations_are_refused(title, options, message):
     before = dict(METHODS)
     with pytest.raises(WhycamError, match=message):
         method(title, paper="nowhere", **options)(lambda trace: trace.activations.sum(1))
     assert before == METHODS
 
 
-def test_what_methods_need_as_they_are_listed(capsys):
+def test_listing_says_what_controls_need(capsys):
     assert main(["methods"]) in (0, None)
     listed = capsys.readouterr().out
-    for line in ("Sobel & Feldman, 1968", "a Gaussian in the image's middle"):
+    for line in ("Sobel & Feldman, 1968", "a Gaussian at the image center"):
         assert f"control: {line}; needs images only" in listed
     assert "control: random channel weights; needs activations only" in listed
 
@@ -47,7 +47,7 @@ def test_what_methods_need_as_they_are_listed(capsys):
     ],
 )
 @pytest.mark.parametrize("scope", ["layer", "layers"])
-def test_a_method_that_changes_what_others_read_is_refused(what, change, scope):
+def test_method_that_changes_its_trace_is_refused(what, change, scope):
     def careless(traces):
         for trace in [traces] if scope == "layer" else traces:
             change(trace)
@@ -62,7 +62,7 @@ def test_a_method_that_changes_what_others_read_is_refused(what, change, scope):
         METHODS.pop("careless", None)
 
 
-def test_no_network_is_run_on_no_images():
+def test_network_never_runs_on_an_empty_batch():
     class Strict(InPlace):
         def forward(self, x):
             assert len(x), "no images"
@@ -75,18 +75,3 @@ def test_no_network_is_run_on_no_images():
         model, images, "conv", ["scorecam", "sscam(n=2)", "iscam(n=2)", "ablationcam", "groupcam"]
     )
     assert all(bool(raw.isfinite().all()) for raw in explained.maps.values())
-
-
-@pytest.mark.parametrize(
-    ("show", "message"),
-    [
-        (lambda e: e.heatmap(scale=torch.ones(3)), r"scale is \(3,\) for 2 maps: give one number, or one per map"),
-        (lambda e: e.heatmap(scale=-1), "scale is what 1 stands for in a heatmap, and holds a number that is negative"),
-        (lambda e: e.heatmap(interpolation="foo"), "interpolation is 'nearest' or 'bilinear', not 'foo'"),
-        (lambda e: e.aggregate(size="huge"), r"size is 'finest', 'image' or \(h, w\), not 'huge'"),
-    ],
-)
-def test_what_cannot_be_shown(show, message):
-    explained = whycam.explain(InPlace().eval(), torch.randn(2, 3, 9, 9), "conv")
-    with pytest.raises(WhycamError, match=message):
-        show(explained)

@@ -1,4 +1,4 @@
-"""Averages over altered copies of the batch: the same however few are held at a time, and only few are held."""
+"""Means over perturbed copies of the batch: results do not depend on the memory that is used, and memory is bounded."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import weakref
 
 import pytest
 import torch
-from networks import InPlace
-from test_perturbation import make, rows_run
+from networks import InPlace, count_images, make_network
 
 import whycam
 from whycam.cam.methods._perturbed_batches import Noise, batched_copies, mean
@@ -25,7 +24,7 @@ def fresh():
 
 @pytest.mark.parametrize("shape", [(3, 5, 7), (3, 8, 8), (1, 4, 4), (1, 2, 3)])
 @pytest.mark.parametrize("count", [1, 4, 15, 16, 17, 33, 64])
-def test_noise_is_what_one_draw_gives(count, shape):
+def test_noise_equals_one_large_draw(count, shape):
     whole = torch.randn((count, *shape), generator=fresh(), dtype=torch.float32)
     noise = Noise.from_single_tensor(fresh(), count, shape)
     assert torch.equal(torch.stack([noise[index] for index in range(count)]), whole)
@@ -33,7 +32,7 @@ def test_noise_is_what_one_draw_gives(count, shape):
         assert torch.equal(noise[index], whole[index])
 
 
-def test_noise_is_what_single_draws_give():
+def test_noise_equals_single_draws():
     draw = fresh()
     expected = [torch.randn((2, 3), generator=draw, dtype=torch.float64) for _ in range(9)]
     noise = Noise(fresh(), 9, (2, 3), dtype=torch.float64)
@@ -41,7 +40,7 @@ def test_noise_is_what_single_draws_give():
         assert torch.equal(noise[index], expected[index])
 
 
-def test_together(monkeypatch):
+def test_batched_copies(monkeypatch):
     for count, images, rows in [(1, 1, 64), (7, 3, 64), (7, 3, 7), (200, 1, 64), (5, 100, 64)]:
         monkeypatch.setattr("whycam.cam.methods._perturbed_batches.ROWS", rows)
         chunks = list(batched_copies(count, images))
@@ -56,11 +55,11 @@ def test_mean(count):
     assert torch.equal(mean(iter(maps)), torch.stack(list(maps)).mean(0))
 
 
-@pytest.mark.parametrize("room", [0, 1 << 30])
-def test_maps_are_the_same_however_much_is_kept(room, monkeypatch):
-    module, images = make(InPlace, batch=2, size=6)
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 30])
+def test_maps_do_not_depend_on_the_cache_size(cache_bytes, monkeypatch):
+    module, images = make_network(InPlace, batch=2, size=6)
     expected = whycam.explain(module, images, ["norm", "act2"], METHODS, {"a": 1, "b": None}).maps
-    monkeypatch.setattr("whycam.cam.passes.runner._CACHE_BYTES", room)
+    monkeypatch.setattr("whycam.cam.passes.runner._CACHE_BYTES", cache_bytes)
     monkeypatch.setattr("whycam.cam.methods._perturbed_batches.ROWS", 4)
     actual = whycam.explain(module, images, ["norm", "act2"], METHODS, {"a": 1, "b": None}).maps
     for key, raw in expected.items():
@@ -69,55 +68,55 @@ def test_maps_are_the_same_however_much_is_kept(room, monkeypatch):
 
 @pytest.mark.parametrize("method", ["noisy(gradcam, n={})", "smoothgradcam++(n={})"])
 def test_memory_does_not_grow_with_the_number_of_copies(method, monkeypatch):
-    """What is alive in the middle of a pass, and how many runs on copies there are."""
-    module, images = make(InPlace, batch=2, size=24)
+    """Neither the tensors during the last pass nor the number of runners of perturbed copies grow with n."""
+    module, images = make_network(InPlace, batch=2, size=24)
     monkeypatch.setattr("whycam.cam.passes.runner._CACHE_BYTES", 0)
     alive = weakref.WeakSet()
-    passes, most_runs, held = 0, 0, 0
+    passes, most_runners, bytes_held = 0, 0, 0
 
-    def look(*_):
-        nonlocal passes, most_runs, held
+    def measure(*_):
+        nonlocal passes, most_runners, bytes_held
         passes += 1
-        most_runs = max(most_runs, len(alive))
+        most_runners = max(most_runners, len(alive))
         if passes == last:
-            # The plain ones: a compiler's stand-ins, which other tests may have left, have no memory.
+            # Plain tensors only: fake tensors of a compiler, which other tests may have left, have no memory.
             storages = [thing.untyped_storage() for thing in gc.get_objects() if type(thing) is torch.Tensor]
-            held = sum({storage._cdata: storage.nbytes() for storage in storages}.values())
+            bytes_held = sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
-    def copies(run, *arguments, **options):
-        made = original(run, *arguments, **options)
-        alive.add(made)
-        return made
+    def run_perturbed(runner, *arguments, **options):
+        perturbed_runner = original(runner, *arguments, **options)
+        alive.add(perturbed_runner)
+        return perturbed_runner
 
     original = PassRunner._run_perturbed
-    monkeypatch.setattr(PassRunner, "_run_perturbed", copies)
-    handle = module.head.register_forward_hook(look)
-    seen = {}
+    monkeypatch.setattr(PassRunner, "_run_perturbed", run_perturbed)
+    handle = module.head.register_forward_hook(measure)
+    measured = {}
     for n in (64, 192):
-        passes, most_runs, last = 0, 0, 1 + n // 32  # of two images each
+        passes, most_runners, last = 0, 0, 1 + n // 32  # 32 copies of two images in each pass
         gc.collect()
         whycam.explain(module, images, "act2", method.format(n), 1)
         assert passes == last
-        seen[n] = most_runs, held
+        measured[n] = most_runners, bytes_held
     handle.remove()
-    assert seen[64][0] == seen[192][0] <= 2
-    # Noise alone, or images, would be 3·24·24 numbers of at least 4 bytes for each of 128 copies.
-    assert seen[192][1] - seen[64][1] < 128 * 3 * 24 * 24 * 4 / 2
+    assert measured[64][0] == measured[192][0] <= 2
+    # The noise or the images of 128 more copies would be 3·24·24 numbers of at least 4 bytes each.
+    assert measured[192][1] - measured[64][1] < 128 * 3 * 24 * 24 * 4 / 2
 
 
-def test_what_is_kept_is_shared():
-    module, images = make(InPlace, batch=2, size=6)
+def test_cached_traces_are_shared_by_methods():
+    module, images = make_network(InPlace, batch=2, size=6)
     methods = ["noisy(gradcam, n=3)", "noisy(layercam, n=3)"]
-    passes = rows_run(
+    passes = count_images(
         module.conv, lambda: whycam.explain(module, images, ["norm", "act2"], methods, {"a": 1, "b": None})
     )
     assert passes == 2 + 3 * 2
 
 
-def test_an_image_meets_the_same_noise_whatever_the_batch():
-    module, images = make(InPlace, batch=40, size=6)
+def test_noise_of_an_image_does_not_depend_on_the_batch():
+    module, images = make_network(InPlace, batch=40, size=6)
     for method in ("noisy(gradcam, n=5)", "smoothgradcam++(n=5)"):
-        together_ = whycam.explain(module, images, "act2", method).map()
+        together = whycam.explain(module, images, "act2", method).map()
         for index in (0, 39):
             alone = whycam.explain(module, images[index : index + 1], "act2", method).map()
-            torch.testing.assert_close(alone[0], together_[index], rtol=0, atol=1e-12)
+            torch.testing.assert_close(alone[0], together[index], rtol=0, atol=1e-12)

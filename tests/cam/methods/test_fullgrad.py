@@ -1,4 +1,4 @@
-"""FullGrad: nothing of the score is missing, and the map is the published one."""
+"""FullGrad: the contributions sum to the score, and the map equals its reference."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from networks import InPlace, Reused, TupleOutput
+from model_state import assert_unchanged, snapshot
+from networks import Branches, Dense, InPlace, Residual, Reused, TupleOutput, count_images, make_network
 from references_perturbation import REFERENCES
-from test_capture import assert_unchanged, snapshot
-from test_perturbation import make, rows_run
-from test_tail import Branches, Dense, Residual
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -25,7 +23,7 @@ from whycam.cam.methods.fullgrad import bias_of, full_gradients
 
 
 class EveryAffineLayer(nn.Module):
-    """All kinds of biases, in-place ReLUs right behind BatchNorm, grouped, strided and transposed convolutions."""
+    """All kinds of biases, in-place ReLUs directly behind BatchNorm, grouped, strided and transposed convolutions."""
 
     def __init__(self):
         super().__init__()
@@ -47,8 +45,8 @@ class EveryAffineLayer(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [InPlace, Reused, TupleOutput, Residual, Dense, EveryAffineLayer])
-def test_everything_adds_up_to_the_score(kind):
-    module, images = make(kind, size=10)
+def test_contributions_sum_to_the_score(kind):
+    module, images = make_network(kind, size=10)
     if kind is InPlace:
         module.act.inplace = True
     before = snapshot(module)
@@ -58,7 +56,7 @@ def test_everything_adds_up_to_the_score(kind):
     assert_unchanged(module, before)
 
 
-def test_nothing_is_missing_in_the_bundled_network(loaded, batch):
+def test_contributions_in_the_bundled_network(loaded, batch):
     double, images = copy.deepcopy(loaded[0]).double(), batch[:2].double()
     parts = full_gradients(double, images, [3, 5])
     torch.testing.assert_close(parts.total, parts.scores, rtol=0, atol=1e-10)
@@ -66,21 +64,21 @@ def test_nothing_is_missing_in_the_bundled_network(loaded, batch):
     assert names[0] == "bn1"
     assert names[-1] == "linear"
     assert len(names) == 21
-    # Every part counts: without any one of them the sum is another.
+    # Every contribution matters: without it the sum would differ.
     for _, part in parts.biases:
         assert float(part.flatten(1).sum(1).abs().min()) > 1e-9
 
 
-def test_a_module_that_runs_twice_counts_twice():
-    module, images = make(Reused)
+def test_module_that_runs_twice_is_listed_twice():
+    module, images = make_network(Reused)
     parts = full_gradients(module, images, 1)
     assert [name for name, _ in parts.biases] == ["stem", "shared", "shared", "head"]
 
 
-def test_where_the_sum_is_not_the_score():
-    """A gate is a product, LayerNorm divides by what depends on the image: said, not hidden."""
+def test_networks_that_are_not_piecewise_linear():
+    """A gate is a product of activations, so the sum of the contributions differs from the score."""
     for kind in (Branches,):
-        module, images = make(kind)
+        module, images = make_network(kind)
         parts = full_gradients(module, images)
         assert not torch.allclose(parts.total, parts.scores)
 
@@ -98,12 +96,12 @@ def test_where_the_sum_is_not_the_score():
         (nn.LayerNorm(2, elementwise_affine=False), None),
     ],
 )
-def test_biases(module, expected):
+def test_bias_of_modules(module, expected):
     found = bias_of(module)
     assert (None if found is None else found.tolist()) == expected
 
 
-def test_batch_norm_s_implicit_bias():
+def test_implicit_bias_of_batch_norm():
     norm = nn.BatchNorm2d(4).eval()
     for value in (norm.weight.data, norm.bias.data, norm.running_mean):
         value.normal_()
@@ -113,8 +111,8 @@ def test_batch_norm_s_implicit_bias():
 
 
 @pytest.mark.parametrize("kind", [InPlace, Reused, Residual, Dense])
-def test_the_map_equals_its_reference(kind):
-    module, images = make(kind)
+def test_map_equals_its_reference(kind):
+    module, images = make_network(kind)
     explained = whycam.explain(module, images, "0" if kind is nn.Sequential else None, "fullgrad", [0, 3, 4])
     assert explained.layers == ("input",)
     for index, class_index in enumerate([0, 3, 4]):
@@ -122,7 +120,7 @@ def test_the_map_equals_its_reference(kind):
         np.testing.assert_allclose(explained.map()[index].numpy(), expected, rtol=0, atol=1e-11)
 
 
-def test_the_map_of_the_bundled_network(loaded, batch):
+def test_map_of_the_bundled_network(loaded, batch):
     double, images = copy.deepcopy(loaded[0]).double(), batch[:1].double()
     actual = whycam.explain(double, images, "layer4[-1]", "fullgrad", 3).map()[0].numpy()
     expected = REFERENCES["fullgrad"](double, images[0], None, 3)
@@ -135,8 +133,8 @@ def test_memory_layout_does_not_matter(model, batch):
     torch.testing.assert_close(plain, last, rtol=1e-3, atol=1e-3)
 
 
-def test_nothing_is_left_of_a_call():
-    module, images = make(Residual)
+def test_no_gradients_are_left_after_a_call():
+    module, images = make_network(Residual)
     outputs = []
     handle = module.conv.register_forward_hook(lambda _m, _i, out: outputs.append(out))
     whycam.explain(module, images, "conv", "fullgrad")
@@ -146,8 +144,8 @@ def test_nothing_is_left_of_a_call():
     assert all(parameter.grad is None for parameter in module.parameters())
 
 
-def test_one_forward_pass_whatever_else_is_asked():
-    module, images = make(Residual)
+def test_one_forward_pass_for_several_methods_and_targets():
+    module, images = make_network(Residual)
     methods = ["fullgrad", "gradcam", "shapleycam", "hirescam"]
     targets = {"a": None, "b": 3, "c": Margin(1, 2)}
     together = None
@@ -156,7 +154,7 @@ def test_one_forward_pass_whatever_else_is_asked():
         nonlocal together
         together = whycam.explain(module, images, ["conv", "stem"], methods, targets)
 
-    assert rows_run(module.conv, run) == len(images)
+    assert count_images(module.conv, run) == len(images)
     for name, target in targets.items():
         for method in methods:
             alone = whycam.explain(module, images, ["conv", "stem"], method, target)
@@ -164,8 +162,8 @@ def test_one_forward_pass_whatever_else_is_asked():
                 torch.testing.assert_close(together.map(method, layer, name), raw, rtol=0, atol=1e-12)
 
 
-def test_without_the_kept_graph_it_runs_once_more():
-    module, images = make(InPlace)
+def test_map_without_the_kept_graph():
+    module, images = make_network(InPlace)
     plain = dataclasses.replace(METHODS["fullgrad"], name="plain", needs=frozenset({"reruns"}))
     one, two = (whycam.explain(module, images, "norm", method, 2).map() for method in ("fullgrad", plain))
     torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
@@ -179,7 +177,7 @@ class Checkpointed(Residual):
 
 
 def test_gradient_checkpointing():
-    module, images = make(Checkpointed)
+    module, images = make_network(Checkpointed)
     parts = full_gradients(module, images, 1)
     torch.testing.assert_close(parts.total, parts.scores, rtol=0, atol=1e-10)
     plain = Residual().double().eval()
@@ -190,14 +188,14 @@ def test_gradient_checkpointing():
 
 
 def test_the_graph_is_freed():
-    module, images = make(Residual)
+    module, images = make_network(Residual)
     alive = []
 
     class Watched(torch.autograd.Function):
         @staticmethod
         def forward(context, x):
-            context.mark = Mark()
-            alive.append(weakref.ref(context.mark))
+            context.marker = LifetimeMarker()
+            alive.append(weakref.ref(context.marker))
             return x.clone()
 
         @staticmethod
@@ -212,14 +210,14 @@ def test_the_graph_is_freed():
     assert all(reference() is None for reference in alive)
 
 
-class Mark:
-    """Something whose life can be watched."""
+class LifetimeMarker:
+    """An object that weak references can refer to."""
 
 
-# Where a map has as many rows as channels, the shape alone does not say which axis is which.
+# At one of these sizes a map has as many rows as channels, so its shape does not show the channel axis.
 @pytest.mark.parametrize("size", [32, 48])
 def test_layer_norms_of_channels_first_maps(size):
-    """Every bias counts along its own axis: as autograd has it, which knows the parameters."""
+    """Every bias is multiplied along its own axis: the sums equal bias times autograd's gradient of the bias."""
     transformers = pytest.importorskip("transformers")
     config = transformers.ConvNextConfig(hidden_sizes=[16, 8, 4, 2], depths=[1] * 4, num_labels=5, patch_size=2)
     torch.manual_seed(0)
@@ -230,7 +228,7 @@ def test_layer_norms_of_channels_first_maps(size):
     parts = full_gradients(module, images, 1)
     biases = {name: norm.bias for name, norm in module.named_modules() if getattr(norm, "bias", None) is not None}
     gradients = torch.autograd.grad(module(images).logits[:, 1].sum(), list(biases.values()))
-    expected = {name: (bias * slope).sum() for (name, bias), slope in zip(biases.items(), gradients, strict=True)}
+    expected = {name: (bias * grad).sum() for (name, bias), grad in zip(biases.items(), gradients, strict=True)}
     assert {name for name, _ in parts.biases} == set(expected)
     for name, part in parts.biases:
         torch.testing.assert_close(part.sum(), expected[name].detach(), rtol=1e-9, atol=1e-12, msg=name)

@@ -1,4 +1,4 @@
-"""Deep feature factorization: what holds of any factorization, and of concepts that are known."""
+"""Deep feature factorization: known concepts are found, the reconstruction and the scores add up."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_known_concepts_are_found():
     assert sorted(cosine.argmax(1).tolist()) == [0, 1, 2]
 
 
-def test_the_parts_add_up(model, batch):
+def test_concepts_maps_and_error_add_up_to_the_activations(model, batch):
     found = whycam.factorize(model, batch, "layer3[-2]", concepts=6)
     assert found.concepts.shape == (6, 256)
     assert found.maps.shape == (8, 6, 8, 8)
@@ -50,7 +50,7 @@ def test_the_parts_add_up(model, batch):
     assert whycam.factorize(model, batch, "layer3[-2]", concepts=12).error < error
 
 
-def test_scores_add_up_to_the_logits_but_for_what_is_unexplained(model, batch):
+def test_scores_and_unexplained_part_add_up_to_the_logits(model, batch):
     found = whycam.factorize(model, batch, "layer4[-1]", concepts=10)
     kept = []
     handle = model.layer4[-1].register_forward_hook(lambda _module, _inputs, output: kept.append(output.clone()))
@@ -58,7 +58,7 @@ def test_scores_add_up_to_the_logits_but_for_what_is_unexplained(model, batch):
         logits = model(batch)
     handle.remove()
     rebuilt = found.maps.mean((2, 3)) @ found.scores + model.linear.bias.detach()
-    # What the concepts leave of the activations goes through the same head, which is linear.
+    # The head is linear, so the unexplained part of the activations contributes to the logits separately.
     rest = kept[0] - torch.einsum("bkhw,kc->bchw", found.maps, found.concepts)
     unexplained = rest.mean((2, 3)) @ model.linear.weight.detach().T
     torch.testing.assert_close(rebuilt + unexplained, logits, rtol=1e-4, atol=1e-4)
@@ -67,11 +67,11 @@ def test_scores_add_up_to_the_logits_but_for_what_is_unexplained(model, batch):
     more = whycam.factorize(model, batch, "layer4[-1]", concepts=20)
     closer = more.maps.mean((2, 3)) @ more.scores + model.linear.bias.detach()
     assert (closer - logits).norm() < (rebuilt - logits).norm() / 2
-    own = whycam.factorize(model, batch, "layer4[-1]", concepts=10, classifier=lambda concepts: concepts[:, :4])
-    torch.testing.assert_close(own.scores, found.concepts[:, :4])
+    custom = whycam.factorize(model, batch, "layer4[-1]", concepts=10, classifier=lambda concepts: concepts[:, :4])
+    torch.testing.assert_close(custom.scores, found.concepts[:, :4])
 
 
-def test_it_is_seeded_and_leaves_the_model_as_it_was(model, batch):
+def test_result_depends_on_the_seed_alone_and_the_model_is_unchanged(model, batch):
     before = {name: (module.training, len(module._forward_hooks)) for name, module in model.named_modules()}
     first = whycam.factorize(model, batch, "layer4[-1]", concepts=4)
     torch.rand(1)
@@ -89,8 +89,8 @@ def test_negative_activations_get_an_offset(model, batch):
     assert float(whycam.factorize(model, batch, "layer3[-2]", concepts=4).offset.abs().max()) == 0
 
 
-def test_mistakes_are_named(model, batch):
-    with pytest.raises(WhycamError, match="0 concepts cannot be told apart here: give a number from 1 to 128"):
+def test_bad_arguments_are_named(model, batch):
+    with pytest.raises(WhycamError, match="0 concepts cannot be distinguished here: give a number from 1 to 128"):
         whycam.factorize(model, batch, "layer4[-1]", concepts=0)
     for concepts in (2.5, True, "a", None):
         with pytest.raises(WhycamError, match=f"option concepts of factorize is a whole number, not {concepts!r}"):

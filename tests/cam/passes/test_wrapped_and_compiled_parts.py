@@ -1,10 +1,10 @@
-"""Parts of a network that are wrapped, compiled, scripted or exported: the layer that is meant, or a reason."""
+"""Networks with wrapped, compiled, scripted or exported parts: the right layer is found, or a clear error is raised."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from test_capture import assert_unchanged, snapshot
+from model_state import assert_unchanged, snapshot
 from torch import nn
 
 import whycam
@@ -71,12 +71,12 @@ def expected():
         child_parallel_and_compiled,
     ],
 )  # fmt: skip
-def test_a_layer_inside_is_the_child_s_own(wrap, expected):
+def test_layers_inside_wrapped_and_compiled_parts(wrap, expected):
     model, images = make()
     convolution = model.net[0]
     wrap(model)
     with torch.no_grad():
-        answer = model(images)  # what is compiled now knows of no hooks
+        answer = model(images)  # compiled before any hook is registered
     before, forward = snapshot(model), vars(model.net).get("forward")
     for layer, maps in expected.items():
         explained = whycam.explain(model, images, layer, METHODS, [0, 2])
@@ -95,14 +95,14 @@ def test_a_layer_inside_is_the_child_s_own(wrap, expected):
     with torch.no_grad():
         torch.testing.assert_close(model(images), answer)
     assert GradCAM(model, [convolution])(images).any()
-    # Nothing but the names' prefix tells the surveys apart.
-    surveyed = [info.receptive_field for info in whycam.cam.inspect_layers(model, images) if info.path.endswith("0")]
-    assert surveyed == [(3, 3)]
+    # The layer's path may have a wrapper's name in it.
+    fields = [info.receptive_field for info in whycam.cam.inspect_layers(model, images) if info.path.endswith("0")]
+    assert fields == [(3, 3)]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("kind", ["scripted", "traced"])
-def test_scripted_parts_are_refused_where_they_would_have_to_be_looked_into(kind):
+def test_layers_and_methods_that_need_a_scripted_part_are_refused(kind):
     model, images = make()
     plain, _ = make()
     traced = kind == "traced"
@@ -110,7 +110,7 @@ def test_scripted_parts_are_refused_where_they_would_have_to_be_looked_into(kind
     inside = next(model.net.children())
     for layer in ("net[0]", "net.2", inside, *([] if traced else ["net", model.net])):
         with pytest.raises(
-            WhycamError, match=r"is part of a TorchScript or torch.export program, which cannot be looked"
+            WhycamError, match=r"is part of a TorchScript or torch.export program, which cannot be inspected"
         ):
             whycam.explain(model, images, layer, "gradcam")
         if not isinstance(layer, str):
@@ -122,7 +122,7 @@ def test_scripted_parts_are_refused_where_they_would_have_to_be_looked_into(kind
         full_gradients(model, images)
     with pytest.raises(WhycamError, match="needs every ReLU of the model, and 'net' is a TorchScript"):
         whycam.explain(model, images, methods="guidedbackprop")
-    # Everything else does without.
+    # All other methods work.
     methods = [method for method in METHODS if method not in ("fullgrad", "guidedbackprop")]
     one, other = (whycam.explain(network, images, None, methods, 1) for network in (plain, model))
     assert one.layers == other.layers == ("act",)
@@ -132,12 +132,12 @@ def test_scripted_parts_are_refused_where_they_would_have_to_be_looked_into(kind
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_what_is_inside_an_exported_part_is_refused():
+def test_layers_inside_an_exported_part_are_refused():
     model, images = make()
     plain, _ = make()
     model.net = torch.export.export(model.net, (images,)).module()
     with pytest.raises(
-        WhycamError, match=r"'net.0' is part of a TorchScript or torch.export program, which cannot be looked into"
+        WhycamError, match=r"'net.0' is part of a TorchScript or torch.export program, which cannot be inspected"
     ):
         whycam.explain(model, images, "net.0", "gradcam")
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Networks and calls that once gave a wrong map, or an error that was no sentence."""
+"""Regression tests: networks and calls that once gave a wrong map or an unclear error."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from whycam.cam.passes.tail import Tail
 from whycam.errors import WhycamError
 
 
-class Twice(nn.Module):
-    """A block that runs twice, both of whose results count."""
+class RunsTwice(nn.Module):
+    """A block that runs twice; both of its outputs are used."""
 
     def __init__(self):
         super().__init__()
@@ -37,9 +37,9 @@ def images():
     return torch.randn(3, 3, 12, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-def test_a_layer_that_runs_twice_is_exchanged_at_its_last_run(images):
+def test_layer_that_runs_twice_is_replaced_at_its_last_run(images):
     torch.manual_seed(0)
-    model = Twice().double().eval()
+    model = RunsTwice().double().eval()
     (layer,) = resolve_layers(model, ["block"])
     outputs = []
     handle = layer.module.register_forward_hook(lambda _m, _i, out: outputs.append(out.detach()))
@@ -47,7 +47,7 @@ def test_a_layer_that_runs_twice_is_exchanged_at_its_last_run(images):
         logits = model(images)
         handle.remove()
         tail = Tail(model, layer, Inputs.of(images))
-        assert tail.why_all == "the layer runs 2 times"
+        assert tail.fallback_reason == "the layer runs 2 times"
         torch.testing.assert_close(tail(outputs[-1], torch.arange(3)), logits, rtol=0, atol=1e-12)
     # By brute force: channel c of the last run set to 0.
     explained = whycam.explain(model, images, "block", "ablationcam", 1)
@@ -66,27 +66,27 @@ def test_a_layer_that_runs_twice_is_exchanged_at_its_last_run(images):
 @pytest.mark.parametrize(
     ("tokens", "size", "expected"),
     [
-        (1 + 17 * 17, (240, 240), Layout("tokens", (17, 17), 1)),  # patches of 14, the rest cut off
+        (1 + 17 * 17, (240, 240), Layout("tokens", (17, 17), 1)),  # patches of 14 pixels, the border cut off
         (1 + 16 * 16, (225, 225), Layout("tokens", (16, 16), 1)),
         (5 + 16 * 16, (224, 224), Layout("tokens", (16, 16), 5)),
         (4 * 6 * 6, (8, 12, 12), Layout("tokens", (4, 6, 6), 0)),
     ],
 )
-def test_tokens_of_patches_that_do_not_divide_the_image(tokens, size, expected):
+def test_layout_of_patches_that_do_not_divide_the_image(tokens, size, expected):
     assert detect_layout(torch.empty(1, tokens, 8), size) == expected
 
 
-def test_tokens_before_the_grid_are_few():
+def test_too_many_tokens_before_the_grid_are_refused():
     with pytest.raises(WhycamError, match="110 tokens fill no grid"):
         detect_layout(torch.empty(1, 110, 8), (64, 64))
 
 
-def test_series_of_tokens():
+def test_layouts_of_series():
     assert detect_layout(torch.empty(2, 16, 12), (64,), nn.LayerNorm(12)) == Layout("channels-last")
     assert detect_layout(torch.empty(2, 12, 16), (64,), nn.Conv1d(3, 12, 3)) == Layout()
 
 
-def test_a_first_axis_that_is_not_the_images_is_refused():
+def test_layer_without_batch_axis_is_refused():
     class SequenceFirst(nn.Module):
         def __init__(self):
             super().__init__()
@@ -101,7 +101,7 @@ def test_a_first_axis_that_is_not_the_images_is_refused():
         whycam.explain(SequenceFirst(), torch.randn(2, 3, 16, 16), "block")
 
 
-def test_a_head_is_told_from_what_only_looks_like_one(images):
+def test_pooled_linear_head_is_not_recognized_by_mistake(images):
     linear = nn.Linear(6, 5).double()
     with torch.no_grad():
         linear.weight.mul_(1e-3)
@@ -111,24 +111,24 @@ def test_a_head_is_told_from_what_only_looks_like_one(images):
     logits = model(images).detach()
     assert pooled_linear_head(model, before.detach(), logits) is None
     assert pooled_linear_head(model, after.detach(), logits) is linear
-    # One image of a batch must not decide for another.
+    # A bright image must not hide the error of another image in the batch.
     bright = torch.cat([images[:1] * 1e5, images[1:]])
     assert pooled_linear_head(model, model[0](bright).detach(), model(bright).detach()) is None
 
 
 @pytest.mark.parametrize("method", ["shapleycam", "finercam", "reciprocam", "gradcam"])
-def test_a_list_of_classes_is_a_tensor_of_classes(method, images):
+def test_list_and_tensor_of_classes_are_equal(method, images):
     torch.manual_seed(0)
     model = InPlace().double().eval()
     classes = torch.tensor([4, 0, 2])
     expected = whycam.explain(model, images, "conv2", method, classes).map()
-    for given in (list(classes), classes.tolist(), [whycam.ClassScore(int(c)) for c in classes]):
-        torch.testing.assert_close(whycam.explain(model, images, "conv2", method, given).map(), expected)
+    for targets in (list(classes), classes.tolist(), [whycam.ClassScore(int(c)) for c in classes]):
+        torch.testing.assert_close(whycam.explain(model, images, "conv2", method, targets).map(), expected)
     with_predicted = whycam.explain(model, images, "conv2", method, [None, 0, 2])
     torch.testing.assert_close(with_predicted.map()[1:], expected[1:])
 
 
-def test_the_derivative_of_a_second_order_map():
+def test_shapley_cam_map_is_differentiable():
     class Smooth(nn.Module):
         def __init__(self):
             super().__init__()
@@ -145,19 +145,19 @@ def test_the_derivative_of_a_second_order_map():
     def loss():
         return whycam.explain(model, x, "conv", "shapleycam", 1, differentiable=True).map().square().sum()
 
-    (slope,) = torch.autograd.grad(loss(), model.next.weight)
+    (gradient,) = torch.autograd.grad(loss(), model.next.weight)
     values = []
     for step in (1e-5, -1e-5):
         with torch.no_grad():
             model.next.weight[1, 2, 1, 1] += step
             values.append(loss().detach())
             model.next.weight[1, 2, 1, 1] -= step
-    assert float(slope[1, 2, 1, 1]) == pytest.approx(float((values[0] - values[1]) / 2e-5), rel=1e-6)
+    assert float(gradient[1, 2, 1, 1]) == pytest.approx(float((values[0] - values[1]) / 2e-5), rel=1e-6)
 
 
-def test_modules_that_do_more_than_switch_in_train_are_not_asked_to():
+def test_train_of_submodules_is_not_called():
     class Adapter(nn.Conv2d):
-        """Merges its weights on the way into evaluation, as low-rank adapters do."""
+        """Merges its weights when it switches to eval mode, as low-rank adapters do."""
 
         def train(self, mode=True):
             if not mode:
@@ -171,7 +171,7 @@ def test_modules_that_do_more_than_switch_in_train_are_not_asked_to():
     assert torch.equal(model[0].weight, before)
 
 
-def test_nan_is_flagged_by_every_layer_method():
+def test_nan_is_flagged_for_layer_methods():
     torch.manual_seed(0)
 
     class Broken(InPlace):
@@ -189,7 +189,7 @@ def test_nan_is_flagged_by_every_layer_method():
     assert not bool(to_unit(raw).isfinite().all())
 
 
-def test_a_layer_inside_a_checkpoint_alone():
+def test_layer_inside_a_checkpointed_block():
     from torch.utils.checkpoint import checkpoint
 
     class Checkpointed(nn.Module):
@@ -213,7 +213,7 @@ def test_a_layer_inside_a_checkpoint_alone():
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
 
 
-def test_attention_has_second_derivatives():
+def test_hvp_through_attention():
     class Tokens(nn.Module):
         def __init__(self):
             super().__init__()
@@ -231,7 +231,7 @@ def test_attention_has_second_derivatives():
     assert not torch.allclose(explained.map("shapleycam"), explained.map("gradcam"))
 
 
-def test_a_network_that_predicts_no_class():
+def test_regression_network_predicts_no_class():
     class Regression(nn.Module):
         def __init__(self):
             super().__init__()
@@ -251,7 +251,7 @@ def test_a_network_that_predicts_no_class():
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 20), (2, 3, 6, 8, 10)])
-def test_edges_of_series_and_volumes(shape):
+def test_controls_on_series_and_volumes(shape):
     axes = len(shape) - 2
     convolution = {1: nn.Conv1d, 3: nn.Conv3d}[axes]
 
@@ -269,7 +269,7 @@ def test_edges_of_series_and_volumes(shape):
     assert bool((explained.map("sobel") > 0).any())
 
 
-def test_a_network_without_a_map_has_pixel_methods():
+def test_pixel_methods_on_a_network_without_spatial_layers():
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
     explained = whycam.explain(model, torch.randn(2, 3, 4, 4), methods=["inputgradient", "smoothgrad"], targets=1)
     expected = model[1].weight[1].detach().reshape(3, 4, 4).sum(0)
@@ -277,7 +277,7 @@ def test_a_network_without_a_map_has_pixel_methods():
 
 
 @pytest.mark.parametrize("written", ["noisy(gradcam, n=2)", "FEM( k = 3 )", 'scorecam(weights="increase")'])
-def test_a_map_is_found_as_it_was_asked_for(written, images):
+def test_map_is_found_under_the_name_as_written(written, images):
     torch.manual_seed(0)
     explained = whycam.explain(InPlace().double().eval(), images, "conv2", [written, "gradcam"], 1)
     assert explained.map(written).shape == explained.map("gradcam").shape

@@ -1,4 +1,4 @@
-"""What callers do with a network on a GPU, and what is left on the GPU afterwards."""
+"""Ways to call whycam with a network on a GPU (modes, streams, wrappers), and the memory that is left afterwards."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from near import apart, assert_near
-from networks import InPlace
-from test_checkpointing import Checkpointed
+from map_errors import assert_maps_close, relative_error
+from networks import Checkpointed, InPlace
 from torch import nn
 
 import whycam
@@ -32,7 +31,7 @@ def small(device, size=12):
 
 
 def state_of(model):
-    """What may not change: modes, hooks, gradients, where everything lies."""
+    """The state that a call must not change: modes, hooks, gradients, and the memory of parameters and buffers."""
     return [
         (
             path, module.training, *(len(getattr(module, name)) for name in
@@ -56,11 +55,11 @@ def check(model, images, expected, layer="act2", bound=1e-9):
     before = state_of(model)
     explained = whycam.explain(model, images, layer, METHODS, [0, 1, 2, 3])
     assert state_of(model) == before
-    assert_near(explained.maps, expected[layer], bound)
+    assert_maps_close(explained.maps, expected[layer], bound)
     return explained
 
 
-def test_layers_by_name_and_the_model_as_it_was(device, expected):
+def test_maps_by_layer_and_the_model_is_unchanged(device, expected):
     model, images = small(device)
     for layer in ("act2", "conv"):
         check(model.train(), images, expected, layer)
@@ -82,7 +81,7 @@ def test_under_inference_mode(device, expected, inside):
 
 @pytest.mark.filterwarnings("error:.*deterministic")
 def test_under_no_grad_and_with_deterministic_algorithms(device, expected, monkeypatch):
-    """What has no deterministic form would refuse to run."""
+    """Operations without a deterministic implementation would warn, and the warning is an error here."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     model, images = small(device)
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -97,12 +96,12 @@ def test_under_no_grad_and_with_deterministic_algorithms(device, expected, monke
 def test_channels_last(there, exact, batch, device):
     network = copy.deepcopy(there).to(memory_format=torch.channels_last)
     images = batch[:2].to(device).contiguous(memory_format=torch.channels_last)
-    here = whycam.explain(exact, batch[:2].double(), ["layer3[-2]", "layer4[-1]"], ["gradcam", "hirescam", "eigencam"])
-    assert_near(whycam.explain(network, images, ["layer3[-2]", "layer4[-1]"], ["gradcam", "hirescam", "eigencam"]).maps,
-                here.maps, 1e-2)  # fmt: skip
+    layers, methods = ["layer3[-2]", "layer4[-1]"], ["gradcam", "hirescam", "eigencam"]
+    here = whycam.explain(exact, batch[:2].double(), layers, methods)
+    assert_maps_close(whycam.explain(network, images, layers, methods).maps, here.maps, 1e-2)
 
 
-def test_a_checkpointed_block(device):
+def test_checkpointed_block(device):
     torch.manual_seed(0)
     plain, images = Checkpointed(None).double().eval(), torch.randn(2, 3, 6, 6, dtype=torch.float64)
     model = Checkpointed(False).double().eval()
@@ -111,7 +110,7 @@ def test_a_checkpointed_block(device):
     for layer in ("stem", "block[0]", "behind"):
         here = whycam.explain(plain, images, layer, methods, 1)
         there = whycam.explain(model.to(device), images.to(device), layer, methods, 1)
-        assert_near(there.maps, here.maps, 1e-9)
+        assert_maps_close(there.maps, here.maps, 1e-9)
 
 
 def test_data_parallel(device, expected):
@@ -123,7 +122,7 @@ def test_data_parallel(device, expected):
     assert layers == whycam.explain(model, images).layers
 
 
-@pytest.mark.filterwarnings("ignore")  # of torch's own compiler, about itself
+@pytest.mark.filterwarnings("ignore")  # warnings of torch's compiler about itself
 def test_compiled_for_this_device(device, expected):
     model, images = small(device)
     eager = model(images)
@@ -133,17 +132,17 @@ def test_compiled_for_this_device(device, expected):
             answer = compiled(images)
     except Exception as error:
         pytest.skip(f"torch.compile does not work here ({type(error).__name__}: {str(error).splitlines()[0]})")
-    assert apart(answer, eager) < 1e-9
+    assert relative_error(answer, eager) < 1e-9
     check(compiled, images, expected)
     with torch.no_grad():
-        assert apart(compiled(images), eager) < 1e-9
+        assert relative_error(compiled(images), eager) < 1e-9
     part = small(device)[0]
     part.conv2.compile()
     check(part, images, expected)
 
 
-def test_a_stream_of_the_caller_s_own(device, expected):
-    """Work queued before the call, on that stream alone, is waited for; a step on the default stream would not."""
+def test_on_a_stream_of_the_caller(device, expected):
+    """All work waits for the work on the caller's stream; a step on the default stream would not."""
     model, images = small(device)
     check(model, images, expected)
     if device.type == "cuda":
@@ -156,42 +155,42 @@ def test_a_stream_of_the_caller_s_own(device, expected):
         late.copy_(images)
         maps = whycam.explain(model, late, "act2", METHODS, [0, 1, 2, 3]).maps
         found = {key: raw.cpu() for key, raw in maps.items()}
-    assert_near(found, expected["act2"], 1e-9)
+    assert_maps_close(found, expected["act2"], 1e-9)
 
 
-def test_a_network_that_moves(device, expected):
-    """What is remembered of a network (how it is taken apart) holds wherever it goes."""
+def test_network_that_moves_between_devices(device, expected):
+    """The cached split of a network is valid on every device."""
     model, images = small("cpu")
     for place in ("cpu", device, "cpu", device):
         check(model.to(place), images.to(place), expected)
 
 
-def test_an_explainer_that_is_pickled(device):
+def test_pickled_explainer(device):
     model, images = small(device)
     explainer = whycam.Explainer(model, "act2", ["gradcam", "ablationcam"], 1)
     first = explainer(images)
     again = pickle.loads(pickle.dumps(explainer))(images)
-    assert_near(again.maps, first.maps, 1e-12)
+    assert_maps_close(again.maps, first.maps, 1e-12)
 
 
-def test_maps_to_train_with(device):
-    slopes = []
+def test_differentiable_maps(device):
+    gradients = []
     for place in ("cpu", device):
         model, images = small(place)
         explained = whycam.explain(model, images, "act2", ["gradcam", "layercam"], 1, differentiable=True)
         sum(raw.square().sum() for raw in explained.maps.values()).backward()
-        slopes.append(model.conv.weight.grad)
+        gradients.append(model.conv.weight.grad)
         assert all(raw.requires_grad for raw in explained.maps.values())
-    assert apart(slopes[1], slopes[0]) < 1e-9
+    assert relative_error(gradients[1], gradients[0]) < 1e-9
 
 
-def living_tensors():
+def count_tensors():
     return sum(1 for one in gc.get_objects() if type(one) in (torch.Tensor, nn.Parameter))
 
 
 @pytest.mark.parametrize(("methods", "calls"), [(METHODS, 50), (EVERY, 4)])
 def test_nothing_is_left_after_many_calls(device, methods, calls):
-    """Neither memory, tensors nor hooks; and no call takes more than the one before."""
+    """No memory, tensors or hooks are left, and no call needs more memory than the one before."""
     model, images = small(device, size=8)
     before = state_of(model)
     explainer = whycam.Explainer(model, "act2", methods, {"predicted": None, "one": 1})
@@ -201,7 +200,7 @@ def test_nothing_is_left_after_many_calls(device, methods, calls):
         gc.collect()
         if cuda:
             torch.cuda.synchronize()
-        return living_tensors(), torch.cuda.memory_allocated() if cuda else 0
+        return count_tensors(), torch.cuda.memory_allocated() if cuda else 0
 
     for _ in range(2):
         explainer(images)
@@ -214,7 +213,7 @@ def test_nothing_is_left_after_many_calls(device, methods, calls):
     for _ in range(calls):
         explainer(images)
     if cuda:
-        # Were graphs freed by the garbage collector alone, they would pile up between its rounds.
+        # If only the garbage collector freed graphs, they would accumulate between its runs.
         assert torch.cuda.max_memory_allocated() <= 1.1 * most
     assert held() == base
     assert state_of(model) == before
@@ -233,17 +232,17 @@ def test_nothing_is_left_after_a_failure(device):
 
     fail()
     gc.collect()
-    base = torch.cuda.memory_allocated() if device.type == "cuda" else living_tensors()
+    base = torch.cuda.memory_allocated() if device.type == "cuda" else count_tensors()
     for _ in range(5):
         fail()
     gc.collect()
-    assert (torch.cuda.memory_allocated() if device.type == "cuda" else living_tensors()) == base
+    assert (torch.cuda.memory_allocated() if device.type == "cuda" else count_tensors()) == base
     assert state_of(model) == before
 
 
-def test_full_memory_is_one_sentence(device):
-    """What the allocator really says, of a pebibyte; the device works on."""
-    said = r"^(the GPU's )?memory is full: [\d.,]+ [MGTP]iB more were asked for; ask for less$"
-    with pytest.raises(HardwareError, match=said), within_hardware("ask for less"):
+def test_full_gpu_memory_is_one_sentence(device):
+    """The allocator's own error for a pebibyte; the device works afterwards."""
+    message = r"^(the GPU's )?memory is full: [\d.,]+ [MGTP]iB more were asked for; ask for less$"
+    with pytest.raises(HardwareError, match=message), within_hardware("ask for less"):
         torch.empty(2**50, dtype=torch.uint8, device=device)
     assert torch.ones(3, device=device).sum() == 3

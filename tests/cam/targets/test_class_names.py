@@ -1,4 +1,4 @@
-"""Classes by name, wherever a target names one."""
+"""Class names in targets: how they are looked up, and errors for unknown or incomplete names."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def images():
         ([whycam.Margin("cat", "dog"), "bee", None], [whycam.Margin(2, 3), 1, None]),
     ],
 )
-def test_a_name_is_its_index(network, images, named, numbered):
-    # Ablation-CAM asks about parts of the batch.
+def test_targets_by_name_equal_targets_by_index(network, images, named, numbered):
+    # Ablation-CAM scores parts of the batch.
     methods = ["gradcam", "ablationcam"]
     one, other = (
         whycam.explain(network, images, "norm", methods, target, classes=NAMES) for target in (named, numbered)
@@ -62,7 +62,7 @@ def test_a_name_is_its_index(network, images, named, numbered):
         assert torch.equal(raw, other.maps[key])
 
 
-def test_a_mapping_may_name_some_classes(network, images):
+def test_mapping_with_names_of_some_classes(network, images):
     named = whycam.explain(network, images, "conv2", targets="dog", classes={3: "dog"})
     assert torch.equal(named.map(), whycam.explain(network, images, "conv2", targets=3).map())
 
@@ -74,7 +74,7 @@ def test_several_targets_by_name(network, images):
         assert torch.equal(explained.maps[key], raw)
 
 
-def test_a_model_that_knows_its_classes(network, images, loaded, batch):
+def test_class_names_of_the_model(network, images, loaded, batch):
     expected = whycam.explain(network, images, "conv2", targets=3).map()
     with pytest.raises(
         WhycamError, match=r"'dog' is a class name, but InPlace does not say .* pass classes=spec.classes"
@@ -83,7 +83,7 @@ def test_a_model_that_knows_its_classes(network, images, loaded, batch):
     network.class_names = NAMES
     assert torch.equal(whycam.explain(network, images, "conv2", targets="dog").map(), expected)
     assert torch.equal(Explainer(nn.DataParallel(network), "conv2")(images, "dog").map(), expected)
-    # What is given goes before what the model says.
+    # The argument goes before the model's own names.
     other = whycam.explain(network, images, "conv2", targets="dog", classes=["dog", "ant", "bee", "cat", "elk"]).map()
     assert torch.equal(other, whycam.explain(network, images, "conv2", targets=0).map())
     torch.testing.assert_close(full_gradients(network, images, "dog").scores, network(images)[:, 3].detach())
@@ -96,7 +96,7 @@ def test_a_model_that_knows_its_classes(network, images, loaded, batch):
     assert torch.equal(by_name, whycam.explain(model, batch[:2], "layer4[-1]", targets=spec.classes.index("cat")).map())
 
 
-def test_a_model_of_transformers_knows_its_classes():
+def test_class_names_of_transformers_models():
     transformers = pytest.importorskip("transformers")
     names = {0: "tench, Tinca tinca", 1: "crane", 2: "Great White"}
     config = transformers.ResNetConfig(
@@ -110,7 +110,7 @@ def test_a_model_of_transformers_knows_its_classes():
         assert torch.equal(whycam.explain(model, images, targets=name).map(), expected)
 
 
-def test_an_explainer_with_names_is_pickled(network, images):
+def test_explainer_with_class_names_can_be_pickled(network, images):
     import pickle
 
     explainer = pickle.loads(pickle.dumps(Explainer(network, "conv2", targets="dog", classes=NAMES)))
@@ -127,11 +127,11 @@ def test_an_explainer_with_names_is_pickled(network, images):
         ("cat", {17: "cat", 18: "dog"}, 17),
         ("18", {17: "cat", 18: "dog"}, 18),
         ("tinca tinca", ["tench, Tinca tinca", "goldfish"], 0),
-        ("crane", ["crane, bird", "crane"], 1),  # the whole name before a part of one
+        ("crane", ["crane, bird", "crane"], 1),  # a whole name goes before one of several names
         ("Crane", ["Crane", "crane"], 0),
     ],
 )
-def test_which_class_a_name_means(name, classes, expected):
+def test_class_index(name, classes, expected):
     assert class_index(name, classes) == expected
 
 
@@ -147,19 +147,19 @@ def test_which_class_a_name_means(name, classes, expected):
         ("cat", [1, 2], "classes are names in the order of the logits"),
     ],
 )
-def test_names_that_mean_no_class(name, classes, message):
+def test_unknown_and_ambiguous_names_are_refused(name, classes, message):
     with pytest.raises(WhycamError, match=message):
         class_index(name, classes)
 
 
-def test_names_that_are_too_few_or_unknown(network, images):
+def test_class_names_that_do_not_fit_the_model_are_refused(network, images):
     with pytest.raises(WhycamError, match="3 class names are known, but InPlace has 5 outputs"):
         whycam.explain(network, images, "conv2", targets="bee", classes=NAMES[:3])
     with pytest.raises(WhycamError, match="classes are names in the order of the logits"):
         Explainer(network, "conv2", classes=5)
     with pytest.raises(WhycamError, match="class 'fox' is said to be output 5, but InPlace has 5 outputs"):
         whycam.explain(network, images, "conv2", targets="bee", classes={1: "bee", 5: "fox"})
-    # They matter only where one is used.
+    # The names are checked only if one is used.
     whycam.explain(network, images, "conv2", targets=1, classes=NAMES[:3])
     for target in ("bet", ["bee", "cat", "elf"], whycam.Margin("bee", "dof"), {"a": None, "b": "cet"}):
         with pytest.raises(WhycamError, match=r"unknown class '(bet|elf|dof|cet)' \(did you mean"):

@@ -1,12 +1,11 @@
-"""Mistakes in what a call is given: each is one sentence that names it, never a traceback and never a map."""
+"""Bad input: each mistake in the arguments is one clear sentence, never another exception and never a map."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from networks import InPlace
-from test_tail import Transformer
+from networks import InPlace, Transformer
 from torch import nn
 
 import whycam
@@ -29,7 +28,7 @@ def tokens():
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("arguments", "message"),
     [
         ({"layers": 5}, "layers are names or modules, or a list of them; got 5"),
         ({"layers": [5]}, r"a layer is a name like layer3\[-2\] or a module of the model; got 5"),
@@ -37,10 +36,10 @@ def tokens():
         ({"layers": []}, "no layer is given"),
         (
             {"methods": None},
-            "methods are names or whycam.cam.Method objects, or a list of them, 'gradcam' say; got None",
+            "methods are names such as 'gradcam' or whycam.cam.Method objects, or a list of them; got None",
         ),
-        ({"methods": 5}, "methods are names or .* got 5"),
-        ({"methods": ["gradcam", None]}, r"methods are names or .* got \['gradcam', None\]"),
+        ({"methods": 5}, "methods are names such as .* got 5"),
+        ({"methods": ["gradcam", None]}, r"methods are names such as .* got \['gradcam', None\]"),
         ({"targets": whycam.Predicted}, "a target is made of Predicted, not Predicted itself"),
         ({"targets": {"a": whycam.Margin}}, "a target is made of Margin, not Margin itself"),
         ({"targets": [0, whycam.Predicted]}, "a target is made of Predicted, not Predicted itself"),
@@ -55,9 +54,9 @@ def tokens():
         ),
     ],
 )
-def test_what_explain_is_given(network, given, message):
+def test_bad_arguments_of_explain(network, arguments, message):
     with pytest.raises(WhycamError, match=message):
-        whycam.explain(*network, **({"layers": "conv"} | given))
+        whycam.explain(*network, **({"layers": "conv"} | arguments))
 
 
 @pytest.mark.parametrize(
@@ -73,15 +72,15 @@ def test_what_explain_is_given(network, given, message):
         (("tokens", (3, 3), -1), r"a grid of \(3, 3\) tokens after -1 others does not exist"),
     ],
 )
-def test_what_a_layout_is_given(arguments, message):
+def test_bad_arguments_of_layout(arguments, message):
     with pytest.raises(WhycamError, match=message):
         Layout(*arguments)
     assert Layout("tokens", [3, 3]) == Layout("tokens", (3, 3))
 
 
 @pytest.mark.parametrize("grid", [(3, 3), (2, 3), (2, 2)])
-def test_tokens_that_are_too_few(tokens, grid):
-    """Four of them and one before the grid, which is what fits; nothing else does, whichever method asks."""
+def test_layout_with_too_many_tokens(tokens, grid):
+    """The layer has four tokens on the grid and one before it. Only that layout fits, for every method."""
     model, images = tokens
     for method in ("gradcam", "ablationcam"):
         for prefix in (1, 2):
@@ -94,7 +93,7 @@ def test_tokens_that_are_too_few(tokens, grid):
                 whycam.explain(model, images, "blocks[0].norm2", method, 1, layout=layout)
 
 
-def test_what_factorize_is_given(network):
+def test_bad_arguments_of_factorize(network):
     with pytest.raises(WhycamError, match=r"layout is a whycam.Layout, .*; got 'tokens'"):
         whycam.factorize(*network, "conv", layout="tokens")
     for concepts in (2.5, "3"):
@@ -103,18 +102,18 @@ def test_what_factorize_is_given(network):
     assert whycam.factorize(*network, "conv", concepts=np.int64(2)).maps.shape[1] == 2
 
 
-def test_an_embedding_for_all_images_or_one_each(network):
+def test_embedding_for_all_images_or_one_per_image(network):
     model, images = network
-    one = torch.arange(5.0)
-    expected = whycam.explain(model, images, "conv", targets=whycam.Similarity(one)).map()
-    for embedding in (one[None], one.expand(2, 5)):
+    shared = torch.arange(5.0)
+    expected = whycam.explain(model, images, "conv", targets=whycam.Similarity(shared)).map()
+    for embedding in (shared[None], shared.expand(2, 5)):
         torch.testing.assert_close(
             whycam.explain(model, images, "conv", targets=whycam.Similarity(embedding)).map(), expected
         )
 
 
 @pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
-def test_a_lazy_network_that_has_seen_no_batch():
+def test_lazy_network_without_a_first_batch():
     model = nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(3))
     images = torch.randn(2, 3, 6, 6)
     calls = [
@@ -135,15 +134,15 @@ def test_a_lazy_network_that_has_seen_no_batch():
     assert whycam.explain(model.eval(), images, "0").map().shape == (2, 4, 4)
 
 
-def test_what_the_compatible_classes_are_given(network):
+def test_bad_target_layers_of_compat_classes(network):
     model, images = network
-    for given in (["conv"], [model.conv, None], "conv"):
+    for layers in (["conv"], [model.conv, None], "conv"):
         with pytest.raises(WhycamError, match=r"target_layers is a list of modules, got .* in it: write"):
-            GradCAM(model, given)(images)
+            GradCAM(model, layers)(images)
 
 
 @pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm", "subclass", "none"])
-def test_signals_are_taken_whatever_their_convolutions_are(kind):
+def test_series_are_accepted_by_any_kind_of_convolution(kind):
     class Own(nn.Conv1d):
         pass
 
@@ -156,7 +155,7 @@ def test_signals_are_taken_whatever_their_convolutions_are(kind):
     assert whycam.explain(model, signals, "1").map().shape[0] == 4
 
 
-def test_only_a_mismatch_of_channels_is_called_one(network):
+def test_only_a_channel_mismatch_is_reported_as_one(network):
     class Picky(nn.Module):
         def __init__(self):
             super().__init__()
@@ -178,7 +177,7 @@ def test_only_a_mismatch_of_channels_is_called_one(network):
 @pytest.mark.parametrize(
     ("function", "got"), [(lambda _: None, "NoneType"), (lambda t: t.activations, r"a \(2, 6, 9, 9\) tensor")]
 )
-def test_a_method_that_makes_no_map(network, function, got):
+def test_method_that_returns_no_map(network, function, got):
     own = Method("own", "Own", "", "", function)
-    with pytest.raises(WhycamError, match=rf"method 'own' returns {got}; .* the shape \(2, 9, 9\) say"):
+    with pytest.raises(WhycamError, match=rf"method 'own' returns {got}; .* for example the shape \(2, 9, 9\)"):
         whycam.explain(*network, "conv", own)

@@ -1,4 +1,4 @@
-"""Every method against its paper in float64, pytorch-grad-cam's own numbers, and the identities that hold exactly."""
+"""Methods on activations and gradients: float64 references, pytorch-grad-cam's own maps, and exact identities."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from references import REFERENCES, activations_and_gradients
+from references_beyond_one_layer import REFERENCES as BEYOND_ONE_LAYER
 from references_perturbation import REFERENCES as PERTURBATION
-from references_whole import WHOLE
 from torch.nn import functional as F
 
 import whycam
@@ -19,7 +19,7 @@ from whycam.cam.methods.activation import leading_eigenvector
 STUDY_LAYERS = ["layer2[-2]", "layer3[-2]", "layer4[-1]"]
 
 
-# Principal axes are found by iteration, and from squared matrices.
+# Principal axes are computed by iteration, from Gram matrices.
 PRECISION = dict.fromkeys(("eigencam", "eigengradcam", "segeigencam", "kpcacam"), 1e-09)
 
 
@@ -33,10 +33,10 @@ def double(loaded):
 
 
 def test_every_registered_method_has_a_reference():
-    assert set(METHODS) == {*REFERENCES, *WHOLE, *PERTURBATION}
+    assert set(METHODS) == {*REFERENCES, *BEYOND_ONE_LAYER, *PERTURBATION}
 
 
-def test_a_method_without_a_reference_would_be_noticed():
+def test_a_method_without_a_reference_is_noticed():
     METHODS["upstart"] = METHODS["gradcam"]
     try:
         with pytest.raises(AssertionError):
@@ -59,12 +59,12 @@ def test_method_equals_its_float64_reference(double, batch, method, layer):
 
 
 @pytest.mark.parametrize("method", sorted(REFERENCES))
-def test_float32_stays_near_float64(model, double, batch, method):
+def test_float32_maps_are_close_to_float64(model, double, batch, method):
     single = whycam.explain(model, batch, STUDY_LAYERS, method)
     exact = whycam.explain(double, batch.double(), STUDY_LAYERS, method)
     for key, raw in exact.maps.items():
         error = (single.maps[key].double() - raw).abs().amax() / raw.abs().amax()
-        # FEM counts positions above a bound: one that lies on it may fall to either side.
+        # FEM counts positions above a bound; rounding may move a position across it.
         if method == "fem":
             error = (single.maps[key].double() - raw).abs().mean() / raw.abs().mean()
         assert float(error) < {"eigencam": 1e-4, "eigengradcam": 1e-4, "fem": 1e-3}.get(method, 1e-5), key
@@ -133,21 +133,21 @@ def test_hirescam_and_the_later_biases_add_up_to_the_logit(double, batch, layer)
     image = batch[:1].double()
     explained = whycam.explain(network, image, layer, "hirescam", 7)
 
-    # The classifier and every BatchNorm that runs after the layer has finished contribute their biases.
+    # The classifier and every BatchNorm that runs after the layer contribute their biases.
     later, started = [], False
     target = resolve_layer(network, layer).module
 
-    def note(module, _inputs, output):
+    def record(module, _inputs, output):
         nonlocal started
         if module is target:
             started = True
         elif started and isinstance(module, torch.nn.BatchNorm2d):
             output.retain_grad()
             later.append((module, output))
-            return output.clone()  # the ReLU that follows works in place
+            return output.clone()  # the next ReLU works in place
         return None
 
-    handles = [module.register_forward_hook(note) for module in network.modules()]
+    handles = [module.register_forward_hook(record) for module in network.modules()]
     logits = network(image)
     logits[0, 7].backward()
     for handle in handles:
@@ -161,8 +161,8 @@ def test_hirescam_and_the_later_biases_add_up_to_the_logit(double, batch, layer)
     assert total == pytest.approx(logits[0, 7].item(), abs=1e-10)
 
 
-def test_the_main_axis_is_found_beside_a_close_one_that_shares_no_channel():
-    """The largest diagonal entry belongs to the second axis here, and multiplying never leads out of its space."""
+def test_leading_eigenvector_with_a_close_one_in_other_channels():
+    """The largest diagonal entry belongs to the second eigenvector; products with the matrix stay in its subspace."""
     first = torch.full((100,), 0.1, dtype=torch.float64)
     gram = torch.block_diag(torch.outer(first, first), torch.tensor([[0.99]], dtype=torch.float64))[None]
     found = leading_eigenvector(gram)[0]
@@ -170,7 +170,7 @@ def test_the_main_axis_is_found_beside_a_close_one_that_shares_no_channel():
 
 
 @pytest.mark.parametrize("size", [4, 49, 130])
-def test_the_main_axis_is_found_however_close_the_second_one_is(size):
+def test_leading_eigenvector_for_any_gap_to_the_second_one(size):
     ratios = torch.tensor([0.0, 0.5, 0.9, 0.99, 0.999, 1 - 1e-5, 1 - 1e-8], dtype=torch.float64)
     generator = torch.Generator().manual_seed(size)
     bases = torch.linalg.qr(torch.randn(len(ratios), size, size, dtype=torch.float64, generator=generator)).Q
@@ -178,11 +178,11 @@ def test_the_main_axis_is_found_however_close_the_second_one_is(size):
     values[:, 0], values[:, 1] = 1, ratios
     grams = 1e-6 * torch.einsum("bij,bj,bkj->bik", bases, values, bases)
     found = leading_eigenvector(grams)
-    # An axis is as certain as rounding over the gap between the two largest eigenvalues lets it be.
+    # The error of an eigenvector is rounding divided by the gap between the two largest eigenvalues.
     error = (found - bases[:, :, 0] * (found * bases[:, :, 0]).sum(1, keepdim=True)).norm(dim=1)
     assert (error <= 1e-11 / (1 - ratios)).all(), error
     assert found.norm(dim=1) == pytest.approx(torch.ones(len(ratios)), abs=1e-12)
 
 
-def test_the_main_axis_of_nothing_is_no_nan():
+def test_leading_eigenvector_of_zeros_is_finite():
     assert leading_eigenvector(torch.zeros(2, 9, 9, dtype=torch.float64)).isfinite().all()

@@ -1,7 +1,7 @@
 """Slow float64 references for methods that need more than one layer's activations and gradients.
 
-Each takes (model, image (C, H, W), layer modules, class index), all in float64, and gives the map of the first layer or
-of the image.
+Each takes (model, image (C, H, W), layer modules, class index), all in float64, and returns the map of the first layer
+or of the image.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ def _activations(model, image, layer):
 
 
 def cam(model, image, layers, class_index):
-    """Zhou et al.: the class's row of the last weight matrix."""
+    """Zhou et al.: the channels weighted by the class's row of the last weight matrix."""
     a = _activations(model, image, layers[0])
     return sum(model.linear.weight[class_index, k].item() * a[k] for k in range(len(a)))
 
 
 def _gradient_of(model, image, layer, score):
-    """∂score(logits)/∂A at ``layer`` by a plain backward, and A."""
-    seen = {}
+    """A and ∂score(logits)/∂A at ``layer``, by a plain backward pass."""
+    captured = {}
 
     def keep(_module, _inputs, output):
-        seen["a"] = output
+        captured["a"] = output
         output.retain_grad()
         return output.clone()
 
@@ -43,28 +43,28 @@ def _gradient_of(model, image, layer, score):
     with torch.enable_grad():
         score(model(image[None].clone().requires_grad_())[0]).backward()
     handle.remove()
-    return seen["a"].detach()[0], seen["a"].grad[0]
+    return captured["a"].detach()[0], captured["a"].grad[0]
 
 
 def shapleycam(model, image, layers, class_index):
-    """Cai: first- minus half the second-order share, for the residual softmax; H·A by finite differences along A."""
+    """Cai: gradient minus half the second-order term, for the residual softmax; H·A by finite differences along A."""
 
     def rest(logits):
         return logits[class_index] + logits.log_softmax(0)[class_index]
 
-    def tail(value):
-        """∂rest/∂A where the layer gives ``value``."""
+    def gradient_for(value):
+        """∂rest/∂A if the layer's output is ``value``."""
         leaf = value.clone().requires_grad_()
         handle = layers[0].register_forward_hook(lambda *_: leaf[None].clone())
         with torch.enable_grad():
-            (slope,) = torch.autograd.grad(rest(model(image[None])[0]), leaf)
+            (gradient,) = torch.autograd.grad(rest(model(image[None])[0]), leaf)
         handle.remove()
-        return slope
+        return gradient
 
     a, g = _gradient_of(model, image, layers[0], rest)
     step = 1e-6
-    bend = (tail(a * (1 + step)) - tail(a * (1 - step))) / (2 * step)
-    weights = (g - bend / 2).mean((1, 2))
+    hvp = (gradient_for(a * (1 + step)) - gradient_for(a * (1 - step))) / (2 * step)
+    weights = (g - hvp / 2).mean((1, 2))
     return sum(float(weights[k]) * a[k].numpy() for k in range(len(a)))
 
 
@@ -120,8 +120,8 @@ def smoothgradcam_plus_plus(model, image, layers, class_index):
     a = _activations(model, image, layers[0])
     result = np.zeros(a.shape[1:])
     for k in range(len(a)):
-        below = 2 * second[k] + a[k].sum() * third[k]
-        alpha = np.divide(second[k], below, out=np.zeros_like(below), where=below != 0)
+        denominator = 2 * second[k] + a[k].sum() * third[k]
+        alpha = np.divide(second[k], denominator, out=np.zeros_like(denominator), where=denominator != 0)
         result += (alpha * np.maximum(first[k], 0)).sum() * a[k]
     return result
 
@@ -135,7 +135,7 @@ def random(model, image, layers, _class_index):
 
 
 def sobel(_model, image, _layers, _class_index):
-    """Differences across and down of the gray image, its edge repeated."""
+    """Horizontal and vertical differences of the gray image, with its border repeated."""
     gray = np.pad(image.numpy().mean(0), 1, mode="edge")
     height, width = image.shape[1:]
     result = np.zeros((height, width))
@@ -149,7 +149,7 @@ def sobel(_model, image, _layers, _class_index):
 
 
 def center(_model, image, _layers, _class_index):
-    """exp(−r² / 2σ²) with r in image sides from the middle and σ a quarter."""
+    """exp(−r² / 2σ²) with the distance r from the image center in image sides and σ = ¼."""
     height, width = image.shape[1:]
     return np.array(
         [
@@ -211,13 +211,13 @@ def guidedgradcam(model, image, layers, class_index):
 
 
 def integratedgradients(model, image, _layers, class_index):
-    """Sundararajan et al. with 32 midpoints from black-in-the-mean."""
+    """Sundararajan et al. with 32 midpoints and the baseline 0, the data set's mean color."""
     total = sum(_input_gradient(model, image * (k + 0.5) / 32, class_index) for k in range(32))
     return (image * total / 32).sum(0).numpy()
 
 
 def smoothgrad(model, image, _layers, class_index):
-    """Smilkov et al. with 16 noisy images of σ 0.15 of the range."""
+    """Smilkov et al. with 16 noisy images, σ = 0.15 of the image's range."""
     draw = generator(0, "smoothgrad", 16)
     spread = 0.15 * (image.max() - image.min())
     total = torch.zeros_like(image)
@@ -227,7 +227,7 @@ def smoothgrad(model, image, _layers, class_index):
     return (total / 16).sum(0).numpy()
 
 
-WHOLE = {
+REFERENCES = {
     "cam": cam,
     "shapleycam": shapleycam,
     "finercam": finercam,

@@ -1,4 +1,4 @@
-"""Boxes of a detector as a target: the published definition, on detectors of both kinds."""
+"""`Boxes`: the score equals its definition, and all methods run on detectors of both output forms."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from detectors import ListOfDicts, detr, yolos
-from test_capture import assert_unchanged, snapshot
+from model_state import assert_unchanged, snapshot
 
 import whycam
 from whycam import Boxes, WhycamError
@@ -26,7 +26,7 @@ def detector():
 
 
 def iou(one, other):
-    """In loops, over areas."""
+    """Intersection over union of two boxes, from their areas."""
     width = max(0.0, min(one[2], other[2]) - max(one[0], other[0]))
     height = max(0.0, min(one[3], other[3]) - max(one[1], other[1]))
     area = (one[2] - one[0]) * (one[3] - one[1]) + (other[2] - other[0]) * (other[3] - other[1])
@@ -34,7 +34,7 @@ def iou(one, other):
 
 
 def reference(wanted, labels, found, threshold, how):
-    """One image: found is a list of (box, {label: score})."""
+    """The score of one image; ``found`` is a list of (box, {label: score})."""
     total = 0.0
     for box, label in zip(wanted, labels, strict=True):
         best, value = -1.0, 0.0
@@ -57,7 +57,7 @@ def boxes_like(rng, count, size=20.0):
 @pytest.mark.parametrize("how", ["sum", "product"])
 @pytest.mark.parametrize("threshold", [0.0, 0.3])
 @pytest.mark.parametrize("seed", range(4))
-def test_the_score_is_its_definition(seed, threshold, how):
+def test_score_equals_its_definition(seed, threshold, how):
     rng = np.random.default_rng(seed)
     wanted, labels = [boxes_like(rng, n) for n in (3, 0, 2)], [[0, 2, None], [], [1, 1]]
     found = [(boxes_like(rng, 40), rng.integers(0, 3, 40), rng.uniform(0.1, 1, 40)) for _ in wanted]
@@ -86,13 +86,13 @@ def test_the_score_is_its_definition(seed, threshold, how):
         np.testing.assert_allclose(target(dense).numpy(), expected, rtol=0, atol=1e-12)
 
 
-def test_overlap_is_the_area_shared():
+def test_overlap_is_intersection_over_union():
     boxes = torch.from_numpy(boxes_like(np.random.default_rng(0), 50))
     expected = [iou(boxes[0].tolist(), other) for other in boxes.tolist()]
     np.testing.assert_allclose(overlap(boxes[0], boxes).numpy(), expected, rtol=0, atol=1e-14)
 
 
-def test_the_numbers_are_the_incumbent_s_where_the_nearest_box_has_the_label(detector):
+def test_score_equals_pytorch_grad_cam_if_the_nearest_box_has_the_label(detector):
     model, images = detector
     for entry in model(images):
         wanted, labels = entry["boxes"].detach() + 0.3, entry["labels"]
@@ -103,28 +103,30 @@ def test_the_numbers_are_the_incumbent_s_where_the_nearest_box_has_the_label(det
         assert float(theirs) > 1
 
 
-def test_the_map_is_what_a_plain_backward_pass_gives(detector):
+def test_map_equals_a_plain_backward_pass(detector):
     model, images = detector
     wanted = [entry["boxes"][:2].detach() + 0.5 for entry in model(images)]
     labels = [entry["labels"][:2] for entry in model(images)]
-    seen = []
-    handle = model.conv.register_forward_hook(lambda _m, _i, out: seen.append(out) or out.retain_grad() or out.clone())
+    captured = []
+    handle = model.conv.register_forward_hook(
+        lambda _m, _i, out: captured.append(out) or out.retain_grad() or out.clone()
+    )
     output = model(images)
     handle.remove()
     total = 0
-    for entry, boxes, mine in zip(output, wanted, labels, strict=True):
-        for box, label in zip(boxes, mine, strict=True):
-            place = int(((overlap(box, entry["boxes"]) * entry["scores"]) * (entry["labels"] == label)).argmax())
-            total = total + overlap(box, entry["boxes"])[place] + entry["scores"][place]
+    for entry, boxes, image_labels in zip(output, wanted, labels, strict=True):
+        for box, label in zip(boxes, image_labels, strict=True):
+            best = int(((overlap(box, entry["boxes"]) * entry["scores"]) * (entry["labels"] == label)).argmax())
+            total = total + overlap(box, entry["boxes"])[best] + entry["scores"][best]
     total.backward()
     model.zero_grad()
-    a, g = seen[0].detach(), seen[0].grad
+    a, g = captured[0].detach(), captured[0].grad
     explained = whycam.explain(model, images, "conv", ["hirescam", "gradcam"], Boxes(wanted, labels))
     torch.testing.assert_close(explained.map("hirescam"), (a * g).sum(1), rtol=0, atol=1e-13)
     assert bool((explained.map("gradcam").flatten(1).abs().amax(1) > 0).all())
 
 
-def test_ablation_asks_whether_the_box_is_still_found(detector):
+def test_ablation_cam_of_boxes(detector):
     model, images = detector
     target = Boxes([entry["boxes"][:2].detach() for entry in model(images)])
     explained = whycam.explain(model, images, "conv", "ablationcam(relative='none')", target)
@@ -132,9 +134,9 @@ def test_ablation_asks_whether_the_box_is_still_found(detector):
     for image in range(3):
         expected = 0
         for channel in range(6):
-            altered = activations[image : image + 1].clone()
-            altered[:, channel] = 0
-            handle = model.conv.register_forward_hook(lambda *_, altered=altered: altered.clone())
+            ablated = activations[image : image + 1].clone()
+            ablated[:, channel] = 0
+            handle = model.conv.register_forward_hook(lambda *_, ablated=ablated: ablated.clone())
             with torch.no_grad():
                 score = target.at(torch.tensor([image]))(model(images[image : image + 1]))
             handle.remove()
@@ -164,11 +166,11 @@ def test_methods_on_detectors(kind, detector):
     explained = whycam.explain(model, images, layer, METHODS, target, layout=layout)
     assert_unchanged(model, before)
     assert bool((explained.scores["target"] > 0).any())
-    for (method, place, _), raw in explained.maps.items():
-        assert raw.shape == (3, *(images.shape[2:] if place == "input" else grid))
+    for (method, name, _), raw in explained.maps.items():
+        assert raw.shape == (3, *(images.shape[2:] if name == "input" else grid))
         assert bool(raw.isfinite().all()), method
     assert bool((explained.map("gradcam", layer) != 0).any())
-    # One image alone gives its map in the batch, also where other images run beside it again.
+    # A single image has the same map as in the batch, also for methods that run perturbed images of several images.
     fixed = target.freeze(model(images))
     alone = whycam.explain(model, images[1:2], layer, METHODS, fixed.at(torch.tensor([1])), layout=layout)
     for key, raw in explained.maps.items():
@@ -176,7 +178,7 @@ def test_methods_on_detectors(kind, detector):
         torch.testing.assert_close(alone.maps[key][0], raw[1], rtol=0, atol=1e-8 * scale, msg=str(key))
 
 
-def test_a_detector_in_half_precision_is_measured_in_single(detector):
+def test_scores_of_a_half_precision_detector_are_float32(detector):
     model, images = detector
     exact = whycam.explain(model, images, "conv", "gradcam", Boxes(confidence=0.1))
     with torch.autocast("cpu", torch.bfloat16):
@@ -193,13 +195,13 @@ def test_augmented_mirrors_the_boxes(detector):
         fixed = target.freeze(model(images))
         actual = whycam.explain(model, images, "conv", "augmented(hirescam)", target).map()
         runs = [whycam.explain(model, factor * images, "conv", "hirescam", fixed).map() for factor in (0.9, 1, 1.1)]
-        turned = [boxes.clone() for boxes in fixed.boxes]
-        for boxes, own in zip(turned, fixed.boxes, strict=True):
-            boxes[:, 0], boxes[:, 2] = width - own[:, 2], width - own[:, 0]
-        other = Boxes(turned, fixed.labels)
+        mirrored = [boxes.clone() for boxes in fixed.boxes]
+        for boxes, original in zip(mirrored, fixed.boxes, strict=True):
+            boxes[:, 0], boxes[:, 2] = width - original[:, 2], width - original[:, 0]
+        other = Boxes(mirrored, fixed.labels)
         for factor in (0.9, 1, 1.1):
             score = other(model(factor * images.flip(-1)))
-            if not bool(score.any()):  # a detector with random weights need not find them there
+            if not bool(score.any()):  # the detector with random weights may not find the mirrored boxes
                 runs.append(torch.zeros_like(runs[0]))
             else:
                 runs.append(whycam.explain(model, factor * images.flip(-1), "conv", "hirescam", other).map().flip(-1))
@@ -208,15 +210,15 @@ def test_augmented_mirrors_the_boxes(detector):
     torch.testing.assert_close(fractions, torch.tensor([0.6, 0.2, 0.9, 0.9]))
 
 
-def test_ways_to_say_the_same(detector):
+def test_equivalent_forms_of_boxes_and_labels(detector):
     model, images = detector
     entries = model(images)
-    # Beside the detected ones: where two boxes coincide, their overlap has no derivative.
+    # Moved by half a pixel: if two boxes coincide, their overlap has no derivative.
     boxes = [entry["boxes"][:2].detach() + 0.5 for entry in entries]
     labels = [entry["labels"][:2].tolist() for entry in entries]
     expected = whycam.explain(model, images, "conv", "hirescam", Boxes(boxes, labels)).map()
     names = ["ant", "bee", "cat", "dog"]
-    named = [[names[label] for label in mine] for mine in labels]
+    named = [[names[label] for label in image_labels] for image_labels in labels]
     one_each = [Boxes(box, label) for box, label in zip(boxes, labels, strict=True)]
     several = {"first": Boxes([box[0:1] for box in boxes], [label[:1] for label in labels]),
                "second": Boxes([box[1:2] for box in boxes], [label[1:] for label in labels])}  # fmt: skip
@@ -234,12 +236,12 @@ def test_ways_to_say_the_same(detector):
     # One box for all images, and the detector's own boxes of one class.
     single = whycam.explain(model, images[:1], "conv", "hirescam", Boxes(boxes[0][0], labels[0][0])).map()
     torch.testing.assert_close(single, parts.map(target="first")[:1], rtol=0, atol=1e-12)
-    own = Boxes(labels="dog", confidence=0.26).named(names.index).freeze(entries)
-    assert {label for mine in own.labels for label in mine} == {3}
-    assert explained_nothing(whycam.explain(model, images, "conv", "gradcam", Boxes(boxes, labels)))
+    detected = Boxes(labels="dog", confidence=0.26).named(names.index).freeze(entries)
+    assert {label for image_labels in detected.labels for label in image_labels} == {3}
+    assert predicts_no_class(whycam.explain(model, images, "conv", "gradcam", Boxes(boxes, labels)))
 
 
-def explained_nothing(explained):
+def predicts_no_class(explained):
     """A detector that returns no leading tensor predicts no class."""
     assert explained.logits.shape == (3, 0)
     with pytest.raises(WhycamError, match="no class is predicted"):
@@ -247,7 +249,7 @@ def explained_nothing(explained):
     return "no class predicted" in explained._repr_html_()
 
 
-def test_what_is_wrong_is_said(detector):
+def test_bad_boxes_and_outputs_are_refused(detector):
     model, images = detector
     far = Boxes([100.0, 100.0, 101.0, 101.0])
     for target, message in [
@@ -277,7 +279,7 @@ def test_what_is_wrong_is_said(detector):
         whycam.explain(model, images, "conv", "finercam", Boxes(confidence=0.1))
 
 
-def test_what_is_no_box_is_one_sentence():
+def test_values_that_are_no_boxes_are_refused():
     for boxes in ([[1, 2, 3, 4], [5, 6, 7]], [["a", "b", "c", "d"]]):
         with pytest.raises(whycam.WhycamError, match="four numbers"):
             whycam.Boxes(boxes)

@@ -1,4 +1,4 @@
-"""What targets take: one thing for all images or one each, in every method alike; anything else is one sentence."""
+"""Values of targets: one for all images or one per image, for every method; other values are refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ METHODS = ["gradcam", "scorecam", "ablationcam", "augmented(gradcam)", "noisy(gr
 
 
 class Network(nn.Module):
-    """Its answer is made of (B, 4) logits and (B, 4, H, W) of a segmentation network by ``answer``."""
+    """Returns ``answer(logits, dense)`` for (B, 4) logits and a (B, 4, H, W) segmentation."""
 
     def __init__(self, answer):
         super().__init__()
@@ -58,31 +58,31 @@ def explained(answer, target, methods="gradcam"):
         ("(B, K, H, W)", whycam.Segmentation(1, torch.ones(1, 1, 8, 8)), r"the mask is \(1, 1, 8, 8\) for 4 images"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_the_output(answer, target, message):
+def test_targets_that_do_not_fit_the_output_are_refused(answer, target, message):
     with pytest.raises(WhycamError, match=message):
         explained(answer, target)
 
 
 @pytest.mark.parametrize("count", [0, -1, 1.5, True, None])
-def test_a_count_of_similar_classes_that_is_none(count):
+def test_bad_counts_of_finer_are_refused(count):
     with pytest.raises(WhycamError, match="count of Finer is a whole number of at least 1, not"):
         whycam.Finer(0, count=count)
 
 
 @pytest.mark.parametrize("index", [[1, 2, 3, 0], 1.5, True, None, torch.tensor([1, 2])])
-def test_a_segmentation_s_class_is_one(index):
+def test_bad_classes_of_segmentation_are_refused(index):
     with pytest.raises(WhycamError, match=r"Segmentation explains one class, .* give a list of targets"):
         whycam.Segmentation(index)
 
 
-def test_a_segmentation_s_class_as_any_whole_number():
+def test_class_of_segmentation_may_be_any_integer_type():
     expected = explained("(B, K, H, W)", whycam.Segmentation(1)).map()
     assert torch.equal(explained("(B, K, H, W)", whycam.Segmentation(torch.tensor(1))).map(), expected)
     each = explained("(B, K, H, W)", [whycam.Segmentation(index) for index in (1, 2, 3, 1)]).map()
     torch.testing.assert_close(each[0], expected[0])
 
 
-def test_one_for_all_images_is_one_whether_it_has_a_batch_axis_or_not():
+def test_value_for_all_images_with_and_without_batch_axis():
     embedding, mask = torch.tensor([1.0, -2.0, 0.5, 0.0]), torch.zeros(8, 8)
     mask[2:5, 3:] = 1
     for answer, targets in (
@@ -97,7 +97,7 @@ def test_one_for_all_images_is_one_whether_it_has_a_batch_axis_or_not():
 
 
 @pytest.mark.parametrize("answer", ["(B,)", "(B, 1)"])
-def test_what_fits_a_single_output(answer):
+def test_output_and_binary_on_a_single_output(answer):
     one, other = (explained(answer, target) for target in (whycam.Output(), whycam.Binary()))
     assert torch.equal(one.map(), other.map())
     assert torch.equal(explained(answer, whycam.Binary(positive=False)).scores["target"], -one.scores["target"])

@@ -1,4 +1,4 @@
-"""Methods by name and with options, methods of one's own, and what other packages offer."""
+"""The registry: methods by name and with options, a user's own methods, methods of other packages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from whycam.cam.methods.registry import ENTRY_POINTS
 from whycam.errors import WhycamError
 from whycam.options import Range, checked
 
-PROMISED = {
+DOCUMENTED = {
     "cam", "gradcam", "hirescam", "gradcamelementwise", "gradcam++", "xgradcam", "layercam", "eigencam",
     "eigengradcam", "segeigencam", "kpcacam", "fem", "shapleycam", "smoothgradcam++", "finercam", "refinecam",
     "counterfactual", "random", "sobel", "center", "guidedbackprop", "guidedgradcam", "inputgradient",
@@ -30,12 +30,12 @@ PROMISED = {
 }  # fmt: skip
 
 
-def test_every_method_that_is_promised_is_there():
-    assert set(METHODS) >= PROMISED
+def test_every_documented_method_is_registered():
+    assert set(METHODS) >= DOCUMENTED
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_every_method_says_what_it_is(name):
+def test_every_method_has_a_summary_and_a_paper(name):
     known = METHODS[name]
     assert known.summary.endswith(".")
     assert known.paper
@@ -65,7 +65,7 @@ def test_names_and_options(written, name):
         ("gradcamplusplus", r"unknown method 'gradcamplusplus' \(did you mean gradcam\+\+"),
     ],
 )
-def test_wrong_names_and_options(written, message):
+def test_unknown_names_and_options_are_refused(written, message):
     with pytest.raises(WhycamError, match=message):
         resolve_methods(written)
 
@@ -100,25 +100,25 @@ def test_wrong_names_and_options(written, message):
         ("fem(k=1)()", "its options cannot be read"),
     ],
 )
-def test_values_that_an_option_does_not_take(written, message):
+def test_bad_values_of_options_are_refused(written, message):
     with pytest.raises(WhycamError, match=message):
         resolve_methods(written)
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_no_count_may_be_nought(name):
-    """Whatever is written of a method that counts something: 0 of it is refused before anything divides by it."""
+def test_counts_below_one_are_refused(name):
+    """Every option that is a count refuses 0 and other bad values; every option accepts its default."""
     for option, default in METHODS[name].defaults.items():
         if type(default) is int:
             for value in (0, -1, 1.5, True, None, "2"):
                 with pytest.raises(WhycamError, match=f"option {option} of .* is a whole number of at least 1, not"):
                     METHODS[name].using(**{option: value})
             assert METHODS[name].using(**{option: 1}).options == ((option, 1),)
-        # A method takes its own defaults.
+        # A method accepts its own defaults.
         assert METHODS[name].using(**{option: default}).function is METHODS[name].function
 
 
-def test_calls_of_a_combinator_are_checked_as_its_strings_are():
+def test_calls_of_combinators_are_checked():
     for call in (lambda: noisy("gradcam", 1.5), lambda: noisy("gradcam", n=1.5), lambda: noisy(METHODS["fem"], 1.5)):
         with pytest.raises(WhycamError, match=r"option n of noisy is a whole number of at least 1, not 1\.5"):
             call()
@@ -130,7 +130,7 @@ def test_calls_of_a_combinator_are_checked_as_its_strings_are():
     assert METHODS["fem"].using(k=np.int64(3)).name == "fem(k=3)"
 
 
-def test_options_of_a_method_of_ones_own_are_what_its_signature_says():
+def test_options_of_a_user_s_method_follow_its_annotations():
     @method("Own CAM", paper="nowhere", needs=())
     def owncam(
         trace: LayerTrace,
@@ -143,11 +143,11 @@ def test_options_of_a_method_of_ones_own_are_what_its_signature_says():
         """The mean over channels."""
         return trace.activations.mean(dim=1)
 
-    def untold(trace, plain=1, flag=False, thing=None):
+    def unannotated(trace, plain=1, flag=False, thing=None):
         """Options by their defaults alone."""
 
     try:
-        # One annotation that only a type checker could read: then the defaults say what is wanted.
+        # One annotation cannot be evaluated, so the types of the defaults are used for all options.
         with pytest.raises(WhycamError, match="option hidden of Own CAM is a number, not 'x'"):
             owncam.using(hidden="x")
         assert owncam.using(most="x", thing=[1]).options == (("most", "x"), ("thing", [1]))
@@ -160,13 +160,13 @@ def test_options_of_a_method_of_ones_own_are_what_its_signature_says():
         assert owncam.using(most=None).options == (("most", None),)
     finally:
         del METHODS["owncam"]
-    assert checked("it", untold, {"plain": 2, "flag": True, "thing": "x"})
+    assert checked("it", unannotated, {"plain": 2, "flag": True, "thing": "x"})
     for wrong in ({"plain": "2"}, {"plain": 2.5}, {"flag": 1}):
         with pytest.raises(WhycamError, match="of it is"):
-            checked("it", untold, wrong)
+            checked("it", unannotated, wrong)
 
 
-def test_options_reach_the_method(model, batch):
+def test_options_change_the_map(model, batch):
     explained = whycam.explain(model, batch, "layer4[-1]", ["fem", "fem(k=0)", METHODS["fem"].using(k=2.0)])
     assert torch.equal(explained.map("fem"), explained.map("fem(k=2.0)"))
     assert not torch.equal(explained.map("fem"), explained.map("fem(k=0)"))
@@ -180,7 +180,7 @@ def test_methods_can_be_pickled(name):
     assert again.name == name
 
 
-def test_a_method_of_ones_own(model, batch):
+def test_user_s_method(model, batch):
     @method("Mean CAM", paper="nowhere", needs=())
     def meancam(trace: LayerTrace, power: int = 1) -> torch.Tensor:
         """The mean over channels."""
@@ -198,15 +198,15 @@ def test_a_method_of_ones_own(model, batch):
 
 
 def distribution(folder, name, entry):
-    """What an installed package that offers a method leaves in a folder of modules."""
+    """Write the metadata of an installed package with an entry point for methods."""
     info = folder / f"{name}-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(f"[whycam.methods]\n{entry}\n")
 
 
-def test_methods_that_other_packages_offer(tmp_path):
-    """A real installed distribution: its module is imported when its method's name is first asked for."""
+def test_methods_of_other_packages(tmp_path):
+    """An installed distribution: its module is imported when the name of its method is looked up first."""
     (tmp_path / "elsewhere.py").write_text(
         "from whycam.cam import method\n"
         "@method('Far CAM', paper='elsewhere', needs=())\n"
@@ -226,7 +226,7 @@ def test_methods_that_other_packages_offer(tmp_path):
     assert result.stdout == "Far CAM\n", result.stderr
 
 
-def test_a_broken_plugin_is_a_warning_and_the_rest_works(tmp_path):
+def test_broken_plugin_is_a_warning_and_other_methods_work(tmp_path):
     distribution(tmp_path, "broken", "far_cam = nowhere_at_all")
     script = (
         "import sys\n"
@@ -249,6 +249,6 @@ def test_a_broken_plugin_is_a_warning_and_the_rest_works(tmp_path):
 
 
 def test_the_documentation_names_the_entry_points():
-    page = (Path(__file__).parents[2] / "docs" / "adding-a-method.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "adding-a-method.md").read_text()
     (snippet,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
     assert list(tomllib.loads(snippet)["project"]["entry-points"]) == [ENTRY_POINTS]

@@ -1,4 +1,4 @@
-"""What goes wrong in the middle of rerunning leaves everything as it was, and what goes right leaves nothing behind."""
+"""An error during any pass leaves the model and torch's modes as they were; many calls leave no tensors behind."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ import weakref
 import pytest
 import torch
 from detectors import ListOfDicts
-from networks import InPlace
-from test_capture import assert_unchanged, snapshot
-from test_perturbation import make
-from test_tail import Residual, Transformer
+from model_state import assert_unchanged, snapshot
+from networks import InPlace, Residual, Transformer, make_network
 from torch import nn
 from torch.overrides import _len_torch_function_stack
 
@@ -25,30 +23,30 @@ RERUNNING = ["ablationcam", "reciprocam", "scorecam", "sscam(n=2)", "iscam(n=2)"
              "eigen(scorecam)", "noisy(augmented(fem), n=2)"]  # fmt: skip
 
 
-class MishapError(Exception):
+class InjectedError(Exception):
     pass
 
 
-class Fuse(nn.Module):
-    """Passes things on until it has done so often enough."""
+class FailsAfter(nn.Module):
+    """Returns its input, and raises at a chosen call."""
 
     def __init__(self):
         super().__init__()
-        self.left = -1
+        self.calls_left = -1
 
     def forward(self, x):
-        self.left -= 1
-        if self.left == 0:
-            raise MishapError
+        self.calls_left -= 1
+        if self.calls_left == 0:
+            raise InjectedError
         return x
 
 
-class Fused(nn.Module):
-    """Fuses before the layer, behind it, and in a hook on the layer that a user left there."""
+class FailingNetwork(nn.Module):
+    """Can fail before the layer, behind it, and in a user's hook on the layer."""
 
     def __init__(self):
         super().__init__()
-        self.before, self.behind, self.hook = Fuse(), Fuse(), Fuse()
+        self.before, self.behind, self.hook = FailsAfter(), FailsAfter(), FailsAfter()
         self.stem = nn.Conv2d(3, 4, 3, padding=1)
         self.layer = nn.Conv2d(4, 4, 3, padding=1)
         self.act = nn.ReLU(inplace=True)
@@ -61,7 +59,7 @@ class Fused(nn.Module):
         return self.head(self.last(self.behind(self.act(y))).tanh().mean((2, 3)))
 
 
-def surroundings():
+def torch_state():
     return (
         torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"),
         _len_torch_function_stack(), _TRACING.locked(), torch.get_rng_state().sum().item(),
@@ -70,42 +68,42 @@ def surroundings():
 
 @pytest.mark.parametrize("place", ["before", "behind", "hook"])
 @pytest.mark.parametrize("method", RERUNNING)
-def test_a_mishap_in_any_pass_leaves_all_as_it_was(method, place):
+def test_error_in_any_pass_restores_everything(method, place):
     torch.manual_seed(0)
-    model, images = Fused(), torch.randn(2, 3, 6, 6)
+    model, images = FailingNetwork(), torch.randn(2, 3, 6, 6)
     model.train()
     model.last.eval()
     model.stem.weight.requires_grad_(False)
     model.head.weight.grad = torch.ones_like(model.head.weight)
-    fuse = getattr(model, place)
+    failing = getattr(model, place)
     expected = whycam.explain(model, images, "layer", method, 1).map()
-    passes = -1 - fuse.left
+    passes = -1 - failing.calls_left
     kept = images.clone()
-    before, around = snapshot(model), surroundings()
+    before, modes = snapshot(model), torch_state()
     assert passes >= 1
     raised = 0
     for count in sorted({1, 2, 3, passes // 2, passes - 1, passes} & set(range(1, passes + 1))):
-        fuse.left = count
+        failing.calls_left = count
         try:
             actual = whycam.explain(model, images, "layer", method, 1).map()
-        except MishapError:
+        except InjectedError:
             raised += 1
         else:
-            # Only while it is tried out whether what follows the layer runs by itself: if not, all of it runs.
+            # No error reaches the user if the test run of the traced tail fails: then the whole network runs instead.
             assert place == "behind"
             torch.testing.assert_close(actual, expected)
         assert_unchanged(model, before)
-        assert surroundings() == around
+        assert torch_state() == modes
         assert torch.equal(images, kept)
     assert raised
-    fuse.left = -1
+    failing.calls_left = -1
     assert torch.equal(whycam.explain(model, images, "layer", method, 1).map(), expected)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 @pytest.mark.parametrize("method", ["ablationcam", "scorecam", "noisy(ablationcam, n=2)", "inputgradient"])
-def test_a_mishap_in_a_target_leaves_all_as_it_was(method, count):
-    model, images = make(InPlace)
+def test_error_in_a_target_restores_everything(method, count):
+    model, images = make_network(InPlace)
     model.train()
     calls = 0
 
@@ -113,26 +111,26 @@ def test_a_mishap_in_a_target_leaves_all_as_it_was(method, count):
         nonlocal calls
         calls += 1
         if calls == count:
-            raise MishapError
+            raise InjectedError
         return logits[:, 0]
 
-    before, around = snapshot(model), surroundings()
+    before, modes = snapshot(model), torch_state()
     try:
         whycam.explain(model, images, "norm", method, target)
-    except MishapError:
+    except InjectedError:
         pass
     else:
         assert calls < count
     assert_unchanged(model, before)
-    assert surroundings() == around
+    assert torch_state() == modes
 
 
 CALLS = 15
 
 
 @pytest.mark.parametrize("network", ["residual", "tokens", "detector"])
-def test_many_calls_that_rerun_leave_nothing_behind(network):
-    """As test_2000_calls_leave_nothing_behind has it for the others, with fewer calls: these take ten times as long."""
+def test_many_calls_of_rerunning_methods_leave_no_tensors(network):
+    """Like test_2000_calls_leave_nothing_behind, with fewer calls, because these methods take ten times as long."""
     torch.manual_seed(0)
     methods = [
         "ablationcam",
@@ -167,9 +165,9 @@ def test_many_calls_that_rerun_leave_nothing_behind(network):
     assert_unchanged(model, state)
 
 
-def test_what_is_left_behind_would_be_noticed():
-    """The counting above counts: a method that keeps what it is shown is found out."""
-    model, images = make(Residual)
+def test_the_tensor_count_notices_a_leak():
+    """A method that keeps its traces increases the count of the test above."""
+    model, images = make_network(Residual)
     kept = []
 
     @whycam.cam.method("Keeping", paper="none", needs=("reruns",))

@@ -1,4 +1,4 @@
-"""Habits of networks that explanations have to live with: containers, work in place, parts without gradients."""
+"""Models as users write them: layers that return containers, in-place operations, parts that run without gradients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import nn
 import whycam
 from whycam import WhycamError
 from whycam.cam.inspect import default_layer
-from whycam.cam.methods.activation import main_axis, principal_map
+from whycam.cam.methods.activation import principal_map, principal_projection
 from whycam.cam.network.inputs import Inputs
 from whycam.cam.network.layers import resolve_layer
 from whycam.cam.passes.tail import _MOST_SPLITS, _SPLITS, Tail
@@ -37,13 +37,13 @@ class Frozen:
 Pair = namedtuple("Pair", ["features", "more"])
 
 
-class Handing(nn.Module):
-    """A layer that returns its features in some container, from which the next one takes them."""
+class ContainerNetwork(nn.Module):
+    """A layer returns its features in a container, and the next one takes them out of it."""
 
     def __init__(self, wrap, unwrap):
         super().__init__()
         self.stem = nn.Conv2d(3, 6, 3, padding=1)
-        self.layer = Wrapping(wrap)
+        self.layer = ContainerLayer(wrap)
         self.unwrap = unwrap
         self.head = nn.Linear(6, 5)
 
@@ -52,7 +52,7 @@ class Handing(nn.Module):
         return self.head(features.relu_().mean((2, 3)))
 
 
-class Wrapping(nn.Module):
+class ContainerLayer(nn.Module):
     def __init__(self, wrap):
         super().__init__()
         self.conv = nn.Conv2d(6, 6, 3, padding=1)
@@ -77,15 +77,15 @@ CONTAINERS = {
 }
 
 
-def handing(kind):
+def container_network(kind):
     torch.manual_seed(0)
-    return Handing(*CONTAINERS[kind]).double().eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    return ContainerNetwork(*CONTAINERS[kind]).double().eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("kind", sorted(set(CONTAINERS) - {"plain"}))
-def test_a_layer_may_return_a_container(kind):
-    model, images = handing(kind)
-    plain, _ = handing("plain")
+def test_layers_that_return_a_container(kind):
+    model, images = container_network(kind)
+    plain, _ = container_network("plain")
     expected = whycam.explain(plain, images, "layer", METHODS, [4, 0])
     explained = whycam.explain(model, images, "layer", METHODS, [4, 0])
     for key, raw in expected.maps.items():
@@ -93,7 +93,7 @@ def test_a_layer_may_return_a_container(kind):
     assert default_layer(model, images).path.startswith("layer")
 
 
-def test_a_container_of_transformers():
+def test_model_output_of_transformers():
     transformers = pytest.importorskip("transformers")
     config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
     torch.manual_seed(0)
@@ -107,29 +107,29 @@ def test_a_container_of_transformers():
         torch.testing.assert_close(raw, other.map(method))
 
 
-def test_containers_are_copied_and_rebuilt():
+def test_containers_are_copied_and_keep_their_type():
     first, second, other = torch.randn(2, 3), torch.randn(2, 4), torch.randn(2, 3)
     for wrap, unwrap in CONTAINERS.values():
-        given = wrap(first, second)
-        changed = with_first_tensor(given, other)
-        assert type(changed) is type(given)
+        container = wrap(first, second)
+        changed = with_first_tensor(container, other)
+        assert type(changed) is type(container)
         assert unwrap(changed) is other
-        assert unwrap(given) is first
-        assert first_tensor(given) is first
-        part = rows_of(given, 2, torch.tensor([1]))
-        assert type(part) is type(given)
+        assert unwrap(container) is first
+        assert first_tensor(container) is first
+        part = rows_of(container, 2, torch.tensor([1]))
+        assert type(part) is type(container)
         assert torch.equal(unwrap(part), first[1:])
     detections = [{"boxes": first}, {"boxes": second}]
     assert rows_of(detections, 2, torch.tensor([1, 0, 1])) == [detections[1], detections[0], detections[1]]
     assert rows_of("text", 2, torch.tensor([0])) == "text"
-    with pytest.raises(WhycamError, match="a tuple without any tensor"):
+    with pytest.raises(WhycamError, match="a tuple holds no tensor"):
         with_first_tensor((1, "two"), other)
     with pytest.raises(WhycamError, match="a mappingproxy cannot be altered; choose the layer inside it"):
         with_first_tensor(MappingProxyType({"features": first}), other)
     assert isinstance(MappingProxyType({}), Mapping)
 
 
-class Subtracts(InPlace):
+class SubtractsInPlace(InPlace):
     """Normalizes the images in place."""
 
     def forward(self, x):
@@ -137,10 +137,10 @@ class Subtracts(InPlace):
         return super().forward(x)
 
 
-def test_a_network_that_works_in_place_on_its_input():
+def test_network_that_changes_its_input_in_place():
     torch.manual_seed(0)
     plain = InPlace().double().eval()
-    model = Subtracts().double().eval()
+    model = SubtractsInPlace().double().eval()
     model.load_state_dict(plain.state_dict())
     images = torch.randn(2, 3, 9, 9, dtype=torch.float64)
     kept = images.clone()
@@ -149,9 +149,9 @@ def test_a_network_that_works_in_place_on_its_input():
     assert torch.equal(images, kept)
     expected = whycam.explain(plain, images - 0.5, "conv2", methods, 1)
     for key, raw in expected.maps.items():
-        if key[0] != "fullgrad":  # the input's share is input times gradient, and the input is another one
+        if key[0] != "fullgrad":  # FullGrad has a term input times gradient, and the inputs differ
             torch.testing.assert_close(explained.maps[key], raw, rtol=0, atol=1e-12, msg=str(key))
-    for method in ("scorecam(weights='increase')", "groupcam(groups=2)"):  # two passes on the same masked images
+    for method in ("scorecam(weights='increase')", "groupcam(groups=2)"):  # these use the same images in two passes
         whycam.explain(model, images, "conv2", method, 1)
     assert default_layer(model, images).path == default_layer(plain, images).path
     whycam.explain(model, images, targets=1, differentiable=True).map().sum().backward()
@@ -159,7 +159,7 @@ def test_a_network_that_works_in_place_on_its_input():
 
 
 class Backbone(nn.Module):
-    """A backbone that is kept from training by running it without gradients."""
+    """A backbone that runs without gradients, so that it is not trained."""
 
     def __init__(self, guard, neck=True):
         super().__init__()
@@ -177,31 +177,31 @@ class Backbone(nn.Module):
 
 
 @pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
-def test_a_backbone_without_gradients_is_named(guard):
+def test_backbone_under_no_grad_is_named_in_the_error(guard):
     torch.manual_seed(0)
     model, images = Backbone(guard).eval(), torch.randn(2, 3, 8, 8)
     for layer in ("backbone", "backbone[0]", "stem"):
         with pytest.raises(
             WhycamError,
-            match=r"'backbone' runs under torch.no_grad\(\) inside the model; choose a layer behind it, 'neck' say",
+            match=r"'backbone' runs under torch.no_grad\(\) .*; choose a layer behind it, for example 'neck'",
         ):
             whycam.explain(model, images, layer, "gradcam")
     for frozen in (False, True):
         model.requires_grad_(not frozen)
         assert bool((whycam.explain(model, images, "neck", "gradcam").map() != 0).any())
-        for method in ("eigencam", "ablationcam", "scorecam"):  # as the sentence says
+        for method in ("eigencam", "ablationcam", "scorecam"):  # the error recommends methods without gradients
             assert bool((whycam.explain(model, images, "backbone", method).map() != 0).any())
     model = Backbone(guard, neck=False).eval()
     with pytest.raises(
-        WhycamError, match=r"no layer behind it has a map, so take the no_grad out, or use a method without"
+        WhycamError, match=r"no layer behind it has a map, so remove the no_grad, or use a method without"
     ):
         whycam.explain(model, images, "backbone", "gradcam")
-    # Where the model switches nothing off, the sentence is the one that fits.
+    # If the model does not switch gradients off, the error does not mention no_grad.
     with pytest.raises(WhycamError, match=r"in a differentiable way$"):
         whycam.explain(InPlace().eval(), images, "conv", "gradcam", lambda logits: torch.zeros(len(logits)))
 
 
-def test_the_splits_that_are_remembered_are_few():
+def test_cache_of_split_graphs_is_bounded():
     class Scaled(nn.Module):
         def __init__(self):
             super().__init__()
@@ -217,24 +217,24 @@ def test_the_splits_that_are_remembered_are_few():
     with torch.no_grad():
         for step in range(_MOST_SPLITS + 5):
             tail = Tail(model, layer, Inputs.of((images, float(step))))
-            assert tail.why_all is None
+            assert tail.fallback_reason is None
             output = model.conv(images)
             torch.testing.assert_close(tail(output, torch.arange(2)), model(images, float(step)))
     assert len(_SPLITS[model]) == _MOST_SPLITS
 
 
-def test_where_there_is_no_double_precision_the_cpu_computes(monkeypatch):
+def test_devices_without_float64_compute_on_the_cpu(monkeypatch):
     assert not has_double(torch.device("mps"))
     assert has_double(torch.device("cpu"))
     assert has_double(torch.device("cuda"))
     features = torch.randn(3, 5, 4, 4)
-    expected = main_axis(features), principal_map(features), project_positive(features)
+    expected = principal_projection(features), principal_map(features), project_positive(features)
     whole = whycam.explain(InPlace().eval(), torch.randn(2, 3, 9, 9), "norm", ["kpcacam", "eigencam"])
     assert {raw.dtype for raw in whole.maps.values()} == {torch.float32}
     monkeypatch.setattr("whycam.device.has_double", lambda _device: False)
     assert in_double(features).dtype == torch.float64
     for one, other in zip(
-        expected, (main_axis(features), principal_map(features), project_positive(features)), strict=True
+        expected, (principal_projection(features), principal_map(features), project_positive(features)), strict=True
     ):
         assert torch.equal(one, other)
         assert one.dtype == torch.float32

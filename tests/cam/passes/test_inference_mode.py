@@ -1,11 +1,11 @@
-"""What `torch.inference_mode` makes, autograd does not take: around the call, in the batch, in the model itself."""
+"""Tensors made under `torch.inference_mode`, which autograd refuses: in the batch, in the model, in targets."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from model_state import assert_unchanged, snapshot
 from networks import InPlace
-from test_capture import assert_unchanged, snapshot
 from torch import nn
 
 import whycam
@@ -47,17 +47,17 @@ def assert_same(maps, expected):
 
 
 @pytest.mark.parametrize("batch_made_inside", [False, True])
-def test_every_method_may_be_called_under_it(expected, batch_made_inside):
+def test_every_method_under_inference_mode(expected, batch_made_inside):
     model, images = network(), batch()
     with torch.inference_mode():
-        given = images.clone() if batch_made_inside else images
+        batch_images = images.clone() if batch_made_inside else images
         targets = torch.tensor([0, 2]) if batch_made_inside else [0, 2]
-        assert given.is_inference() == batch_made_inside
-        assert_same(explained(model, given, {"list": targets}), expected)
-    assert torch.equal(given, images)
+        assert batch_images.is_inference() == batch_made_inside
+        assert_same(explained(model, batch_images, {"list": targets}), expected)
+    assert torch.equal(batch_images, images)
 
 
-def test_every_method_explains_a_model_that_was_made_under_it(expected):
+def test_every_method_on_a_model_made_under_inference_mode(expected):
     with torch.inference_mode():
         model = network()
     assert model.norm.running_mean.is_inference()
@@ -68,7 +68,7 @@ def test_every_method_explains_a_model_that_was_made_under_it(expected):
     with pytest.raises(whycam.WhycamError, match="target class 9"):
         whycam.explain(model, batch(), "conv", targets=9)
     assert_unchanged(model, before)
-    # Everything else that runs backward: the layers' survey, the exact decomposition, maps to train with.
+    # Other functions with backward passes: inspect_layers, full_gradients, differentiable maps.
     assert [info.receptive_field for info in inspect_layers(model, batch())] == [
         info.receptive_field for info in inspect_layers(network(), batch())
     ]
@@ -79,7 +79,7 @@ def test_every_method_explains_a_model_that_was_made_under_it(expected):
     assert bool(images.grad.any())
 
 
-def test_weights_that_are_tied_stay_tied():
+def test_tied_weights_stay_tied():
     class Tied(nn.Module):
         def __init__(self):
             super().__init__()
@@ -101,7 +101,7 @@ def test_weights_that_are_tied_stay_tied():
     assert made.two.weight is made.one.weight
 
 
-def test_targets_made_under_it():
+def test_targets_made_under_inference_mode():
     model, images = network(), batch()
     a, b = torch.tensor([0, 2]), torch.tensor([1, 1])
     expected = whycam.explain(model, images, "conv", "noisy(gradcam, n=2)", Margin(a, b)).map()
@@ -114,12 +114,12 @@ def test_targets_made_under_it():
     with torch.inference_mode():
         target, both = Similarity(embedding.clone()), [Similarity(row.clone()) for row in embedding]
     assert target.embedding.is_inference()
-    for given in (target, both):
-        actual = whycam.explain(model, images, "conv", "noisy(gradcam, n=2)", given).map()
+    for targets in (target, both):
+        actual = whycam.explain(model, images, "conv", "noisy(gradcam, n=2)", targets).map()
         torch.testing.assert_close(actual, expected)
 
 
-def test_tensors_that_nobody_finds_are_one_sentence():
+def test_hidden_inference_tensors_are_one_sentence():
     model, images = network(), batch()
     with torch.inference_mode():
         weights = torch.randn(5, dtype=torch.float64)
