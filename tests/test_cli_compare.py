@@ -1,4 +1,4 @@
-"""`whycam compare` and `whycam measures` as a stranger meets them."""
+"""`whycam compare` and `whycam measures` on the command line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from whycam.cli.main import main
-from whycam.comparison.ranking import DEFAULT
+from whycam.comparison.run import DEFAULT_METRICS
 
 QUICK = ["--images", "6", "--layers", "layer4[-1]", "--methods", "gradcam", "--measures", "drop", "sanity"]
 
@@ -46,7 +46,7 @@ def test_a_process_compares_and_keeps_what_it_found(tmp_path):
     assert len(set(record["drawn"])) == 6
     scores = pq.read_table(out / "scores.parquet").to_pylist()
     for measure in record["measures"]:
-        for ranking in measure["rankings"]:
+        for ranking in measure["standings"]:
             key = measure["name"], ranking["method"], ranking["layer"]
             mine = [row["score"] for row in scores if (row["measure"], row["method"], row["layer"]) == key]
             assert len(mine) == ranking["n"] == 6
@@ -70,17 +70,17 @@ def test_for_machines_it_is_one_object_and_another_seed_draws_others(capfd, tmp_
 def test_measures_are_listed(capfd):
     status, out, _ = run(capfd, "measures")
     assert status == 0
-    assert "road         Half of what the class is likelier" in out
+    assert "road         Half the difference in the class's probability" in out
     status, out, _ = run(capfd, "measures", "--json")
     listed = json.loads(out)["measures"]
-    assert {measure["name"] for measure in listed if measure["default"]} == set(DEFAULT)
+    assert {measure["name"] for measure in listed if measure["default"]} == set(DEFAULT_METRICS)
     assert all(measure["paper"] and measure["summary"] for measure in listed)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["--measures", "rode"], "there is no measure 'rode' (did you mean road or drop?)"),
+        (["--measures", "rode"], "there is no metric 'rode' (did you mean road or drop?)"),
         (["--images", "1"], "compare on at least 2 images, better on 50; got 1"),
         (["--methods", "gradcamm"], "gradcamm"),
         (["--layers", "layer9"], "layer9"),

@@ -96,14 +96,14 @@ def _empty_folder() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _registry_as_before() -> Iterator[None]:
-    """A page may register a method or a measure to show how; other pages must not find it."""
+    """A page may register a method or a metric as an example; other pages must not see it."""
     from whycam.cam.methods import METHODS
-    from whycam.comparison import MEASURES
+    from whycam.comparison import METRICS
 
-    before = dict(METHODS), dict(MEASURES)
+    before = dict(METHODS), dict(METRICS)
     try:
         yield
     finally:
-        for registry, known in zip((METHODS, MEASURES), before, strict=True):
+        for registry, known in zip((METHODS, METRICS), before, strict=True):
             registry.clear()
             registry.update(known)

@@ -14,7 +14,7 @@ from typing import Any
 import whycam
 from whycam.cam.methods import METHODS
 from whycam.cli.main import build_parser
-from whycam.comparison import MEASURES
+from whycam.comparison import METRICS
 from whycam.training import RECIPES, Recipe
 
 API = Path(__file__).resolve().parent.parent / "docs" / "api"
@@ -29,13 +29,13 @@ def methods_table() -> str:
     return _table(("Name", "Method", "Map", "Needs", "Paper"), rows)
 
 
-def measures_table() -> str:
-    """Every registered measure: name, what it is, which direction is better, where it was published."""
+def metrics_table() -> str:
+    """Every registered metric: name, what it is, which direction is better, where it was published."""
     rows = [
         (f"`{name}`", known.summary, f"{known.better} is better", _linked(known.paper))
-        for name, known in MEASURES.items()
+        for name, known in METRICS.items()
     ]
-    return _table(("Name", "What it is", "Read it", "Paper"), rows)
+    return _table(("Name", "What it is", "Direction", "Paper"), rows)
 
 
 def recipes_table() -> str:
@@ -113,7 +113,7 @@ def namesakes(package: str) -> str:
 TABLES = {
     "<!-- public names -->": public_names,
     "<!-- methods -->": methods_table,
-    "<!-- measures -->": measures_table,
+    "<!-- metrics -->": metrics_table,
     "<!-- recipes -->": recipes_table,
     "<!-- recipe fields -->": fields_table,
     "<!-- commands -->": command_line_reference,

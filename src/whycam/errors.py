@@ -74,6 +74,16 @@ def missing_extra(package: str, extra: str, purpose: str) -> MissingExtraError:
     return MissingExtraError(f"{purpose} needs {package}, which is not installed: pip install 'whycam[{extra}]'")
 
 
+def check_batch_size(batch_size: int) -> None:
+    """Refuse a batch size below 1.
+
+    Raises:
+        WhycamError: it is.
+    """
+    if batch_size < 1:
+        raise WhycamError(f"the batch size must be at least 1, got {batch_size}")
+
+
 def near_misses(name: str, known: Iterable[str], *, most: int = 5) -> str:
     """A phrase such as `` (did you mean layer3.0 or layer3.1?)``, or all known names if none is similar."""
     names = list(known)

@@ -209,15 +209,15 @@ def test_checkpoint_does_not_depend_on_the_device(there, model, spec, tmp_path):
 
 def test_compare(model, there, spec, images, device):
     pixels = spec.preprocess.invert(images).float() / 255
-    measures = ["road", "deletion", "drop", "coherency", "sensitivity", "infidelity", "sanity"]
+    metrics = ["road", "deletion", "drop", "coherency", "sensitivity", "infidelity", "sanity"]
 
     def compared(model, pixels):
         return compare(
-            model, pixels, ["gradcam", "refinecam"], LAYERS, preprocess=spec.preprocess.normalize, measures=measures
+            model, pixels, ["gradcam", "refinecam"], LAYERS, preprocess=spec.preprocess.normalize, metrics=metrics
         )
 
     expected, found = compared(model, pixels.cpu()), compared(there, pixels.to(device))
-    for name in measures:
+    for name in metrics:
         for key, values in expected.scores[name].items():
             assert found.scores[name][key].device.type == "cpu"
             torch.testing.assert_close(found.scores[name][key], values, atol=5e-3, rtol=0)

@@ -1,4 +1,4 @@
-"""The sanity check: maps follow the network, or stay at 1."""
+"""The parameter randomization test: which maps change with the network, and which stay the same."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from redrawn import PARTS, changed, pictures, state_of, trained
+from small_network import PARTS, changed, random_images, state_of, trained
 from torch import nn
 
 import whycam
@@ -14,24 +14,24 @@ from whycam.cam import METHODS, Method
 from whycam.cam.maps import heatmaps
 from whycam.errors import WhycamError
 from whycam.metrics.map_similarity import spearman, ssim
-from whycam.metrics.randomization.reinitialize import randomized
+from whycam.metrics.randomization.reinitialize import reinitialized_by_part
 from whycam.metrics.randomization.sanity_check import sanity_check
 
 METHOD_NAMES = ["gradcam", "layercam", "random", "refinecam", "inputgradient", "sobel", "center"]
 
 
 @pytest.mark.parametrize("order", ["cascading", "independent"])
-def test_the_figures_are_those_of_a_plain_loop(order):
-    model, images = trained(), pictures(5, 6)
+def test_scores_equal_a_plain_loop(order):
+    model, images = trained(), random_images(5, 6)
     layers = ["blocks[0]", "stem"]
     found = sanity_check(model, images, layers, METHOD_NAMES, order=order, seed=2)
-    asked = [model.blocks[0], model.stem]  # as modules, named by their paths as they are in the copies
+    asked = [model.blocks[0], model.stem]  # as modules, which are named by their paths, as in the copies
     original = whycam.explain(model, images, asked, METHOD_NAMES, seed=2)
     assert found.parts == tuple(PARTS)
     assert found.order == order
     names = {"blocks.0": "blocks[0]", "blocks.0+stem": "blocks[0]+stem"}
     expected = []
-    for part, copied in randomized(model, order=order, seed=2):
+    for part, copied in reinitialized_by_part(model, order=order, seed=2):
         assert order == "independent" or not torch.equal(copied(images).argmax(1), original.predicted)
         asked = [copied.blocks[0], copied.stem]
         after = whycam.explain(copied, images, asked, METHOD_NAMES, original.predicted, seed=2)
@@ -48,25 +48,25 @@ def test_the_figures_are_those_of_a_plain_loop(order):
     assert list(found.rank) == list(found.rank_absolute) == list(found.similarity) == expected
 
 
-def test_what_does_not_look_at_the_network_stays_at_exactly_one():
+def test_methods_that_ignore_the_network_score_exactly_1():
     blind = Method("blind", "Blind", "", "", lambda trace: trace.activations.square().mean(dim=1), needs=frozenset(),
                    scope="input")  # fmt: skip
-    found = sanity_check(trained(), pictures(8), methods=["sobel", "center", blind], order="independent")
-    for measure in (found.rank, found.rank_absolute, found.similarity):
-        assert len(measure) == 3 * len(PARTS)
-        for values in measure.values():
+    found = sanity_check(trained(), random_images(8), methods=["sobel", "center", blind], order="independent")
+    for scores in (found.rank, found.rank_absolute, found.similarity):
+        assert len(scores) == 3 * len(PARTS)
+        for values in scores.values():
             assert values.dtype == torch.float64
             assert values.tolist() == [1.0] * 8
     rows = found.rows()
     assert [(row["part"], row["method"], row["layer"]) for row in rows] == list(found.rank)
     assert all(row["rank"] == row["similarity"] == 1.0 and row["rank_absolute_n"] == 8 for row in rows)
-    # A random weighting of channels is drawn alike for each copy: what is not changed before the layer changes nothing.
-    head = sanity_check(trained(), pictures(), "blocks[-1]", ["random", "eigencam"], parts="head")
+    # Random channel weights are the same for all copies, and a part after the layer does not change its activations.
+    head = sanity_check(trained(), random_images(), "blocks[-1]", ["random", "eigencam"], parts="head")
     assert all(values.tolist() == [1.0] * 3 for values in head.rank.values())
 
 
-def test_classes_are_those_of_the_original_however_they_are_given():
-    model, images = trained(), pictures(4)
+def test_all_copies_are_explained_for_the_classes_of_the_original():
+    model, images = trained(), random_images(4)
     predicted = model(images).argmax(dim=1)
     free = sanity_check(model, images, "stem")
     for given in (predicted, predicted.tolist(), predicted.numpy(), whycam.ClassScore(predicted), whycam.Predicted()):
@@ -80,8 +80,8 @@ def test_classes_are_those_of_the_original_however_they_are_given():
     assert all(torch.equal(named.rank[key], values) for key, values in one.rank.items())
 
 
-def test_layers_of_a_wrapped_network_and_layers_that_nobody_named():
-    model, images = trained(), pictures()
+def test_layers_of_wrapped_networks_and_default_layers():
+    model, images = trained(), random_images()
     plain = sanity_check(model, images, "blocks[-1]", ["gradcam", "random"])
     wrapped = sanity_check(nn.DataParallel(model), images, ["module.blocks[-1]"], ["gradcam", "random"])
     given = sanity_check(model, images, model.blocks[-1], ["gradcam", "random"])
@@ -94,21 +94,21 @@ def test_layers_of_a_wrapped_network_and_layers_that_nobody_named():
             assert torch.equal(other.similarity[part, method, name], values)
 
 
-class Silenced(nn.Linear):
-    """Drawn anew, it says nothing."""
+class ZeroAfterReset(nn.Linear):
+    """Its reset sets all parameters to 0."""
 
     def reset_parameters(self):
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
 
 
-def test_maps_without_ranks_are_left_out_of_the_means_and_counted():
+def test_undefined_scores_are_left_out_of_the_means():
     model = trained()
-    model.head = Silenced(6, 4)
+    model.head = ZeroAfterReset(6, 4)
     with torch.no_grad():
         model.head.weight.copy_(torch.tensor([1.0, -1.0, 0.0, 0.0])[:, None].expand(4, 6))
-    # Of class 0 all evidence is positive, of class 1 all negative, of class 2 there is none.
-    found = sanity_check(model, pictures(3), "blocks[-1]", ["gradcam"], [0, 1, 2], parts="head")
+    # The evidence for class 0 is all positive, for class 1 all negative, and for class 2 zero.
+    found = sanity_check(model, random_images(3), "blocks[-1]", ["gradcam"], [0, 1, 2], parts="head")
     ((key, rank),) = found.rank.items()
     assert rank.isnan().all()
     similarity = found.similarity[key]
@@ -120,15 +120,15 @@ def test_maps_without_ranks_are_left_out_of_the_means_and_counted():
                    "similarity_n": 1}  # fmt: skip
     broken = Method("broken", "Broken", "", "", lambda trace: 1 / (METHODS["center"](trace) > 0.5).float(),
                     needs=frozenset(), scope="input")  # fmt: skip
-    found = sanity_check(trained(), pictures(2), methods=[broken], parts="head")
+    found = sanity_check(trained(), random_images(2), methods=[broken], parts="head")
     assert found.rank["head", "broken", "input"].isnan().all()
     assert found.similarity["head", "broken", "input"].isnan().all()
 
 
-def test_what_cannot_be_checked_is_one_sentence():
-    model, images = trained(), pictures()
+def test_wrong_arguments_are_refused():
+    model, images = trained(), random_images()
     for targets in (lambda logits: logits[:, 0], whycam.Margin(0, 1), [0, whycam.Predicted(), 1]):
-        with pytest.raises(WhycamError, match="every copy is asked about the same class: targets is None"):
+        with pytest.raises(WhycamError, match="all copies are explained for the same class: targets must be None"):
             sanity_check(model, images, targets=targets)
     with pytest.raises(WhycamError, match="got dict"):
         sanity_check(model, images, targets={"a": 0})
@@ -150,7 +150,7 @@ def test_grad_cam_of_the_real_network_follows_it_and_class_blind_maps_do_not(mod
         assert abs(rows[part, "gradcam"]["rank"]) < 0.5
         assert rows[part, "gradcam"]["similarity"] < 0.5
         assert rows[part, "sobel"]["rank"] == 1
-    assert rows["linear", "eigencam"]["rank"] == 1  # it looks at activations alone
+    assert rows["linear", "eigencam"]["rank"] == 1  # it uses only activations
     assert rows["layer4", "eigencam"]["rank"] < 0.8
 
 
@@ -166,7 +166,7 @@ def test_a_vision_transformer(generator):
     assert found.parts[:2] == ("classifier", "vit.layernorm")
     assert {"vit.layers.2", "vit.layers.0", "vit.embeddings"} <= set(found.parts)
     assert found.parts[-1] == "vit.embeddings"
-    *_, (_, copied) = randomized(network)
+    *_, (_, copied) = reinitialized_by_part(network)
     # LayerNorms as untrained as these are reset to what they were.
     same = set(before) - changed(before, copied.state_dict())
     assert same

@@ -1,4 +1,4 @@
-"""A small network with parts of every kind to draw anew, and what of it changed."""
+"""A small network with parts of every kind to reinitialize, and helpers that tell which tensors changed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Block(nn.Module):
 
 
 class Net(nn.Module):
-    """A block owns a constant, the network itself a parameter; some of it holds nothing to draw."""
+    """The blocks own a constant parameter, the network itself owns a parameter, and ``act`` owns none."""
 
     def __init__(self):
         super().__init__()
@@ -36,7 +36,7 @@ class Net(nn.Module):
 
 
 def trained():
-    """All its tensors hold what training may have left there."""
+    """A network whose BatchNorms differ from their initial state, as after training."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = Net()
@@ -48,7 +48,7 @@ def trained():
     return model.eval()
 
 
-def pictures(count=3, side=6):
+def random_images(count=3, side=6):
     return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1))
 
 
@@ -57,8 +57,10 @@ def state_of(model):
 
 
 def changed(before, after):
+    """The names of the tensors that differ."""
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
 def within(part, names):
+    """The names that belong to a part."""
     return {name for name in names if name == "mask"} if part == "Net" else {n for n in names if n.startswith(part)}

@@ -1,4 +1,4 @@
-"""A network of which it is known where it looks, images for it, and what a measurement makes on the way."""
+"""A classifier that looks at a known square, images for it, and a counter of the largest tensor."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 SIDE = 12
 
 
-class Watcher(nn.Module):
-    """Its first class speaks for light in a square, the second for light elsewhere."""
+class SquareNet(nn.Module):
+    """The first logit grows with the brightness of a square, the second with that of the whole image."""
 
     def __init__(self):
         super().__init__()
@@ -23,7 +23,7 @@ class Watcher(nn.Module):
 
 
 def scene(count, dtype=torch.float32):
-    """Dim texture with a bright square, and the map that knows where it is."""
+    """Images of dim texture with a bright square, and maps of 1 in the square and 0 elsewhere."""
     images = 0.3 * torch.rand(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0), dtype=dtype)
     images[:, :, 2:6, 3:7] += 0.6
     truth = torch.zeros(count, SIDE, SIDE)
@@ -31,15 +31,15 @@ def scene(count, dtype=torch.float32):
     return images, truth
 
 
-class Largest(TorchDispatchMode):
-    """The most elements of any tensor that is made; one that shares its numbers with another is not."""
+class LargestTensor(TorchDispatchMode):
+    """Records the number of elements of the largest new tensor; views of existing tensors do not count."""
 
-    numbers = 0
+    elements = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         if isinstance(out, torch.Tensor):
-            there = {one.untyped_storage().data_ptr() for one in args if isinstance(one, torch.Tensor)}
-            if out.untyped_storage().data_ptr() not in there:
-                self.numbers = max(self.numbers, out.numel())
+            existing = {one.untyped_storage().data_ptr() for one in args if isinstance(one, torch.Tensor)}
+            if out.untyped_storage().data_ptr() not in existing:
+                self.elements = max(self.elements, out.numel())
         return out
