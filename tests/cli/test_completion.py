@@ -159,8 +159,9 @@ def test_other_commands_do_not_import_argcomplete():
     assert "whycam demo" in result.stdout
 
 
-def test_without_argcomplete_the_way_out_is_named(monkeypatch, capsys):
+def test_missing_argcomplete_is_one_sentence(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "argcomplete", None)
+    monkeypatch.setitem(sys.modules, "argcomplete.shell_integration", None)
     assert main(["completion", "bash"]) == 2
     assert capsys.readouterr().err == (
         "whycam: error: shell completion needs argcomplete, which is not installed: pip install 'whycam[study]'\n"
