@@ -94,7 +94,7 @@ def command_line_reference() -> str:
 
 
 def public_names() -> str:
-    """Return the table of all names of ``import whycam``, with their first docstring line and a link if there is a page."""
+    """Return the table of all names of ``import whycam``: first docstring line, and a link if a page describes it."""
     rows = []
     for name, home in sorted(whycam._HOMES.items()):
         text = (getattr(whycam, name).__doc__ or "").strip().splitlines()[0]
