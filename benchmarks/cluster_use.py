@@ -1,10 +1,11 @@
-"""What a study's clusters of errors say that its pairs of classes do not.
+"""Measure how much a study's clusters of errors tell beyond the pairs of classes.
 
 python benchmarks/cluster_use.py STUDY
 
-Prints the normalized mutual information (0: nothing in common, 1: the same partition; entropies averaged) between the
-clusters and the predicted classes, the labels and the ordered pairs of classes, and how the largest pairs of each
-cluster are made up. Reads the study folder alone.
+Prints the normalized mutual information between the clusters and the predicted classes, the labels and the ordered
+pairs (label, predicted class). 0 means unrelated, 1 means the same partition; the denominator is the mean of the two
+entropies. Also prints in how many clusters one confusion makes up more than half of the errors. Reads only the study
+folder.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from whycam.study import Study
 
 
 def shared(a: Sequence[Hashable], b: Sequence[Hashable]) -> float:
-    """Normalized mutual information of two labellings of the same things."""
+    """Return the normalized mutual information of two labelings of the same items."""
     n, left, right, both = len(a), Counter(a), Counter(b), Counter(zip(a, b, strict=True))
     mutual = sum(m / n * math.log(m * n / (left[x] * right[y])) for (x, y), m in both.items())
     entropy = [-sum(m / n * math.log(m / n) for m in counts.values()) for counts in (left, right)]
@@ -39,7 +40,7 @@ def main() -> None:
     within = [
         Counter(pair for pair, c in zip(pairs, clusters, strict=True) if c == k) for k in range(max(clusters) + 1)
     ]
-    # A cluster that is one confusion, in both directions, tells nothing new.
+    # A cluster with only one confusion (two classes, in either direction) tells nothing new.
     known = [max(Counter(frozenset(p) for p in found.elements()).values()) / found.total() for found in within]
     print(
         json.dumps(

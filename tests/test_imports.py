@@ -7,7 +7,19 @@ import sys
 
 import pytest
 
-OPTIONAL = ["PIL", "pyarrow", "matplotlib", "jinja2", "rich", "safetensors", "pandas", "scipy", "sklearn", "yaml"]
+OPTIONAL = [
+    "PIL",
+    "pyarrow",
+    "matplotlib",
+    "jinja2",
+    "pooch",
+    "rich",
+    "safetensors",
+    "pandas",
+    "scipy",
+    "sklearn",
+    "yaml",
+]
 BLOCK = """
 import sys
 class Blocker:
@@ -68,7 +80,7 @@ assert "torch" not in sys.modules
         ("rich", ["evaluate", "cifar10-resnet18", "bundled"]),
         ("PIL", ["evaluate", "cifar10-resnet18", "bundled"]),
         ("matplotlib", ["explain", "cifar10-resnet18", "{image}", "--out", "{out}"]),
-        ("jinja2", ["demo", "--out", "{out}"]),
+        ("jinja2", "pooch", ["demo", "--out", "{out}"]),
         ("matplotlib", ["demo", "--out", "{out}"]),
     ],
 )

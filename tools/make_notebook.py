@@ -1,8 +1,9 @@
-"""Write examples/study.ipynb: run its cells and store their outputs.
+"""Write examples/study.ipynb: run its cells and store their output.
 
 python tools/make_notebook.py
 
-The cells are text in this file, so that a change of a cell is a readable diff. A test runs the cells of the notebook.
+The cells are text in this file, so that a change to them gives a readable diff. tests/test_example_notebook.py runs
+the cells of the written notebook.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ def main() -> None:
 
 
 def run(text: str, namespace: dict[str, Any], count: int) -> list[dict[str, Any]]:
-    """Run a cell as Jupyter does; return what it prints and the value of its last expression."""
+    """Run a cell as Jupyter does; return what it prints and how its last expression is displayed."""
     tree = ast.parse(text)
     last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
     printed = io.StringIO()

@@ -23,23 +23,22 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         with writing(path):
             yield partial
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
+            sync(partial)
             partial.replace(path)
-            _settle(path.parent)
+            sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _settle(folder: Path) -> None:
-    """Have the folder's new entry on the disk, where the system lets a folder be opened for that."""
-    if not hasattr(os, "O_DIRECTORY"):
+def sync(path: Path) -> None:
+    """Have a file's content, or a folder's entries, on the disk, where the system lets a folder be opened for that."""
+    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
         return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network file systems do not know this; the file itself is there.
+        # Some network file systems do not know this; the content itself is there.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:

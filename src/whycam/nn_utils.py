@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, is_dataclass
 from types import MethodType
@@ -37,49 +37,60 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def instrumented(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and every part run as the module it was written as, so that hooks and gradients see all of it.
+    """Switch to eval mode, and run every part as the module it was written as, so that hooks and gradients reach it.
 
-    Inside the block wrappers (see `wrapped_by`) hand on to what they wrap, compiled modules run uncompiled (a compiled
-    one does not run the hooks inside it), and parameters and buffers made under ``inference_mode``, none of which
-    autograd takes, are ordinary copies. Afterwards everything is as it was. May be nested.
+    Inside the block:
+
+    * Wrappers (see `wrapped_by`) call the module that they wrap.
+    * Compiled modules run uncompiled: compiled, they would not run the hooks of the modules inside them.
+    * Parameters and buffers that were made under ``inference_mode`` are copies that autograd accepts.
+
+    Afterwards everything is as before. Blocks may be nested.
 
     Raises:
         WhycamError: a lazy module has not met its first batch.
     """
     copies: dict[int, Tensor] = {}
-    with in_eval_mode(model), ExitStack() as back:
-
-        def exchange(table: Any, name: str, value: object) -> None:
-            if name in table:
-                back.callback(table.__setitem__, name, table[name])
-            else:
-                back.callback(table.pop, name, None)
-            table[name] = value
-
+    with in_eval_mode(model), ExitStack() as undo:
         for module in model.modules():
             if _is_script(module):
                 continue
             if (plain := _plain_forward(module)) is not None:
-                exchange(vars(module), "forward", plain)
+                _exchange(vars(module), "forward", plain, undo)
             if vars(module).get("_compiled_call_impl") is not None:
-                exchange(vars(module), "_compiled_call_impl", None)
+                _exchange(vars(module), "_compiled_call_impl", None, undo)
             for table in (module._parameters, module._buffers):
                 for name, tensor in table.items():
-                    if tensor is not None and is_lazy(tensor):
-                        raise WhycamError(
-                            f"the model's {type(module).__name__} has no weights before it has seen a batch: call "
-                            "model(images) once"
-                        )
-                    if tensor is not None and tensor.is_inference():
-                        exchange(table, name, _ordinary_copy(tensor, copies))
+                    if tensor is not None:
+                        _exchange_inference_tensor(module, table, name, tensor, copies, undo)
         yield
 
 
+def _exchange(table: Any, name: str, value: object, undo: ExitStack) -> None:
+    """Put ``value`` into ``table`` until ``undo`` closes."""
+    if name in table:
+        undo.callback(table.__setitem__, name, table[name])
+    else:
+        undo.callback(table.pop, name, None)
+    table[name] = value
+
+
+def _exchange_inference_tensor(
+    module: nn.Module, table: Any, name: str, tensor: Tensor, copies: dict[int, Tensor], undo: ExitStack
+) -> None:
+    if is_lazy(tensor):
+        raise WhycamError(
+            f"the model's {type(module).__name__} has no weights before it has seen a batch: call model(images) once"
+        )
+    if tensor.is_inference():
+        _exchange(table, name, _copy_for_autograd(tensor, copies), undo)
+
+
 def _plain_forward(module: nn.Module) -> Callable[..., Any] | None:
-    """What is to take the place of ``module.forward``: of a wrapper's or a compiled one's; None of all others'."""
+    """The function to call in place of ``module.forward`` if the module is a wrapper or compiled, else None."""
     inner = wrapped_by(module)
     if inner is not None:
-        # Looked up at each call: what exchanges modules' calls for a while (a tracer, say) is heard.
+        # Looked up at each call, so that a tracer that patches nn.Module.__call__ sees the call.
         return lambda *args, **kwargs: inner(*args, **kwargs)
     compiled = getattr(module.forward, "_torchdynamo_orig_callable", None)
     if compiled is None:
@@ -87,7 +98,7 @@ def _plain_forward(module: nn.Module) -> Callable[..., Any] | None:
     return MethodType(compiled, module) if isinstance(module.forward, MethodType) else compiled
 
 
-def _ordinary_copy(tensor: Tensor, copies: dict[int, Tensor]) -> Tensor:
+def _copy_for_autograd(tensor: Tensor, copies: dict[int, Tensor]) -> Tensor:
     """One for every tensor: what is tied stays tied."""
     if id(tensor) not in copies:
         with torch.inference_mode(False):
@@ -97,10 +108,10 @@ def _ordinary_copy(tensor: Tensor, copies: dict[int, Tensor]) -> Tensor:
     return copies[id(tensor)]
 
 
-def ordinary(value: Any) -> Any:
+def without_inference_tensors(value: Any) -> Any:
     """Tensors made under ``inference_mode``, also in lists, as copies that autograd takes; everything else as it is."""
     if type(value) in (list, tuple):
-        members = [ordinary(member) for member in value]
+        members = [without_inference_tensors(member) for member in value]
         changed = any(one is not other for one, other in zip(members, value, strict=True))
         return type(value)(members) if changed else value
     if not isinstance(value, Tensor) or not value.is_inference():
@@ -112,6 +123,29 @@ def ordinary(value: Any) -> Any:
 def hookable_modules(model: nn.Module) -> Iterator[nn.Module]:
     """Every module but those that take no hooks."""
     return filter(takes_hooks, model.modules())
+
+
+@contextmanager
+def hooked(
+    hooks: Iterable[tuple[nn.Module, Callable[..., object]]], *, before: bool = False, with_kwargs: bool = False
+) -> Iterator[None]:
+    """Register a hook on each module inside the block; afterwards all are gone, also after an error.
+
+    Args:
+        hooks: (module, hook) pairs; see `torch.nn.Module.register_forward_hook`.
+        before: call the hooks before the module runs; by default afterwards.
+        with_kwargs: hand the module's keyword arguments on to the hooks.
+    """
+    with ExitStack() as handles:
+        for module, hook in hooks:
+            register: Any = module.register_forward_pre_hook if before else module.register_forward_hook
+            handles.callback(register(hook, with_kwargs=with_kwargs).remove)
+        yield
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Half precision as float32; every other type as it is."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def takes_hooks(module: nn.Module) -> bool:

@@ -11,8 +11,8 @@ from networks import InPlace
 from test_perturbation import make, rows_run
 
 import whycam
-from whycam.cam.methods._perturbed_batches import Noise, mean, together
-from whycam.cam.passes.runner import Run
+from whycam.cam.methods._perturbed_batches import Noise, batched_copies, mean
+from whycam.cam.passes.runner import PassRunner
 from whycam.seeds import generator
 
 METHODS = ["noisy(gradcam, n=11)", "noisy(scorecam, n=3)", "augmented(gradcam)", "smoothgradcam++(n=11)",
@@ -44,7 +44,7 @@ def test_noise_is_what_single_draws_give():
 def test_together(monkeypatch):
     for count, images, rows in [(1, 1, 64), (7, 3, 64), (7, 3, 7), (200, 1, 64), (5, 100, 64)]:
         monkeypatch.setattr("whycam.cam.methods._perturbed_batches.ROWS", rows)
-        chunks = list(together(count, images))
+        chunks = list(batched_copies(count, images))
         assert [index for chunk in chunks for index in chunk] == list(range(count))
         assert all(len(chunk) * images <= max(rows, images) for chunk in chunks)
 
@@ -60,7 +60,7 @@ def test_mean(count):
 def test_maps_are_the_same_however_much_is_kept(room, monkeypatch):
     module, images = make(InPlace, batch=2, size=6)
     expected = whycam.explain(module, images, ["norm", "act2"], METHODS, {"a": 1, "b": None}).maps
-    monkeypatch.setattr("whycam.cam.passes.runner._KEPT", room)
+    monkeypatch.setattr("whycam.cam.passes.runner._CACHE_BYTES", room)
     monkeypatch.setattr("whycam.cam.methods._perturbed_batches.ROWS", 4)
     actual = whycam.explain(module, images, ["norm", "act2"], METHODS, {"a": 1, "b": None}).maps
     for key, raw in expected.items():
@@ -71,7 +71,7 @@ def test_maps_are_the_same_however_much_is_kept(room, monkeypatch):
 def test_memory_does_not_grow_with_the_number_of_copies(method, monkeypatch):
     """What is alive in the middle of a pass, and how many runs on copies there are."""
     module, images = make(InPlace, batch=2, size=24)
-    monkeypatch.setattr("whycam.cam.passes.runner._KEPT", 0)
+    monkeypatch.setattr("whycam.cam.passes.runner._CACHE_BYTES", 0)
     alive = weakref.WeakSet()
     passes, most_runs, held = 0, 0, 0
 
@@ -89,8 +89,8 @@ def test_memory_does_not_grow_with_the_number_of_copies(method, monkeypatch):
         alive.add(made)
         return made
 
-    original = Run._on_copies
-    monkeypatch.setattr(Run, "_on_copies", copies)
+    original = PassRunner._run_perturbed
+    monkeypatch.setattr(PassRunner, "_run_perturbed", copies)
     handle = module.head.register_forward_hook(look)
     seen = {}
     for n in (64, 192):

@@ -102,7 +102,7 @@ def test_eigen_of_methods_that_run_the_network_again(method):
     (inner,) = resolve_methods(method)
     parts = []
 
-    @whycam.cam.method("Terms", paper="none", needs=inner.needs, has_channel_terms=True)
+    @whycam.cam.method("Terms", paper="none", needs=inner.needs, per_channel=True)
     def terms(trace):
         """What eigen is given."""
         parts.append(channel_parts(inner, trace))

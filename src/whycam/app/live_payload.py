@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from whycam.app.live_explainer import IMAGE_ID, LiveExplainer
 from whycam.cam.methods import METHODS
 from whycam.cam.methods.registry import method_note
 from whycam.data import open_source
@@ -17,11 +18,7 @@ from whycam.report.payload import TOP_CLASSES, display_constants, encode_columns
 from whycam.study.tables import prediction_rows
 
 if TYPE_CHECKING:
-    from whycam.app.live_explainer import LiveExplainer
     from whycam.models import ModelSpec
-
-IMAGE_ID = "image"
-"""The id of the one image, which a report's data block would have from the data set."""
 
 
 def live_core(live: LiveExplainer) -> dict[str, Any]:

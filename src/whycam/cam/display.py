@@ -6,17 +6,20 @@ import io
 import itertools
 from base64 import b64encode
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from whycam.errors import WhycamError, missing_extra, near_misses
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from torch import Tensor
 
-    from whycam.cam.explanation import Explanation, Key
+    from whycam.cam.maps import Flag, Key
 
     Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
@@ -27,8 +30,44 @@ _VECTOR_CELLS = 32 * 32  # beyond these a grid is drawn as pixels: a page of rec
 SIGNED = "RdBu_r"
 
 
+class Displayable(Protocol):
+    """What is shown of an explanation: the part of `whycam.Explanation` that this module reads."""
+
+    @property
+    def maps(self) -> Mapping[Key, Tensor]:
+        """(method, layer, target) → (B, h, w)."""
+
+    @property
+    def logits(self) -> Tensor:
+        """(B, K)."""
+
+    @property
+    def scores(self) -> Mapping[str, Tensor]:
+        """Target → (B,)."""
+
+    @property
+    def inputs(self) -> Tensor:
+        """(B, C, H, W)."""
+
+    @property
+    def flags(self) -> Mapping[Key, list[tuple[Flag, ...]]]:
+        """Like the maps, the flags of each image's map."""
+
+    @property
+    def predicted(self) -> Tensor:
+        """(B,) class indices."""
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names."""
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names."""
+
+
 def plot_explanation(
-    explanation: Explanation, index: int = 0, *, colormap: str = "viridis", signed: bool = False
+    explanation: Displayable, index: int = 0, *, colormap: str = "viridis", signed: bool = False
 ) -> Figure:
     """A row for each method and target: the image, then its map of each layer, or of what stands in a layer's place.
 
@@ -85,7 +124,7 @@ def plot_explanation(
     return figure
 
 
-def _rows(explanation: Explanation) -> dict[tuple[str, str], list[Key]]:
+def _rows(explanation: Displayable) -> dict[tuple[str, str], list[Key]]:
     """(method, target) → the maps there are: methods need not share their layers."""
     found: dict[tuple[str, str], list[Key]] = {
         (method, target): [] for method in explanation.methods for target in explanation.targets
@@ -105,7 +144,7 @@ def _in_lines(name: str, rest: str) -> str:
     return "\n".join(lines)
 
 
-def _shared_top(explanation: Explanation, key: Key, index: int, *, signed: bool) -> float:
+def _shared_top(explanation: Displayable, key: Key, index: int, *, signed: bool) -> float:
     """What full color stands for: the largest value over all targets."""
     same = [raw[index].detach() for other, raw in explanation.maps.items() if other[:2] == key[:2]]
     values = [raw.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for raw in same]
@@ -138,7 +177,7 @@ def _draw_cells(panel: Axes, raw: Array, shape: tuple[int, ...], top: float, col
     bar.outline.set_linewidth(0.4)
 
 
-def _displayable(explanation: Explanation, index: int) -> Array:
+def _displayable(explanation: Displayable, index: int) -> Array:
     """One normalized input (C, H, W) stretched to [0, 1], (H, W, 3); the normalization itself is not known here.
 
     The first three channels count as red, green and blue; of fewer the mean is shown, in gray.
@@ -158,16 +197,11 @@ def _displayable(explanation: Explanation, index: int) -> Array:
     return array
 
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from whycam.cam.explanation import Explanation
-
 _SHOWN = 3
 _DPI = 110
 
 
-def explanation_html(explanation: Explanation) -> str:
+def explanation_html(explanation: Displayable) -> str:
     """The first images' figures as inline PNG files with text alternatives; nothing is fetched from anywhere.
 
     What cannot be drawn (a series, say) is named as `repr` does it, with the reason.
@@ -182,9 +216,9 @@ def explanation_html(explanation: Explanation) -> str:
     return f"<div>{''.join(figures)}{more}</div>"
 
 
-def _figure(explanation: Explanation, index: int) -> str:
+def _figure(explanation: Displayable, index: int) -> str:
     buffer = io.BytesIO()
-    explanation.plot(index).savefig(buffer, format="png", dpi=_DPI)
+    plot_explanation(explanation, index).savefig(buffer, format="png", dpi=_DPI)
     source = b64encode(buffer.getvalue()).decode("ascii")
     words = escape(in_words(explanation, index), quote=True)
     caption = f"Image {index}: {_verdict(explanation, index)}. Native grids; color bars in raw units."
@@ -194,7 +228,7 @@ def _figure(explanation: Explanation, index: int) -> str:
     )
 
 
-def in_words(explanation: Explanation, index: int) -> str:
+def in_words(explanation: Displayable, index: int) -> str:
     """One image's maps in numbers: grid, raw range, peak and flags of each."""
     flags = explanation.flags
     sentences = [f"Image {index}, {_verdict(explanation, index)}."]
@@ -217,7 +251,7 @@ def _peak(raw: Tensor) -> str:
     return f", peak at row {place // raw.shape[1] + 1}, column {place % raw.shape[1] + 1}"
 
 
-def _verdict(explanation: Explanation, index: int) -> str:
+def _verdict(explanation: Displayable, index: int) -> str:
     if explanation.logits.ndim != 2 or not explanation.logits.shape[1]:
         return "no class predicted"
     return f"class {int(explanation.predicted[index])} predicted"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
-from whycam.cam.maps import Aggregation, Flag, Interpolation, aggregate, flags_of, heatmaps
+from whycam.cam.maps import Aggregation, Flag, Interpolation, Key, aggregate, flags_of, heatmaps
 from whycam.errors import WhycamError, near_misses
 from whycam.files import write_bytes
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from whycam.cam.methods.registry import MethodLike
 
-Key = tuple[str, str, str]
 _SEPARATOR = "|"
 
 

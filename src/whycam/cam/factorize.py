@@ -16,11 +16,11 @@ from whycam.cam.inspect import default_layer
 from whycam.cam.maps import resize
 from whycam.cam.network.head import pooled_linear_head
 from whycam.cam.network.inputs import Inputs, InputsLike
-from whycam.cam.network.layers import LayerLike, resolve_layer
+from whycam.cam.network.layers import Layer, LayerLike, resolve_layer
 from whycam.cam.network.layout import Layout, check_layout, detect_layout, hints_for
 from whycam.cam.passes.capture import capture
 from whycam.errors import WhycamError
-from whycam.nn_utils import unwrapped
+from whycam.nn_utils import at_least_float32, unwrapped
 from whycam.options import Count, checked
 from whycam.seeds import generator
 
@@ -96,53 +96,70 @@ def factorize(
     network, inputs = unwrapped(model), Inputs.of(images)
     found = default_layer(network, inputs) if layer is None else resolve_layer(model, layer)
     trace = capture(network, inputs, [found], {}, gradients=False)
-    output = trace.activations[found.name]
-    if layout is None:
-        size = inputs.images.shape[2:]
-        layout = detect_layout(output, size, found.module, hints_for(network, size))
-    activations = layout.to_map(output)
-    activations = activations.float() if activations.dtype.itemsize < 4 else activations
-    batch, channels, *positions = activations.shape
-    if not positions or activations[0, 0].numel() <= 1:
-        raise WhycamError(
-            f"layer {found.name!r} has the output shape {tuple(output.shape)}: there is no map to factorize; choose an "
-            "earlier layer"
-        )
-    x = activations.transpose(0, 1).reshape(channels, -1)
+    activations = _activation_maps(network, inputs, found, trace.activations[found.name], layout)
+    x = activations.transpose(0, 1).flatten(1)
     if not 1 <= concepts <= min(x.shape):
         raise WhycamError(f"{concepts} concepts cannot be told apart here: give a number from 1 to {min(x.shape)}")
     if not bool(x.isfinite().all()):
         raise WhycamError(f"layer {found.name!r} gives NaN or infinite values for these images")
     offset = x.amin(dim=1).clamp(max=0)
     x = x - offset[:, None]
-    draw = generator(seed, "factorize", concepts)
-    level = (x.mean() / concepts).sqrt()
-    w, h = (
-        level * torch.randn(shape, generator=draw, dtype=torch.float64).abs().to(x)
-        for shape in ((channels, concepts), (concepts, x.shape[1]))
-    )
-    w, h = nmf(x, w, h, iterations=iterations)
-    # Only the product is determined: the concepts get length 1, the maps the rest.
-    lengths = w.norm(dim=0).clamp(min=torch.finfo(w.dtype).tiny)
-    w, h = w / lengths, h * lengths[:, None]
-    order = h.square().sum(dim=1).argsort(descending=True)
-    w, h = w[:, order], h[order]
+    w, h = _unit_concepts(*nmf(x, *_random_start(x, concepts, seed), iterations=iterations))
     size = x.norm()
-    if classifier is None:
-        head = pooled_linear_head(network, activations, trace.logits)
-        scores = None if head is None else w.T @ head.weight.detach().to(w).T
-    else:
-        with torch.no_grad():
-            scores = classifier(w.T)
     return Factorization(
         concepts=w.T.contiguous(),
-        maps=h.reshape(concepts, batch, *positions).transpose(0, 1).contiguous(),
+        maps=h.reshape(concepts, len(activations), *activations.shape[2:]).transpose(0, 1).contiguous(),
         offset=offset,
         error=float((x - w @ h).norm() / size) if size > 0 else 0.0,
-        scores=scores,
+        scores=_concept_scores(network, activations, trace.logits, w, classifier),
         layer=found.name,
         size=tuple(inputs.images.shape[2:]),
     )
+
+
+def _activation_maps(network: nn.Module, inputs: Inputs, layer: Layer, output: Tensor, layout: Layout | None) -> Tensor:
+    """The layer's output as (B, C, …positions), at least float32."""
+    if layout is None:
+        size = inputs.images.shape[2:]
+        layout = detect_layout(output, size, layer.module, hints_for(network, size))
+    activations = at_least_float32(layout.to_map(output))
+    if activations.ndim < 3 or activations[0, 0].numel() <= 1:
+        raise WhycamError(
+            f"layer {layer.name!r} has the output shape {tuple(output.shape)}: there is no map to factorize; choose an "
+            "earlier layer"
+        )
+    return activations
+
+
+def _random_start(x: Tensor, concepts: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Non-negative factors, (C, n) and (n, N), whose product has about the mean of ``x`` (C, N)."""
+    draw = generator(seed, "factorize", concepts)
+    level = (x.mean() / concepts).sqrt()
+    shapes = ((x.shape[0], concepts), (concepts, x.shape[1]))
+    w, h = (level * torch.randn(shape, generator=draw, dtype=torch.float64).abs().to(x) for shape in shapes)
+    return w, h
+
+
+def _unit_concepts(w: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """The same product with concepts of length 1, those that account for most first.
+
+    Only the product is determined, so the lengths go into the maps.
+    """
+    lengths = w.norm(dim=0).clamp(min=torch.finfo(w.dtype).tiny)
+    w, h = w / lengths, h * lengths[:, None]
+    order = h.square().sum(dim=1).argsort(descending=True)
+    return w[:, order], h[order]
+
+
+def _concept_scores(
+    network: nn.Module, activations: Tensor, logits: Tensor, w: Tensor, classifier: Callable[[Tensor], Tensor] | None
+) -> Tensor | None:
+    """(n, K), what each concept says for each class, by ``classifier`` or else by the network's linear head."""
+    if classifier is not None:
+        with torch.no_grad():
+            return classifier(w.T)
+    head = pooled_linear_head(network, activations, logits)
+    return None if head is None else w.T @ head.weight.detach().to(w).T
 
 
 def nmf(x: Tensor, w: Tensor, h: Tensor, *, tolerance: float = 1e-4, iterations: int = 200) -> tuple[Tensor, Tensor]:

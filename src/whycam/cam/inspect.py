@@ -13,9 +13,10 @@ from whycam.cam.network.inputs import Inputs, InputsLike
 from whycam.cam.network.layers import Layer
 from whycam.cam.network.layout import ArchitectureHints, Layout, detect_layout, hints_for
 from whycam.cam.passes.autograd import REENTRANT, differentiate, in_reentrant_checkpoint
+from whycam.cam.passes.environment import explaining
 from whycam.cam.targets.resolve import leading
 from whycam.errors import WhycamError
-from whycam.nn_utils import first_tensor, hookable_modules, instrumented
+from whycam.nn_utils import first_tensor, hookable_modules, hooked
 
 
 @dataclass(frozen=True)
@@ -143,13 +144,9 @@ def explain_missing_gradient(model: nn.Module, inputs: Inputs, error: WhycamErro
     given = inputs.with_images(inputs.images[:1], torch.zeros(1, dtype=torch.long)).detached()
     hints = hints_for(model, given.images.shape[2:])
     # Not what holds the part: it is the part itself that runs without.
-    handles = [module.register_forward_hook(record) for module in hookable_modules(model) if module is not model]
-    try:
-        with torch.inference_mode(False), torch.enable_grad(), instrumented(model):
-            model(*given.args, **given.kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks = ((module, record) for module in hookable_modules(model) if module is not model)
+    with explaining(model), torch.enable_grad(), hooked(hooks):
+        model(*given.args, **given.kwargs)
     if not off:
         return error
     whole = min(off, key=lambda path: path.count("."))
@@ -199,13 +196,9 @@ def _look(model: nn.Module, inputs: Inputs | InputsLike) -> tuple[list[_Seen], T
                 seen.append(_Seen(module, tensor, layout, tensor._version, module in ran))
         ran.add(module)
 
-    handles = [module.register_forward_hook(record) for module in hookable_modules(model) if module is not model]
-    try:
-        with torch.inference_mode(False), torch.enable_grad(), instrumented(model):
-            output = model(*given.args, **given.kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks = ((module, record) for module in hookable_modules(model) if module is not model)
+    with explaining(model), torch.enable_grad(), hooked(hooks):
+        output = model(*given.args, **given.kwargs)
     answer, last = leading(output, 1), first_tensor(output)
     seen = [entry for entry in seen if entry.tensor is not last]
     if answer is None or not seen or not answer.requires_grad:

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from whycam.errors import WhycamError
 
+Key = tuple[str, str, str]
+"""(method, layer, target)."""
 Flag = Literal["non-finite", "all-zero", "negative-only", "constant", "coarse"]
 Interpolation = Literal["nearest", "bilinear"]
 Aggregation = Literal["mean", "max", "product"]

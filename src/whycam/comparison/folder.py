@@ -18,7 +18,7 @@ from whycam._version import __version__, versions
 from whycam.cam.inspect import default_layer
 from whycam.cam.network.layers import resolve_layers
 from whycam.comparison.ranking import Comparison, compare
-from whycam.data.preprocess import fit
+from whycam.data.preprocess import resize_center_crop
 from whycam.data.source import ImageSource
 from whycam.device import device_name
 from whycam.errors import WhycamError
@@ -93,7 +93,7 @@ def compare_on(
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     drawn = torch.randperm(len(source), generator=generator("comparison", seed))[:images].sort().values.numpy()
-    pixels = fit(source.read(drawn).to(device).float() / 255, spec.preprocess.size).clamp(0, 1)
+    pixels = resize_center_crop(source.read(drawn).to(device).float() / 255, spec.preprocess.size).clamp(0, 1)
     found = compare(
         network, pixels, methods, layers, preprocess=spec.preprocess.normalize, measures=measures, seed=seed,
         batch_size=batch_size, progress=progress,

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from whycam.cam.methods.registry import INPUT, method_note
+from whycam.cam.methods.registry import method_note
+from whycam.cam.passes.trace import INPUT
 from whycam.comparison.context import CONTROLS, Key
 from whycam.comparison.measures import Measure
 from whycam.comparison.ranking import FEWEST, Comparison, Ranking

@@ -14,14 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from whycam.data.cifar import CIFAR10_CLASSES
 from whycam.data.preprocess import CIFAR10, Preprocess
 from whycam.errors import WhycamError, near_misses
 from whycam.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE, ModelSpec, read_config, weights_digest
 from whycam.models.resnet import ARCHITECTURES
 
-CIFAR10_CLASSES = (
-    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
-)  # fmt: skip
 BUNDLED = {"cifar10-resnet18": Path(__file__).parent.parent / "assets" / "cifar10-resnet18"}
 
 # Wrappers around a network leave these in front of every name (DataParallel and DDP, torch.compile).

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from whycam.nn_utils import first_tensor, hookable_modules, instrumented
+from whycam.nn_utils import first_tensor, hookable_modules, hooked, instrumented
 
 _MEBIBYTE = 1024**2
 _FLOAT_BYTES = 4
@@ -83,19 +83,12 @@ def summarize(model: nn.Module, input_shape: Sequence[int] = (3, 32, 32)) -> Sum
         own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
         rows.append(Row(f"{type(module).__name__}-{len(rows) + 1}", tuple(tensor.shape[1:]), own))
 
-    handles = [
-        module.register_forward_hook(record)
-        for module in hookable_modules(model)
-        if module is not model and not isinstance(module, nn.Sequential | nn.ModuleList)
-    ]
+    listed = (module for module in hookable_modules(model) if not isinstance(module, nn.Sequential | nn.ModuleList))
+    hooks = ((module, record) for module in listed if module is not model)
     parameter = next(model.parameters(), torch.empty(0))
     image: Tensor = torch.zeros((1, *input_shape), device=parameter.device, dtype=parameter.dtype)
-    try:
-        with instrumented(model), torch.no_grad():
-            model(image)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with instrumented(model), torch.no_grad(), hooked(hooks):
+        model(image)
     parameters = list(model.parameters())
     return Summary(
         rows=tuple(rows),

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from whycam.cam.maps import finite
 from whycam.cam.methods import METHODS
-from whycam.cam.methods.registry import INPUT
-from whycam.cam.passes.trace import LayerTrace
-from whycam.data.preprocess import Preprocess, fit
+from whycam.cam.passes.trace import INPUT, LayerTrace
+from whycam.data.preprocess import Preprocess, resize_center_crop
 from whycam.data.source import IndexArray
 from whycam.metrics.faithfulness.road import PERCENTILES, Road, road
 from whycam.metrics.statistics import bootstrap_interval
@@ -95,7 +94,7 @@ class Scorer:
 
     def rows(self, indices: IndexArray, ids: Sequence[str], pixels: Tensor) -> pa.Table:
         """The table's rows of some images, images outermost; ``pixels`` is (B, 3, H, W) uint8."""
-        images = fit(pixels.float() / 255, self._preprocess.size).clamp(0, 1)
+        images = resize_center_crop(pixels.float() / 255, self._preprocess.size).clamp(0, 1)
         predicted = self._predictions["predicted"].to_numpy().astype(np.int64)[indices]
         before = self._predictions["confidence"].to_numpy()[indices]
         tables = []

@@ -16,7 +16,7 @@ from whycam.cam.maps import resize, to_unit
 BATCH_SIZE = 128
 
 
-def live(maps: Tensor) -> Tensor:
+def nonconstant(maps: Tensor) -> Tensor:
     """Which maps are not the same everywhere: (B, C, …) → (B, C) bool. NaN is not live."""
     flat = maps.flatten(2)
     return flat.amax(dim=2) > flat.amin(dim=2)

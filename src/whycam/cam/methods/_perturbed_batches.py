@@ -13,7 +13,7 @@ ROWS = 64
 _BLOCK = 16
 
 
-def together(count: int, images: int) -> Iterator[range]:
+def batched_copies(count: int, images: int) -> Iterator[range]:
     """Which of ``count`` copies of a batch of ``images`` share a pass of at most ``ROWS`` (one copy at least)."""
     each = max(1, ROWS // images)
     for start in range(0, count, each):

@@ -21,7 +21,7 @@ _LOGITS = 1 << 22
     "Ablation-CAM",
     paper="Desai & Ramaswamy, 2020, WACV, doi:10.1109/WACV45572.2020.9093360",
     needs=("reruns",),
-    has_channel_terms=True,
+    per_channel=True,
 )
 def ablationcam(trace: LayerTrace, relative: str = "size", batch_size: Count = BATCH_SIZE) -> Tensor:
     """Channels weighed by how far the score drops without them: w_c = (y − y without c) / |y|.
@@ -44,8 +44,8 @@ def _without_each(trace: LayerTrace, batch_size: int) -> Tensor:
     """(B, C) scores with one channel set to 0."""
     network, maps = trace.network, trace.activations
     active = (maps != 0).flatten(2).any(dim=2)
-    known = not network.reads_more(trace.target)  # by the logits alone
-    head = pooled_linear_head(network.model, maps, trace.logits, mixed=network.mixed) if known else None
+    known = not network.reads_whole_output(trace.target)  # by the logits alone
+    head = pooled_linear_head(network.model, maps, trace.logits, autocast=network.autocast) if known else None
     if head is not None:
         mean = maps.flatten(2).mean(dim=2)
         columns = head.weight.detach().to(mean).T

@@ -18,12 +18,15 @@ from whycam.cam.maps import resize
 from whycam.cam.methods.registry import method
 from whycam.cam.network.inputs import Inputs, InputsLike
 from whycam.cam.network.layout import detect_layout
+from whycam.cam.passes.environment import explaining
+from whycam.cam.passes.plan import Plan
+from whycam.cam.passes.runner import PassRunner
 from whycam.cam.passes.trace import LayerTrace
 from whycam.cam.targets.class_names import ClassNames
 from whycam.cam.targets.classification import TargetLike
 from whycam.cam.targets.resolve import resolve_target
 from whycam.errors import WhycamError
-from whycam.nn_utils import refuse_opaque_parts, unwrapped
+from whycam.nn_utils import at_least_float32, refuse_opaque_parts, unwrapped
 
 _CONVOLUTIONS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
@@ -70,10 +73,6 @@ def _biases(model: nn.Module) -> dict[nn.Module, Tensor]:
     return {module: bias for module, bias in found.items() if bias is not None}
 
 
-def _in_half(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-
-
 @method("FullGrad", paper="Srinivas & Fleuret, 2019, arXiv:1905.00780", needs=("reruns", "outputs"), scope="input")
 def fullgrad(trace: LayerTrace) -> Tensor:
     """Input times gradient plus every bias times its gradient: all that the score consists of, in absolute value.
@@ -87,11 +86,11 @@ def fullgrad(trace: LayerTrace) -> Tensor:
     size = trace.activations.shape[2:]
     total = torch.zeros_like(trace.activations[:, 0])
 
-    def see(module: nn.Module, gradient: Tensor) -> None:
+    def report(module: nn.Module, gradient: Tensor) -> None:
         nonlocal total
         if gradient.ndim < 3 or len(gradient) != len(total):
             return
-        gradient = _in_half(gradient)
+        gradient = at_least_float32(gradient)
         magnitude = gradient.movedim(_channel_axis(module, gradient), 1).abs()
         if magnitude.ndim != len(size) + 2:
             try:
@@ -102,8 +101,8 @@ def fullgrad(trace: LayerTrace) -> Tensor:
         # Not in place: this runs outside the inference mode that the caller may be in.
         total = total + _psi(magnitude, size, biases[module].to(gradient).abs())
 
-    gradient = network.output_gradients(biases.keys(), trace.target, see)
-    magnitude = (_in_half(gradient) * trace.activations).abs()
+    gradient = network.output_gradients(biases.keys(), trace.target, report)
+    magnitude = (at_least_float32(gradient) * trace.activations).abs()
     return total + _psi(magnitude, size)
 
 
@@ -158,19 +157,18 @@ def full_gradients(model: nn.Module, images: InputsLike, target: TargetLike = No
     Returns:
         A `FullGradients`.
     """
-    from whycam.cam.passes.runner import Run  # it imports the registry, which this module is part of
-
     network = unwrapped(model)
-    asked = resolve_target(target, ClassNames.of(network))
-    run = Run(network, Inputs.of(images), (), {"target": asked}, [fullgrad])
-    biases = _biases(network)
+    plan = Plan(targets={"target": resolve_target(target, ClassNames.of(network))}, keep_input_graph=True)
     paths = {module: path for path, module in network.named_modules()}
     parts: list[tuple[str, Tensor]] = []
 
-    def see(module: nn.Module, gradient: Tensor) -> None:
+    def report(module: nn.Module, gradient: Tensor) -> None:
         bias = biases[module].to(gradient)
         bias = bias.view(-1, *[1] * (gradient.ndim - 1 - _channel_axis(module, gradient)))
         parts.append((paths[module], gradient * bias))
 
-    gradient = run.output_gradients(biases.keys(), "target", see)
-    return FullGradients(run.trace.scores["target"], run.images.detach() * gradient, tuple(reversed(parts)))
+    with explaining(network):
+        runner = PassRunner(network, Inputs.of(images).without_inference_tensors(), plan)
+        biases = _biases(network)
+        gradient = runner.output_gradients(biases.keys(), "target", report)
+    return FullGradients(runner.trace.scores["target"], runner.images.detach() * gradient, tuple(reversed(parts)))

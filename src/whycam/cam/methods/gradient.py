@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from whycam.cam.maps import resize, to_unit
-from whycam.cam.methods._perturbed_batches import Noise, together
+from whycam.cam.methods._perturbed_batches import Noise, batched_copies
 from whycam.cam.methods.registry import method
 from whycam.cam.network.head import pooled_linear_head
 from whycam.cam.passes.trace import LayerTrace
@@ -91,7 +91,7 @@ def cam(trace: LayerTrace) -> Tensor:
     There Σ map / positions + bias = logit, and Grad-CAM is this map divided by the number of positions.
     """
     network = trace.network
-    head = pooled_linear_head(network.model, trace.activations, trace.logits, mixed=network.mixed)
+    head = pooled_linear_head(network.model, trace.activations, trace.logits, autocast=network.autocast)
     if head is None:
         raise WhycamError(
             f"CAM needs a layer that is followed by a mean over positions and one linear layer alone; {trace.layer!r} "
@@ -122,10 +122,10 @@ class _PredictedReST:
         return self.freeze(logits)(logits)
 
 
-@method("Shapley-CAM", paper="Cai, 2025, arXiv:2501.06261", needs=("gradients", "curvature"), retarget=_rest)
+@method("Shapley-CAM", paper="Cai, 2025, arXiv:2501.06261", needs=("gradients", "hvp"), retarget=_rest)
 def shapleycam(trace: LayerTrace) -> Tensor:
     """Grad-CAM with a second-order share: w_c = mean_p(G − ½ H·A), for the residual-softmax target."""
-    share = trace.gradients - trace.curvature / 2
+    share = trace.gradients - trace.hvp / 2
     return weighted(trace.activations, share.flatten(2).mean(dim=2))
 
 
@@ -163,7 +163,7 @@ def refinecam(traces: list[LayerTrace]) -> Tensor:
     "Smooth Grad-CAM++",
     paper="Omeiza et al., 2019, arXiv:1908.01224",
     needs=("gradients", "reruns"),
-    has_channel_terms=True,
+    per_channel=True,
 )
 def smoothgradcam_plus_plus(trace: LayerTrace, n: Count = 4, sigma: Deviation = 0.3) -> Tensor:
     """Grad-CAM++ with G, G² and G³ averaged over noisy copies of the image (n copies, σ in input units)."""
@@ -171,13 +171,13 @@ def smoothgradcam_plus_plus(trace: LayerTrace, n: Count = 4, sigma: Deviation = 
     key = f"noise n={n} sigma={sigma}"
     noise = Noise.from_single_tensor(network.generator(key), n, network.images.shape[1:])  # all images meet the same
     totals = [torch.zeros_like(trace.gradients) for _ in range(3)]
-    for members in together(n, len(network.images)):
+    for members in batched_copies(n, len(network.images)):
 
         def noisy(images: Tensor, members: range = members) -> Tensor:
             return torch.cat([images + sigma * noise[index].to(images) for index in members])
 
         place = f"{key} {members.start} to {members.stop}"
-        gradients = network.again(place, noisy, trace.layer, trace.target).gradients
+        gradients = network.trace_perturbed(place, noisy, trace.layer, trace.target).gradients
         gradients = gradients.reshape(len(members), -1, *gradients.shape[1:])
         for total, power in zip(totals, (gradients, gradients**2, gradients**2 * gradients), strict=True):
             total += power.sum(dim=0)

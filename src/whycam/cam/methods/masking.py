@@ -18,7 +18,7 @@ from whycam.cam.methods._masks import (
     BATCH_SIZE,
     blurred,
     image_masks,
-    live,
+    nonconstant,
     resized_range,
     score_pairs,
     softmax_over,
@@ -30,7 +30,7 @@ from whycam.errors import WhycamError
 from whycam.options import Count, Deviation, Share
 
 
-@method("Score-CAM", paper="Wang et al., 2020, arXiv:1910.01279", needs=("reruns",), has_channel_terms=True)
+@method("Score-CAM", paper="Wang et al., 2020, arXiv:1910.01279", needs=("reruns",), per_channel=True)
 def scorecam(trace: LayerTrace, batch_size: Count = BATCH_SIZE, weights: str = "softmax") -> Tensor:
     """Channels weighed by the score of the image seen through them: w = softmax over channels of the score's increase.
 
@@ -38,7 +38,7 @@ def scorecam(trace: LayerTrace, batch_size: Count = BATCH_SIZE, weights: str = "
     the channels, in which the baseline cancels: it is never run. ``weights="increase"`` leaves the softmax out, as the
     authors' own code does, over a black baseline (with the target ``Probability`` it is that code).
     """
-    chosen = live(trace.activations)
+    chosen = nonconstant(trace.activations)
     scores = _masked_scores(trace, chosen, batch_size)
     if weights == "softmax":
         return trace.weighted(softmax_over(scores, chosen))
@@ -49,7 +49,7 @@ def scorecam(trace: LayerTrace, batch_size: Count = BATCH_SIZE, weights: str = "
     return trace.weighted(torch.where(chosen, scores - baseline[:, None], 0))
 
 
-@method("SS-CAM", paper="Naidu & Michael, 2020, arXiv:2006.14255", needs=("reruns",), has_channel_terms=True)
+@method("SS-CAM", paper="Naidu & Michael, 2020, arXiv:2006.14255", needs=("reruns",), per_channel=True)
 def sscam(
     trace: LayerTrace, n: Count = 35, sigma: Deviation = 2.0, on: str = "mask", batch_size: Count = BATCH_SIZE
 ) -> Tensor:
@@ -63,7 +63,7 @@ def sscam(
     images = trace.network.images
     shape = images.shape[2:] if on == "mask" else images.shape[1:]
     draw = trace.network.generator("sscam", on)
-    chosen = live(trace.activations)
+    chosen = nonconstant(trace.activations)
     total = torch.zeros_like(chosen, dtype=trace.activations.dtype)
     for _ in range(n):
         noise = (sigma * torch.randn(shape, generator=draw, dtype=torch.float64)).to(trace.activations)
@@ -74,14 +74,14 @@ def sscam(
     return trace.weighted(softmax_over(total / n, chosen))
 
 
-@method("IS-CAM", paper="Naidu et al., 2020, arXiv:2010.03023", needs=("reruns",), has_channel_terms=True)
+@method("IS-CAM", paper="Naidu et al., 2020, arXiv:2010.03023", needs=("reruns",), per_channel=True)
 def iscam(trace: LayerTrace, n: Count = 10, cumulative: bool = False, batch_size: Count = BATCH_SIZE) -> Tensor:
     """Score-CAM with each channel's score averaged while its mask is faded in: i/n of it, i = 1 … n.
 
     ``cumulative=True`` adds the fractions up, 1/n + … + i/n, as torch-cam does: the last masks are then brighter than
     the image (5.5 times for n = 10).
     """
-    chosen = live(trace.activations)
+    chosen = nonconstant(trace.activations)
     total = torch.zeros_like(chosen, dtype=trace.activations.dtype)
     for i in range(1, n + 1):
         factor = i * (i + 1) / 2 / n if cumulative else i / n
@@ -89,9 +89,7 @@ def iscam(trace: LayerTrace, n: Count = 10, cumulative: bool = False, batch_size
     return trace.weighted(softmax_over(total / n, chosen))
 
 
-@method(
-    "Group-CAM", paper="Zhang et al., 2021, arXiv:2103.13859", needs=("gradients", "reruns"), has_channel_terms=True
-)
+@method("Group-CAM", paper="Zhang et al., 2021, arXiv:2103.13859", needs=("gradients", "reruns"), per_channel=True)
 def groupcam(trace: LayerTrace, groups: Count = 32, quantile: Share = 0.7, batch_size: Count = BATCH_SIZE) -> Tensor:
     """Groups of Grad-CAM-weighed channels as masks over a blurred image, weighed by what they bring back of the score.
 
@@ -109,7 +107,7 @@ def groupcam(trace: LayerTrace, groups: Count = 32, quantile: Share = 0.7, batch
     # One image at a time: torch takes no quantile of more than 2²⁴ numbers.
     bound = torch.stack([torch.quantile(one, quantile, dim=1, keepdim=True) for one in flat])
     masks = torch.where(flat > bound, flat, 0).view_as(masks)
-    chosen = live(masks)
+    chosen = nonconstant(masks)
     blank = blurred(images)
     baseline = network.score_images(blank, torch.arange(len(images)), trace.target).scores
 

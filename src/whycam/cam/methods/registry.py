@@ -17,13 +17,11 @@ from whycam.cam.targets.classification import Target
 from whycam.errors import WhycamError, near_misses
 from whycam.options import checked, options_of
 
-Need = Literal["gradients", "curvature", "reruns", "outputs"]
+Need = Literal["gradients", "hvp", "reruns", "outputs"]
 Scope = Literal["layer", "layers", "input"]
 Function = Callable[..., Tensor]
 
 ENTRY_POINTS = "whycam.methods"
-INPUT = "input"
-"""The name under which maps of scope "input" are found in place of a layer's."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +35,11 @@ class Method:
         paper: where it was published.
         function: scope "layer": `LayerTrace` → (B, h, w) signed map at the layer's own resolution; "layers": a list of
             `LayerTrace`, one per layer → (B, h, w); "input": `LayerTrace` of the images themselves → (B, H, W).
-        needs: "gradients" (a backward pass), "curvature" (a second one), "reruns" (more passes of its own),
+        needs: "gradients" (a backward pass), "hvp" (a second one), "reruns" (more passes of its own),
             "outputs" (gradients at the outputs of modules: the first pass then keeps its graph).
         scope: what it looks at.
         retarget: what it makes of the target before anything is differentiated; None leaves it.
-        has_channel_terms: whether the map is a sum over channels, made with `LayerTrace.weighted`, so that its terms
+        per_channel: whether the map is a sum over channels, made with `LayerTrace.weighted`, so that its terms
             can be asked for.
         options: keyword options that differ from the function's defaults.
     """
@@ -54,13 +52,13 @@ class Method:
     needs: frozenset[Need] = frozenset({"gradients"})
     scope: Scope = "layer"
     retarget: Callable[[Target], Target] | None = None
-    has_channel_terms: bool = False
+    per_channel: bool = False
     options: tuple[tuple[str, Any], ...] = ()
 
     @property
     def needs_gradients(self) -> bool:
         """Whether a backward pass is needed."""
-        return "gradients" in self.needs or "curvature" in self.needs
+        return "gradients" in self.needs or "hvp" in self.needs
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -102,7 +100,7 @@ def method(
     needs: Iterable[Need] = ("gradients",),
     scope: Scope = "layer",
     retarget: Callable[[Target], Target] | None = None,
-    has_channel_terms: bool = False,
+    per_channel: bool = False,
 ) -> Callable[[Function], Method]:
     """Register a function as a method; its name is the title's, its summary the docstring's first line.
 
@@ -112,7 +110,7 @@ def method(
     Raises:
         WhycamError: the name is taken or cannot be written, or ``needs`` or ``scope`` is none of the known.
     """
-    wanted: frozenset[Any] = frozenset((needs,) if isinstance(needs, str) else needs)
+    wanted: frozenset[Any] = frozenset(map(_renamed_need, (needs,) if isinstance(needs, str) else needs))
     for what, given, known in (("need", wanted, get_args(Need)), ("scope", (scope,), get_args(Scope))):
         for value in given:
             if value not in known:
@@ -127,11 +125,18 @@ def method(
         if name in METHODS:
             raise WhycamError(f"a method named {name!r} exists already ({METHODS[name].title})")
         METHODS[name] = Method(
-            name, title, summary_of(function) or title, paper, function, wanted, scope, retarget, has_channel_terms
+            name, title, summary_of(function) or title, paper, function, wanted, scope, retarget, per_channel
         )
         return METHODS[name]
 
     return register
+
+
+def _renamed_need(need: Any) -> Any:
+    if need != "curvature":
+        return need
+    warnings.warn('the need "curvature" of a method is now "hvp"', DeprecationWarning, stacklevel=4)
+    return "hvp"
 
 
 def combinator(function: Callable[..., Method]) -> Callable[..., Method]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from whycam.cam.methods._perturbed_batches import Noise, mean, together
+from whycam.cam.methods._perturbed_batches import Noise, batched_copies, mean
 from whycam.cam.methods.activation import principal_map
 from whycam.cam.methods.registry import Method, MethodLike, combinator, find_method
 from whycam.cam.passes.trace import LayerTrace
@@ -92,7 +92,7 @@ def eigen(method: MethodLike) -> Method:
             f"eigen takes the channels of one image apart, and {inner.title} is a mean over several: smooth the "
             f"component instead, {inner.name.partition('(')[0]}(eigen({inner.function.inner.name}))"
         )
-    if inner.scope != "layer" or ("reruns" in inner.needs and not inner.has_channel_terms):
+    if inner.scope != "layer" or ("reruns" in inner.needs and not inner.per_channel):
         raise _no_parts(inner)
     return Method(
         name=f"eigen({inner.name})",
@@ -167,7 +167,7 @@ def channel_parts(method: Method, trace: LayerTrace) -> Tensor:
     Raises:
         WhycamError: the map is not the sum of that.
     """
-    if method.has_channel_terms:
+    if method.per_channel:
         return method(replace(trace, per_channel=True))
     images, channels = trace.activations.shape[:2]
 
@@ -178,7 +178,7 @@ def channel_parts(method: Method, trace: LayerTrace) -> Tensor:
         trace.with_(
             activations=apart(trace.activations),
             gradients=apart(trace.gradients),
-            curvature=apart(trace.curvature),
+            hvp=apart(trace.hvp),
             logits=trace.logits.repeat_interleave(channels, dim=0),
             scores=trace.scores.repeat_interleave(channels, dim=0),
         )
@@ -208,7 +208,7 @@ def _over_copies(
     mirror: bool = False,
 ) -> Iterator[Tensor]:
     """The method's maps of ``count`` altered copies of the batch, (B, …) each."""
-    for members in together(count, len(_first(traces).network.images)):
+    for members in batched_copies(count, len(_first(traces).network.images)):
 
         def make(images: Tensor, members: range = members) -> Tensor:
             return torch.cat([vary(images, index) for index in members])
@@ -228,6 +228,6 @@ def _first(traces: Traces) -> LayerTrace:
 
 def _again(traces: Traces, key: str, make: Callable[[Tensor], Tensor], *, mirror: bool) -> Traces:
     def view(trace: LayerTrace) -> LayerTrace:
-        return trace.network.again(key, make, trace.layer, trace.target, mirror=mirror)
+        return trace.network.trace_perturbed(key, make, trace.layer, trace.target, mirror=mirror)
 
     return view(traces) if isinstance(traces, LayerTrace) else [view(trace) for trace in traces]

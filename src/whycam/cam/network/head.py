@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def pooled_linear_head(
-    model: nn.Module, activations: Tensor, logits: Tensor, *, mixed: bool | None = None
+    model: nn.Module, activations: Tensor, logits: Tensor, *, autocast: bool | None = None
 ) -> nn.Linear | None:
     """The linear layer for which logits = W · mean_p(A) + b holds, or None where there is none.
 
@@ -17,11 +17,11 @@ def pooled_linear_head(
         model: the network.
         activations: (B, C, …positions).
         logits: (B, K).
-        mixed: whether the network ran under autocast; None where it ran in the mode that there is now.
+        autocast: whether the network ran under autocast; None where it ran in the mode that there is now.
     """
     if logits.ndim != 2:
         return None
-    mixed = torch.is_autocast_enabled(activations.device.type) if mixed is None else mixed
+    autocast = torch.is_autocast_enabled(activations.device.type) if autocast is None else autocast
     pooled = activations.flatten(2).mean(dim=2)
     for module in reversed(list(model.modules())):
         if not isinstance(module, nn.Linear) or module.weight.shape != (logits.shape[1], pooled.shape[1]):
@@ -30,7 +30,7 @@ def pooled_linear_head(
         predicted = pooled @ weight.T + (0 if bias is None else bias.detach().to(pooled))
         # A network in half precision agrees with this sum in single precision to half's rounding only, and one on a
         # GPU whose products may be computed in TensorFloat-32 to that of its 11 bits.
-        coarse = module.weight.dtype.itemsize < 4 or mixed
+        coarse = module.weight.dtype.itemsize < 4 or autocast
         bound = 2e-2 if coarse else 1e-3 if weight.is_cuda and module.weight.dtype == torch.float32 else 1e-4
         # Rounding is relative to what was added up: for every image and class by itself, the bias left out.
         added = pooled.abs() @ weight.abs().T

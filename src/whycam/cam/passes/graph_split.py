@@ -19,7 +19,6 @@ from torch.nn.modules import module as hooks
 
 from whycam.cam.network.inputs import Inputs
 
-Environment = dict[fx.Node, Any]
 # Tracing exchanges methods of nn.Module for the whole process: one at a time, and see _Tracer.
 _TRACING = threading.Lock()
 _PLAIN = (int, float, str, bool, type(None), torch.dtype, torch.device)
@@ -32,87 +31,88 @@ class UntraceableError(Exception):
 
 
 class Split:
-    """What of a network depends on a layer's output, and what of the rest feeds it.
+    """A traced network, cut behind one layer into two graphs.
 
-    It holds no module, only paths: a network that is dropped is freed, and one whose weights change is run as it is.
+    It holds no module, only paths: a network that is dropped is freed, and one whose weights change runs as it is.
 
     Attributes:
-        layer: the node whose value is replaced.
-        tail: the nodes that depend on it, in order of execution.
-        head: the nodes before it that have to run for `boundary`, in order of execution; empty for a plain chain.
-        boundary: the nodes outside the tail whose values it takes.
-        result: the node whose value begins with the logits.
-        constants: tensors that the forward pass makes itself.
+        tail: everything that depends on the layer's output. Its inputs are that output and the boundary values; its
+            output is the value that begins with the logits.
+        head: what has to run to compute the boundary values, which are its output. Its input is the tuple of the
+            network's tensors.
+        boundary: names of the values outside of the tail that the tail uses, in the order of the tail's inputs.
+        constants: tensors that the forward pass makes itself, by path.
     """
 
     def __init__(self, graph: fx.Graph, layer: fx.Node, constants: Mapping[str, Any]) -> None:
-        self.layer, self.constants = layer, dict(constants)
-        self._graph = graph
-        output = next(node for node in graph.nodes if node.op == "output")
-        leading = next(_nodes_in(output.args), None)
-        if leading is None:
-            raise UntraceableError("the output holds nothing that was computed")
-        self.result = leading
-        dependent = {layer}
-        for node in graph.nodes:
-            if node is not output and any(source in dependent for source in node.all_input_nodes):
-                dependent.add(node)
-        if self.result not in dependent:
+        self.constants = dict(constants)
+        nodes, result = list(graph.nodes), _result_of(graph)
+        dependent = _dependent_on(layer, graph)
+        if result not in dependent:
             raise UntraceableError("the output does not depend on the layer")
         # Nodes without users stay in: they may work in place.
-        self.tail = [node for node in graph.nodes if node in dependent and node is not layer]
-        needed = {source for node in self.tail for source in node.all_input_nodes if source not in dependent}
-        needed -= {layer}
+        tail = [node for node in nodes if node in dependent and node is not layer]
+        sources = {source for node in tail for source in node.all_input_nodes} - dependent
         # Parameters are read when the tail runs: they are the network's own, not the batch's.
-        self.fixed = [node for node in graph.nodes if node in needed and node.op == "get_attr"]
-        self.boundary = [node for node in graph.nodes if node in needed and node.op != "get_attr"]
-        order = {node: place for place, node in enumerate(graph.nodes)}
-        last = max((order[node] for node in self.boundary), default=-1)
-        self.head = [node for node in graph.nodes if order[node] <= last and node not in dependent]
+        parameters = [node for node in nodes if node in sources and node.op == "get_attr"]
+        boundary = [node for node in nodes if node in sources and node.op != "get_attr"]
+        before = nodes[: 1 + max(map(nodes.index, boundary), default=-1)]
+        self.boundary = [node.name for node in boundary]
+        self.tail = _subgraph([layer, *boundary], [*parameters, *tail], result)
+        self.head = _subgraph([], [node for node in before if node not in dependent], tuple(boundary))
 
-    def run_head(self, model: nn.Module, inputs: Inputs) -> Environment:
-        """The values that feed the tail."""
-        return self._run(model, self.head, {}, self.boundary, inputs)
 
-    def run_tail(self, model: nn.Module, output: Tensor, given: Environment) -> object:
-        """What begins with the logits, where the layer gives ``output`` and the rest what `run_head` gave."""
-        known = {self.layer: output, **given}
-        return self._run(model, [*self.fixed, *self.tail], known, [self.result])[self.result]
+def _result_of(graph: fx.Graph) -> fx.Node:
+    """The node whose value begins with the logits."""
+    output = next(node for node in graph.nodes if node.op == "output")
+    leading = next(_nodes_in(output.args), None)
+    if leading is None:
+        raise UntraceableError("the output holds nothing that was computed")
+    return leading
 
-    def _run(
-        self,
-        model: nn.Module,
-        nodes: Sequence[fx.Node],
-        known: Environment,
-        wanted: Sequence[fx.Node],
-        inputs: Inputs | None = None,
-    ) -> Environment:
-        values = dict(known)
-        last_use = {source: node for node in nodes for source in node.all_input_nodes}
-        kept = set(wanted)
-        for node in nodes:
-            values[node] = self._value(model, node, values, inputs)
-            for source in (*node.all_input_nodes, node):
-                # A value that nobody takes any more is freed, as in the network's own forward pass.
-                if last_use.get(source, node) is node and source not in kept:
-                    values.pop(source, None)
-        return {node: values[node] for node in wanted}
 
-    def _value(self, model: nn.Module, node: fx.Node, values: Environment, inputs: Inputs | None) -> Any:
-        if node.op == "placeholder":
-            assert inputs is not None  # placeholders belong to the head
-            return _tensors(inputs)
-        if node.op == "get_attr":
-            path = str(node.target)
-            return self.constants[path] if path in self.constants else _attribute(model, path)
-        args = fx.node.map_arg(node.args, values.__getitem__)
-        kwargs = fx.node.map_arg(node.kwargs, values.__getitem__)
-        if node.op == "call_module":
-            return _attribute(model, str(node.target))(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        function: Callable[..., Any] = node.target  # type: ignore[assignment]
-        return function(*args, **kwargs)
+def _dependent_on(layer: fx.Node, graph: fx.Graph) -> set[fx.Node]:
+    """The layer and every node that uses its output, directly or not; not the graph's output node."""
+    dependent = {layer}
+    for node in graph.nodes:
+        if node.op != "output" and any(source in dependent for source in node.all_input_nodes):
+            dependent.add(node)
+    return dependent
+
+
+def _subgraph(inputs: Sequence[fx.Node], nodes: Sequence[fx.Node], result: fx.Node | tuple[fx.Node, ...]) -> fx.Graph:
+    """A graph of copies of ``nodes``, in which the values of ``inputs`` are given."""
+    graph = fx.Graph()
+    copies = {node: graph.placeholder(node.name) for node in inputs}
+    for node in nodes:
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(fx.node.map_arg(result, copies.__getitem__))
+    return graph
+
+
+class GraphRunner(fx.Interpreter):
+    """Runs one of a split's graphs on a network.
+
+    Args:
+        model: the network that was traced, whatever its weights are now.
+        split: whose constants the graph may use.
+        graph: the split's head or tail.
+    """
+
+    def __init__(self, model: nn.Module, split: Split, graph: fx.Graph) -> None:
+        root = nn.Module()
+        root.network = model  # the name that the traced entry has for it
+        for path, constant in split.constants.items():
+            setattr(root, path, constant)
+        super().__init__(root, graph=graph)
+        self.extra_traceback = False  # errors keep the network's own message
+
+    def __call__(self, *values: Any) -> Any:
+        """Run the graph. A value that no later node uses is freed, as in the network's own forward pass."""
+        try:
+            return self.run(*values, enable_io_processing=False)
+        finally:
+            self.env = {}
 
 
 def split_at(model: nn.Module, layer: nn.Module, inputs: Inputs) -> Split:
@@ -210,7 +210,8 @@ class _Slot:
     """Where a tensor goes."""
 
 
-def _tensors(inputs: Inputs) -> tuple[Tensor, ...]:
+def tensors_of(inputs: Inputs) -> tuple[Tensor, ...]:
+    """The tensors among a network's arguments, as the head takes them."""
     return tuple(value for value in (*inputs.args, *inputs.kwargs.values()) if isinstance(value, Tensor))
 
 

@@ -13,12 +13,12 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from whycam.cam.network.inputs import Inputs
 from whycam.cam.network.layers import Layer
-from whycam.cam.passes.graph_split import Environment, Split, UntraceableError, signature, split_at
-from whycam.nn_utils import first_tensor, with_first_tensor
+from whycam.cam.passes.graph_split import GraphRunner, Split, UntraceableError, signature, split_at, tensors_of
+from whycam.nn_utils import first_tensor, hooked, with_first_tensor
 
 # model → (layer, arguments) → its split; nothing in it keeps the model alive.
 _SPLITS: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Split]] = WeakKeyDictionary()
@@ -43,23 +43,24 @@ class Tail:
     def __init__(self, model: nn.Module, layer: Layer, inputs: Inputs, *, whole_output: bool = False) -> None:
         self.model, self.layer, self.inputs = model, layer, inputs.detached()
         self.why_all: str | None = None
-        self._split: Split | None = None
+        self._head: GraphRunner | None = None
+        self._tail: GraphRunner | None = None
         self._runs = 1
-        self._feeds: dict[fx.Node, _Feed] = {}
-        self._values: Environment = {}
+        self._feeds: list[_Feed] = []
+        self._values: list[Any] = []
         try:
             self._prepare(whole_output=whole_output)
         except UntraceableError as error:
-            self._split, self.why_all = None, str(error)
+            self._tail, self.why_all = None, str(error)
 
     def __call__(self, outputs: Tensor, rows: Tensor) -> object:
         """What begins with the logits, where ``layer`` gives ``outputs`` (n, …) for the images at ``rows`` (n,)."""
-        if self._split is None:
+        if self._tail is None:
             return self._run_all(outputs, rows)
         here = rows.to(outputs.device)
-        given = {node: feed(self._values.get(node), here) for node, feed in self._feeds.items()}
-        # What follows may work in place.
-        return self._split.run_tail(self.model, outputs.clone(), given)
+        boundary = [feed(value, here) for feed, value in zip(self._feeds, self._values, strict=True)]
+        # A copy: what follows may work in place.
+        return self._tail(outputs.clone(), *boundary)
 
     def _run_all(self, outputs: Tensor, rows: Tensor) -> object:
         ran = 0
@@ -71,11 +72,8 @@ class Tail:
             return with_first_tensor(output, outputs.clone()) if ran == self._runs else None
 
         given = self._rows(rows)
-        handle = self.layer.module.register_forward_hook(replace)
-        try:
+        with hooked([(self.layer.module, replace)]):
             return self.model(*given.args, **given.kwargs)
-        finally:
-            handle.remove()
 
     def _rows(self, rows: Tensor) -> Inputs:
         return self.inputs.with_images(self.inputs.images[rows.to(self.inputs.images.device)], rows)
@@ -109,12 +107,9 @@ class Tail:
             seen.append(output)
             return output.clone() if isinstance(output, Tensor) else None
 
-        handle = self.layer.module.register_forward_hook(note)
-        try:
-            given = self._rows(rows)
+        given = self._rows(rows)
+        with hooked([(self.layer.module, note)]):
             logits = first_tensor(self.model(*given.args, **given.kwargs))
-        finally:
-            handle.remove()
         self._runs = len(seen)
         if len(seen) != 1:
             raise UntraceableError(f"the layer runs {len(seen)} times")
@@ -126,9 +121,9 @@ class Tail:
     def _use(self, split: Split, rows: Tensor, output: Tensor, expected: Tensor) -> str | None:
         """Take ``split`` into use; says why not, if it does not compute the logits from the layer's own output."""
         try:
-            self._split = split
+            self._head, self._tail = (GraphRunner(self.model, split, graph) for graph in (split.head, split.tail))
             self._feeds = self._probe(split)
-            self._values = self._boundary_values(split)
+            self._values = self._boundary_values()
             actual = first_tensor(self(output, rows))
         except UntraceableError as error:
             return str(error)
@@ -143,25 +138,28 @@ class Tail:
         same = torch.allclose(actual, expected, rtol=0, atol=tolerance * scale, equal_nan=True)
         return None if same else different
 
-    def _probe(self, split: Split) -> dict[fx.Node, _Feed]:
+    def _probe(self, split: Split) -> list[_Feed]:
         """How each boundary value follows the batch, found by running the head on two small batches."""
         if not split.boundary:
-            return {}
-        few, more = (
-            split.run_head(self.model, self._rows(torch.arange(count) % len(self.inputs.images))) for count in _PROBES
-        )
-        return {node: _feed(few[node], more[node]) for node in split.boundary}
+            return []
+        few, more = (self._run_head(torch.arange(count) % len(self.inputs.images)) for count in _PROBES)
+        return [_feed(one, other) for one, other in zip(few, more, strict=True)]
 
-    def _boundary_values(self, split: Split) -> Environment:
-        followed = [node for node, feed in self._feeds.items() if feed.recorded]
-        if not followed:
-            return {}
+    def _boundary_values(self) -> list[Any]:
+        """The batch's boundary values; None for those that depend on the number of images alone."""
+        if not any(feed.recorded for feed in self._feeds):
+            return [None] * len(self._feeds)
         batch = len(self.inputs.images)
-        parts = [
-            split.run_head(self.model, self._rows(torch.arange(start, min(start + _CHUNK, batch))))
-            for start in range(0, batch, _CHUNK)
+        chunks = [self._run_head(torch.arange(start, min(start + _CHUNK, batch))) for start in range(0, batch, _CHUNK)]
+        return [
+            feed.join(list(parts)) if feed.recorded else None
+            for feed, parts in zip(self._feeds, zip(*chunks, strict=True), strict=True)
         ]
-        return {node: self._feeds[node].join([part[node] for part in parts]) for node in followed}
+
+    def _run_head(self, rows: Tensor) -> tuple[Any, ...]:
+        assert self._head is not None  # it is set before anything is asked of it
+        values: tuple[Any, ...] = self._head(tensors_of(self._rows(rows)))
+        return values
 
 
 @dataclass(frozen=True)

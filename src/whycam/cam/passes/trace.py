@@ -1,10 +1,8 @@
-"""What a method is shown: one layer (or the images themselves) for one target, and the means to run the network again.
-
-The rerunning side is the `ForwardBackend` protocol; `whycam.cam.passes.runner.Run` implements it.
-"""
+"""What a method reads: one layer (or the images) for one target, and the means to run the network again."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -14,9 +12,12 @@ from torch import Tensor, nn
 
 from whycam.errors import WhycamError
 
+INPUT = "input"
+"""The name that stands in a layer's place for methods that read the images alone."""
+
 
 class ForwardBackend(Protocol):
-    """The network again, on something else; no call changes the model or leaves a graph behind."""
+    """Further passes over the network. No call changes the model or leaves a graph behind."""
 
     @property
     def model(self) -> nn.Module:
@@ -27,43 +28,52 @@ class ForwardBackend(Protocol):
         """(B, C, H, W) as they were given."""
 
     @property
-    def mixed(self) -> bool:
+    def autocast(self) -> bool:
         """Whether the network runs under autocast; methods themselves never do."""
 
-    def reads_more(self, target: str) -> bool:
-        """Whether the target's score takes more than logits, so that `score_logits` cannot know it."""
+    def reads_whole_output(self, target: str) -> bool:
+        """Whether the target's score takes more than logits, so that `score_logits` cannot compute it."""
 
     def score_images(self, images: Tensor, rows: Tensor, target: str) -> Scored:
-        """Run the whole network: (n, C, H, W) that stand in for the images at ``rows`` (n,)."""
+        """Run the whole network on (n, C, H, W), perturbed copies of the images at ``rows`` (n,)."""
 
     def score_activations(self, layer: str, maps: Tensor, rows: Tensor, target: str) -> Scored:
-        """Run what follows ``layer``: (n, C, h, w) that stand in for its output on the images at ``rows`` (n,)."""
+        """Run what follows ``layer`` on (n, C, h, w), which replace its output for the images at ``rows`` (n,)."""
 
     def score_logits(self, logits: Tensor, rows: Tensor, target: str) -> Scored:
-        """Run nothing at all: (n, K) logits known otherwise, of alterations of the images at ``rows`` (n,)."""
+        """Run nothing: score (n, K) logits that are known already, of perturbed copies of the images at ``rows``."""
 
-    def again(
-        self, key: str, make: Callable[[Tensor], Tensor], layer: str, target: str, *, mirror: bool = False
+    def trace_perturbed(
+        self, key: str, perturb: Callable[[Tensor], Tensor], layer: str, target: str, *, mirror: bool = False
     ) -> LayerTrace:
-        """Capture all layers and targets anew on ``make(images)``; the batch may be k·B long.
+        """Capture all layers and targets again on ``perturb(images)``, k copies of the batch one after the other.
 
-        Once per ``key`` as long as what is kept is not too much, so ``make`` must give the same each time.
+        The result is kept under ``key`` while there is room for it, so ``perturb`` must return the same images each
+        time.
 
-        Rows k·B … are copies of the batch, so that per-image targets keep their images; with ``mirror`` mirrored ones,
-        and targets that look at places are mirrored with them. The trace that comes back has a network of its own:
-        what a method runs again from there is the altered images.
+        Args:
+            key: names the perturbation.
+            perturb: (B, C, H, W) → (k·B, C, H, W). Image b of each copy stands for image b of the batch, so targets
+                with one value per image stay with their images.
+            layer: whose trace is returned.
+            target: for which target.
+            mirror: the copies are mirrored; targets that look at positions are mirrored with them.
+
+        Returns:
+            A trace whose backend runs on the perturbed images.
         """
 
     def image_gradient(self, images: Tensor, rows: Tensor, target: str, *, guided: bool = False) -> Tensor:
         """∂score/∂images, (n, C, H, W); ``guided`` lets only positive gradients through ReLUs."""
 
     def output_gradients(
-        self, modules: Collection[nn.Module], target: str, see: Callable[[nn.Module, Tensor], None]
+        self, modules: Collection[nn.Module], target: str, report: Callable[[nn.Module, Tensor], None]
     ) -> Tensor:
         """One backward pass, and a forward pass unless the method needs "outputs": ∂score/∂images, (B, C, H, W).
 
-        On the way back ``see(module, gradient)`` is told ∂score/∂output of each of ``modules`` (that returns a tensor),
-        as often as it ran, the last first; for the output as the module gave it, whatever later changed it in place.
+        During the pass ``report(module, gradient)`` receives ∂score/∂output of each of ``modules`` that returns a
+        tensor: once for each time that it ran, the last first. The gradient is for the output as the module returned
+        it, even if something later changed that in place.
         """
 
     def generator(self, *purpose: int | str) -> torch.Generator:
@@ -72,7 +82,7 @@ class ForwardBackend(Protocol):
 
 @dataclass(frozen=True)
 class Scored:
-    """What a rerun gave: (n, K) logits and the target's (n,) scores."""
+    """What a further pass returned: (n, K) logits and the target's (n,) scores."""
 
     logits: Tensor
     scores: Tensor
@@ -84,30 +94,30 @@ def _nothing() -> Tensor:
 
 @dataclass(frozen=True)
 class LayerTrace:
-    """What a method sees of one layer for one target. For scope "input", the layer is the batch of images.
+    """What a method reads of one layer for one target. For scope "input", the layer is the batch of images.
 
     Attributes:
         activations: (B, C, …positions), at least float32.
-        gradients: as activations, ∂score/∂activations; empty (0 elements) where the method does not need them.
+        gradients: like the activations, ∂score/∂activations; empty (0 elements) if the method does not need them.
         logits: (B, K).
         scores: (B,), the target's.
-        curvature: as activations, H·A with H the second derivatives of the score in the activations; empty where the
-            method does not need it.
+        hvp: like the activations, the Hessian-vector product H·A, with H the second derivatives of the score in the
+            activations; empty if the method does not need it.
         layer: its name.
         target: its name.
-        runs: how to run the network again; None in a trace made by hand.
-        per_channel: a method registered with ``has_channel_terms`` is asked for the terms of its sum over channels, (B,
-            C, …).
+        backend: how to run the network again; None in a trace made by hand.
+        per_channel: return one map per channel, (B, C, …), instead of their sum; only set for methods that are
+            registered with ``per_channel``.
     """
 
     activations: Tensor
     gradients: Tensor
     logits: Tensor
     scores: Tensor
-    curvature: Tensor = field(default_factory=_nothing)
+    hvp: Tensor = field(default_factory=_nothing)
     layer: str = ""
     target: str = ""
-    runs: ForwardBackend | None = None
+    backend: ForwardBackend | None = None
     per_channel: bool = False
 
     @property
@@ -117,12 +127,18 @@ class LayerTrace:
         Raises:
             WhycamError: this trace was made without any.
         """
-        if self.runs is None:
+        if self.backend is None:
             raise WhycamError("this method runs the network again: call it through whycam.explain")
-        return self.runs
+        return self.backend
+
+    @property
+    def curvature(self) -> Tensor:
+        """The old name of `hvp`."""
+        warnings.warn("LayerTrace.curvature is now LayerTrace.hvp", DeprecationWarning, stacklevel=2)
+        return self.hvp
 
     def weighted(self, weights: Tensor, maps: Tensor | None = None) -> Tensor:
-        """Σ_c w_c · A_c, (B, C) → (B, …), of the activations or other maps (B, C, …); its terms where asked for."""
+        """Σ_c w_c · A_c, (B, C) → (B, …), of the activations or of ``maps`` (B, C, …); its terms if `per_channel`."""
         maps = self.activations if maps is None else maps
         if self.per_channel:
             return maps * weights.reshape(*weights.shape, *[1] * (maps.ndim - 2))

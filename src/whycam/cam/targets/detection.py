@@ -12,6 +12,7 @@ from torch import Tensor
 
 from whycam.cam.targets.indices import numbered
 from whycam.errors import WhycamError
+from whycam.nn_utils import at_least_float32
 
 
 @dataclass(frozen=True)
@@ -252,7 +253,7 @@ def _get(entry: Any, name: str) -> Any:
     found = entry.get(name) if isinstance(entry, Mapping) else getattr(entry, name, None)
     if not isinstance(found, Tensor):
         return None
-    return found.float() if found.dtype in (torch.float16, torch.bfloat16) else found
+    return at_least_float32(found)
 
 
 def _is_list(value: object) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from whycam.cam.targets.class_names import ClassNames
 from whycam.cam.targets.classification import ClassScore, Predicted, Target, TargetLike
 from whycam.cam.targets.indices import numbered
 from whycam.errors import WhycamError
-from whycam.nn_utils import first_tensor, is_per_image, ordinary, rows_of
+from whycam.nn_utils import at_least_float32, first_tensor, is_per_image, rows_of, without_inference_tensors
 
 
 def wants_output(target: Target) -> bool:
@@ -30,7 +30,7 @@ def leading(output: object, images: int) -> Tensor | None:
     logits = None if is_per_image(output, images) else first_tensor(output)
     if logits is None or logits.ndim == 0 or len(logits) != images:
         return None
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    return at_least_float32(logits)
 
 
 def freeze(target: Target, logits: Tensor, output: object) -> Target:
@@ -176,35 +176,50 @@ def resolve_target(target: TargetLike, classes: ClassNames | None = None) -> Tar
     if isinstance(target, int | str):
         return ClassScore(numbered(target, index))
     if isinstance(target, Tensor):
-        if target.is_floating_point() or target.dtype == torch.bool or target.ndim > 1:
-            raise WhycamError(
-                f"a target tensor holds one class index per image, (B,) of whole numbers; got {target.dtype} "
-                f"of shape {tuple(target.shape)}"
-            )
-        return ClassScore(int(target) if target.ndim == 0 else ordinary(target.long()))
+        return _from_tensor(target)
     if isinstance(target, list | tuple):
-        members = [_plain(member, index) for member in target]
-        if all(isinstance(member, int) and not isinstance(member, bool) for member in members):
-            return ClassScore(torch.tensor(members, dtype=torch.long))
-        return _PerImage(tuple(resolve_target(member, classes) for member in members))
-    if isinstance(target, type):
-        raise WhycamError(f"a target is made of {target.__name__}, not {target.__name__} itself: {target.__name__}(…)")
+        return _from_list(target, classes)
     if callable(target):
-        named = getattr(target, "named", None)
-        return _ordinary(target if named is None else named(index))
+        return _from_callable(target, index)
     raise WhycamError(
         f"a target is None (the predicted class), a class's index or name, (B,) of them, or a callable on the logits; "
         f"got {type(target).__name__}"
     )
 
 
-def _ordinary(target: Any) -> Target:
+def _from_tensor(target: Tensor) -> Target:
+    if target.is_floating_point() or target.dtype == torch.bool or target.ndim > 1:
+        raise WhycamError(
+            f"a target tensor holds one class index per image, (B,) of whole numbers; got {target.dtype} "
+            f"of shape {tuple(target.shape)}"
+        )
+    return ClassScore(int(target) if target.ndim == 0 else without_inference_tensors(target.long()))
+
+
+def _from_list(target: Sequence[Any], classes: ClassNames | None) -> Target:
+    index = (classes or ClassNames({})).index
+    members = [_plain(member, index) for member in target]
+    if all(isinstance(member, int) and not isinstance(member, bool) for member in members):
+        return ClassScore(torch.tensor(members, dtype=torch.long))
+    return _PerImage(tuple(resolve_target(member, classes) for member in members))
+
+
+def _from_callable(target: Any, index: Callable[[str], int]) -> Target:
+    if isinstance(target, type):
+        raise WhycamError(f"a target is made of {target.__name__}, not {target.__name__} itself: {target.__name__}(…)")
+    named = getattr(target, "named", None)
+    return _without_inference_tensors(target if named is None else named(index))
+
+
+def _without_inference_tensors(target: Any) -> Target:
     """The same with copies of the tensors in its fields that were made under ``inference_mode``."""
     found: Target = target
     if not is_dataclass(target):
         return found
     values = {field.name: getattr(target, field.name) for field in fields(target) if field.init}
-    changes = {name: changed for name, value in values.items() if (changed := ordinary(value)) is not value}
+    changes = {
+        name: changed for name, value in values.items() if (changed := without_inference_tensors(value)) is not value
+    }
     if changes:
         # A dataclass it is, as was asked above; to the type checker it may be a class as well.
         found = replace(target, **changes)  # type: ignore[assignment,type-var]

@@ -16,7 +16,9 @@ from whycam.cam.network.layers import Layer
 from whycam.cam.network.layout import Layout, detect_layout
 from whycam.cam.passes.autograd import differentiate
 from whycam.cam.passes.capture import capture
-from whycam.cam.passes.runner import Run
+from whycam.cam.passes.environment import explaining
+from whycam.cam.passes.plan import Plan
+from whycam.cam.passes.runner import PassRunner
 from whycam.compat.pytorch_grad_cam._targets import ImageTarget, ImageTargets, per_image
 from whycam.errors import WhycamError
 from whycam.nn_utils import first_tensor, instrumented, takes_hooks, unwrapped, with_first_tensor
@@ -79,7 +81,7 @@ def with_gradients(
 ) -> Seen:
     """One forward, one backward to the layers: `whycam.cam.passes.capture`."""
     known = named(layers)
-    trace = capture(unwrapped(model), images, known, {_TARGET: targets}, curvature=(_TARGET,) if curvature else (),
+    trace = capture(unwrapped(model), images, known, {_TARGET: targets}, hvp=(_TARGET,) if curvature else (),
                     differentiable=graph)  # fmt: skip
     fixed: Any = trace.targets[_TARGET]
     seen = Seen(fixed.members, fixed.output, ran=list(range(len(known))))
@@ -88,7 +90,7 @@ def with_gradients(
         seen.activations.append(read(trace.activations[layer.name]))
         seen.gradients.append(read(trace.gradients[layer.name, _TARGET]))
         if curvature:
-            seen.curvature.append(read(trace.curvature[layer.name, _TARGET]))
+            seen.curvature.append(read(trace.hvp[layer.name, _TARGET]))
     return seen
 
 
@@ -165,8 +167,15 @@ def rerunner(model: nn.Module, images: Tensor, layer: nn.Module, targets: Sequen
     """Scores of what follows ``layer`` on other outputs than its own: (outputs (n, …), rows (n,)) → (n,)."""
     known = named([layer])
     # The outputs are handed on as they are, in whatever layout the layer has: to the engine that is "channels first".
-    run = Run(unwrapped(model), Inputs.of(images), known, {_TARGET: ImageTargets(targets)}, [], layouts={"": Layout()})
-    return lambda outputs, rows: run.score_activations(known[0].name, outputs, rows, _TARGET).scores
+    network, plan = unwrapped(model), Plan(tuple(known), {_TARGET: ImageTargets(targets)})
+    with explaining(network):
+        runner = PassRunner(network, Inputs.of(images).without_inference_tensors(), plan, layouts={"": Layout()})
+
+    def score(outputs: Tensor, rows: Tensor) -> Tensor:
+        with explaining(network):
+            return runner.score_activations(known[0].name, outputs, rows, _TARGET).scores
+
+    return score
 
 
 Scorer = Callable[[Tensor, Tensor], Tensor]

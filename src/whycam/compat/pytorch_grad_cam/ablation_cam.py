@@ -120,7 +120,7 @@ class AblationCAM(BaseCAM):
             return None
         if len(self.outputs) != len(activations) or bool((activations.flatten(1).amin(dim=1) != 0).any()):
             return None  # channels that may be negative are not set to 0
-        head = pooled_linear_head(unwrapped(self.model), activations, self.outputs, mixed=self._mixed)
+        head = pooled_linear_head(unwrapped(self.model), activations, self.outputs, autocast=self._mixed)
         if head is None:
             return None
         weight = head.weight.detach().to(activations)[classes]
