@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from whycam.cli import console
-from whycam.cli.main import EXIT_INTERRUPTED
+from whycam.cli.exit_codes import EXIT_INTERRUPTED
 from whycam.data import ImageSource, open_source, take
 from whycam.data.preprocess import CIFAR10
 from whycam.device import reuse_freed_memory

@@ -1,4 +1,4 @@
-"""``whycam train``, ``lr-find`` and ``recipes``: real processes, a real ResNet-18 on a few dozen real images."""
+"""``whycam train``, ``lr-find`` and ``recipes`` in real processes: a real ResNet-18 on a few dozen real images."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from whycam.cli.main import main
 from whycam.training import RECIPES, Recipe, read_history
 from whycam.training.state import load_state
 
-# Two epochs of two batches; 8-pixel crops make a step cheap, and the test images are still whole.
+# Two epochs of two batches. Crops of 8 pixels make a training step cheap; test images are not cropped.
 CHEAP = ["--set", "epochs=2", "batch_size=16", "crops=[[0,8]]"]
-# What torchrun's own script does, on this Python.
+# The same as the torchrun script, with this Python.
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 RESULTS = {"model.safetensors", "config.json", "history.jsonl", "curves.png", "state.pt"}
 BATCH = r"Loss=\d+\.\d{4} Batch_id=\d+ Accuracy=\d+\.\d\d"
@@ -45,7 +45,7 @@ def start(*arguments, launcher=(sys.executable,)):
 
 
 def run(*arguments, **options):
-    """(exit status, standard output, standard error) of a process that ends by itself."""
+    """Run a process to its end; return (exit status, standard output, standard error)."""
     process = start(*arguments, **options)
     out, error = process.communicate(timeout=300)
     return process.returncode, out, error
@@ -57,7 +57,7 @@ def weights(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """train/ and test/ with 32 and 16 real images of cats and dogs."""
+    """A folder with 32 training images and 16 test images of cats and dogs."""
     root = tmp_path_factory.mktemp("data")
     source = whycam.open_source("bundled")
     for label in (3, 5):
@@ -70,14 +70,14 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
-    """A finished run, and what it said."""
+    """A finished run: its folder, standard output and standard error."""
     out = tmp_path_factory.mktemp("trained") / "run"
     status, said, log = run("train", "--data", data, "--out", out, *CHEAP, "--tensorboard")
     assert status == 0, log
     return out, said, log
 
 
-def test_it_logs_like_the_study_and_leaves_a_checkpoint(trained):
+def test_train_logs_like_the_study_and_writes_a_checkpoint(trained):
     out, said, log = trained
     lines = log.splitlines()
     assert [line for line in lines if line.startswith("Epoch")] == ["Epoch 1", "Epoch 2"]
@@ -98,20 +98,20 @@ def test_it_logs_like_the_study_and_leaves_a_checkpoint(trained):
     assert f"curves:     {out / 'curves.png'}\n" in said
 
 
-def test_tensorboard_events_lie_in_the_run(trained):
+def test_tensorboard_events_are_written_into_the_run(trained):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = event_accumulator.EventAccumulator(str(trained[0] / "tensorboard")).Reload()
     assert [scalar.step for scalar in events.Scalars("step/loss")] == [16, 32, 48, 64]
     assert [scalar.step for scalar in events.Scalars("epoch/test_accuracy")] == [32, 64]
 
 
-def test_the_other_commands_take_what_it_wrote(trained, data, capsys):
+def test_evaluate_reads_the_checkpoint(trained, data, capsys):
     assert main(["evaluate", str(trained[0]), str(data), "--json"]) == 0
     scores = json.loads(capsys.readouterr().out)
     assert (scores["n"], scores["correct"]) == (16, read_history(trained[0])[-1].test_correct)
 
 
-def test_json_is_all_that_a_machine_gets(data, tmp_path):
+def test_json_output_of_train(data, tmp_path):
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("base: cpu\nname: mine\nepochs: 1\nbatch_size: 8\ncrops: [[0, 8]]\n")
     arguments = ["--recipe", recipe, "--validate", 8, "--limit", 24, "--set", "lr=0.01", "--seed", 7, "--json"]
@@ -129,7 +129,7 @@ def test_json_is_all_that_a_machine_gets(data, tmp_path):
     assert record["images"] == 16  # of 24, eight are held out
 
 
-def test_sigterm_saves_and_resume_ends_where_an_undisturbed_run_does(data, tmp_path, trained):
+def test_sigterm_saves_and_resume_gives_the_same_weights(data, tmp_path, trained):
     out = tmp_path / "run"
     arguments = ["train", "--data", data, "--out", out, *CHEAP]
     process = start(*arguments)
@@ -148,7 +148,7 @@ def test_sigterm_saves_and_resume_ends_where_an_undisturbed_run_does(data, tmp_p
     assert {path.name for path in out.iterdir()} == RESULTS
 
 
-def test_sigkill_loses_no_more_than_the_last_steps(data, tmp_path, trained):
+def test_resume_after_sigkill_gives_the_same_weights(data, tmp_path, trained):
     out = tmp_path / "run"
     arguments = ["train", "--data", data, "--out", out, *CHEAP]
     process = start(*arguments)
@@ -162,8 +162,8 @@ def test_sigkill_loses_no_more_than_the_last_steps(data, tmp_path, trained):
     assert {path.name for path in out.iterdir()} == RESULTS
 
 
-def test_an_impatient_interrupt_says_what_is_kept(data, tmp_path, capsys):
-    """Ctrl-C twice: the first asks for a save, the second does not wait for it."""
+def test_second_interrupt_stops_at_once(data, tmp_path, capsys):
+    """Ctrl-C twice: the first asks for a save, the second stops without waiting for it."""
     out = tmp_path / "run"
 
     def interrupt_twice():
@@ -186,7 +186,7 @@ def test_an_impatient_interrupt_says_what_is_kept(data, tmp_path, capsys):
     assert load_state(out / "state.pt").position.epoch in (0, 1)
 
 
-def test_several_seeds_give_mean_and_spread(data, tmp_path):
+def test_several_seeds_report_mean_and_spread(data, tmp_path):
     out = tmp_path / "runs"
     cheaper = ["--set", "epochs=1", "batch_size=16", "crops=[[0,8]]", "--seeds", 2, "--seed", 3]
     status, said, log = run("train", "--data", data, "--out", out, *cheaper, "--tensorboard")
@@ -203,7 +203,7 @@ def test_several_seeds_give_mean_and_spread(data, tmp_path):
         assert len(list((out / f"seed-{seed}" / "tensorboard").iterdir())) == 1
 
 
-def test_two_processes_train_one_network_and_one_speaks(data, tmp_path):
+def test_two_processes_train_one_network_and_one_prints(data, tmp_path):
     out = tmp_path / "run"
     status, said, log = run("train", "--data", data, "--out", out, *CHEAP, "--device", "cpu", launcher=TORCHRUN)
     assert status == 0, log
@@ -214,7 +214,7 @@ def test_two_processes_train_one_network_and_one_speaks(data, tmp_path):
     assert json.loads((out / "config.json").read_bytes())["training"]["processes"] == 2
 
 
-def test_a_mistake_of_all_processes_is_said_once(data, tmp_path):
+def test_an_error_of_all_processes_is_printed_once(data, tmp_path):
     status, said, log = run("train", "--data", data, "--out", tmp_path, "--recipe", "recrod", launcher=TORCHRUN)
     assert (status, said) == (1, "")
     ours = [line for line in log.splitlines() if line.startswith("whycam: ")]
@@ -222,8 +222,8 @@ def test_a_mistake_of_all_processes_is_said_once(data, tmp_path):
     assert "there is no recipe 'recrod' (did you mean record?)" in ours[0]
 
 
-def test_a_mistake_of_one_process_alone_is_said(data, tmp_path):
-    """The second process's machine has other data than the first one's."""
+def test_an_error_of_one_process_is_printed(data, tmp_path):
+    """The second process has no data."""
     (tmp_path / "data-0").symlink_to(data)
     script = tmp_path / "rank.py"
     script.write_text(
@@ -238,7 +238,7 @@ def test_a_mistake_of_one_process_alone_is_said(data, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_lr_find_draws_and_suggests(data, tmp_path):
+def test_lr_find_writes_figure_and_suggestion(data, tmp_path):
     out = tmp_path / "lr"
     arguments = ["--iterations", 20, "--start", "1e-4", "--end", 1, "--set", "batch_size=8", "crops=[[0,8]]"]
     status, said, log = run("lr-find", "--data", data, "--out", out, *arguments)
@@ -253,7 +253,7 @@ def test_lr_find_draws_and_suggests(data, tmp_path):
     assert f"figure:  {out / 'lr-find.png'}\n" in said
 
 
-def test_recipes_for_people_and_machines(capsys):
+def test_recipes_as_text_and_json(capsys):
     status, said, log = run("recipes")
     assert (status, log) == (0, "")
     assert [line.partition(":")[0] for line in said.splitlines()] == [*RECIPES, "every other field"]
@@ -263,13 +263,13 @@ def test_recipes_for_people_and_machines(capsys):
 
 
 @pytest.mark.slow
-def test_a_machine_without_a_compiler_is_one_sentence(data, tmp_path, monkeypatch):
+def test_missing_compiler_is_one_sentence(data, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "/nowhere/c++")
     said = refused("train", "--data", data, "--out", tmp_path / "run", *CHEAP, "compile=true")
     assert said.startswith("recipe: compile is true, but torch cannot compile the network here (InvalidCxxCompiler: ")
 
 
-def test_help_offers_no_device_that_is_refused(capsys):
+def test_help_names_only_devices_that_can_train(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     assert "auto, cpu, cuda, cuda:1 (default: auto)" in capsys.readouterr().out
@@ -283,7 +283,7 @@ def refused(*arguments):
     return log.removeprefix("whycam: error: ").rstrip("\n")
 
 
-# The same function that a process calls, in this one: a process apiece would cost seconds each.
+# `main` is called in this process, since each new process would take seconds.
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -316,7 +316,7 @@ def refused(*arguments):
         (["--set", "crops=" + 100_000 * "["], "it must be a list, for example"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_leaves_nothing(arguments, sentence, data, tmp_path, capsys):
+def test_train_mistake_is_one_sentence_and_leaves_no_files(arguments, sentence, data, tmp_path, capsys):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("precious")
     given = [argument.format(tmp=tmp_path) for argument in arguments]
@@ -339,7 +339,7 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(arguments, sentence, data,
         (["--limit", "24"], "the training images are not those that the run was started with"),
     ],
 )
-def test_a_run_is_not_resumed_as_another(arguments, sentence, trained, data, capsys):
+def test_resume_with_other_settings_is_refused(arguments, sentence, trained, data, capsys):
     before = {path.name: path.stat().st_mtime_ns for path in trained[0].iterdir()}
     given = CHEAP + (arguments[1:] if arguments[0] == "--set" else arguments)
     assert main(["train", "--data", str(data), "--out", str(trained[0]), "--resume", *given]) == 2
@@ -360,7 +360,7 @@ def test_a_run_is_not_resumed_as_another(arguments, sentence, trained, data, cap
         (["--device", "meta"], "device 'meta' is not available here"),
     ],
 )
-def test_a_mistaken_range_test_leaves_nothing(arguments, sentence, data, tmp_path, capsys):
+def test_lr_find_mistake_is_one_sentence_and_leaves_no_files(arguments, sentence, data, tmp_path, capsys):
     (tmp_path / "file").touch()
     given = [argument.format(tmp=tmp_path) for argument in arguments]
     assert main(["lr-find", "--data", str(data), "--out", str(tmp_path / "lr"), *given]) == 2

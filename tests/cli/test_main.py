@@ -1,4 +1,4 @@
-"""The command line as a stranger meets it: real files, mostly real processes, every mistake one sentence."""
+"""The command line on real files, mostly in real processes. Every mistake must give one sentence."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def command(*arguments, **options):
     )
 
 
-def the_sentence(status, out, error):
-    """What is said, by a command that must fail."""
+def error_sentence(status, out, error):
+    """Check that a command failed as it must; return its error sentence."""
     assert status == 2, error
     assert out == ""
     lines = error.strip().splitlines()
@@ -49,14 +49,14 @@ def the_sentence(status, out, error):
 
 
 def refused_by_process(*arguments, **options):
-    """Run what must fail; returns its one sentence."""
+    """Run a command that must fail; return its error sentence."""
     result = command(*arguments, **options)
-    return the_sentence(result.returncode, result.stdout, result.stderr)
+    return error_sentence(result.returncode, result.stdout, result.stderr)
 
 
 @pytest.fixture
 def here(capfd):
-    """`command` without starting a process, which takes longer than most of what is asked for."""
+    """`command` in this process. Starting a process takes longer than most commands."""
 
     def run(*arguments):
         capfd.readouterr()
@@ -67,18 +67,18 @@ def here(capfd):
 
 @pytest.fixture
 def refused(here):
-    """`refused_by_process` without one."""
+    """`refused_by_process` in this process."""
 
     def run(*arguments):
         result = here(*arguments)
-        return the_sentence(result.returncode, result.stdout, result.stderr)
+        return error_sentence(result.returncode, result.stdout, result.stderr)
 
     return run
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """class/name.png with 24 real images."""
+    """A folder of class/name.png with 24 real images."""
     root = tmp_path_factory.mktemp("images")
     source = whycam.open_source("bundled")
     for index in range(24):
@@ -93,7 +93,7 @@ def image(folder):
     return sorted(folder.rglob("*.png"))[0]
 
 
-def test_alone_it_shows_where_to_start():
+def test_no_command_shows_first_steps():
     result = command()
     assert result.returncode == 0
     assert "whycam demo --out demo" in result.stdout
@@ -111,7 +111,7 @@ def test_every_command_is_listed():
     assert all(re.search(rf"^ +{name}\b", listed, re.MULTILINE) for name in COMMANDS)
 
 
-def test_evaluate_for_people_and_machines(folder):
+def test_evaluate_prints_text_or_json(folder):
     text = command("evaluate", "cifar10-resnet18", folder, "--split", "all")
     assert text.returncode == 0, text.stderr
     assert re.search(r"\d+ of 24 right\naccuracy \d+\.\d+% \(95% interval", text.stdout)
@@ -121,7 +121,7 @@ def test_evaluate_for_people_and_machines(folder):
     assert text.stderr == ""  # piped: no progress
 
 
-def test_study_report_and_result_agree(tmp_path):
+def test_study_writes_report_and_figures(tmp_path):
     out = tmp_path / "study"
     result = command("study", "cifar10-resnet18", "bundled", "--out", out, "--limit", 60, "--json")
     assert result.returncode == 0, result.stderr
@@ -138,7 +138,7 @@ def test_study_report_and_result_agree(tmp_path):
     assert (out / "report.html").exists()
 
 
-def test_explain_writes_a_figure_and_says_what_is_in_it(image, tmp_path):
+def test_explain_writes_a_figure_and_prints_its_maps(image, tmp_path):
     result = command("explain", "cifar10-resnet18", image, "--target", "Cat", "--out", tmp_path / "why")
     assert result.returncode == 0, result.stderr
     figure = tmp_path / "why" / f"{image.name}.whycam.png"
@@ -146,7 +146,7 @@ def test_explain_writes_a_figure_and_says_what_is_in_it(image, tmp_path):
         assert opened.format == "PNG"
     assert str(figure) in result.stdout
     assert len(re.findall(r"gradcam layer\d\[-\d\] for (?:predicted|cat)", result.stdout)) == 6
-    methods = ("--methods", "gradcam", "refinecam", "sobel")  # they share no layer
+    methods = ("--methods", "gradcam", "refinecam", "sobel")  # each has maps at other layers
     again = command("explain", "cifar10-resnet18", image, "--json", "--out", tmp_path / "b", *methods)
     assert again.returncode == 0, again.stderr
     values = json.loads(again.stdout)
@@ -167,7 +167,7 @@ def test_summary_and_methods(here):
     assert [entry["name"] for entry in made] == ["augmented", "eigen", "noisy"]
     assert {entry["name"]: entry["options"] for entry in made}["noisy"] == {"n": 8, "sigma": 0.1}
     assert re.search(r"^  noisy\(METHOD, n=8, sigma=0.1\)  The mean map over n noisy copies", combinators, re.MULTILINE)
-    # Whatever is listed can be asked for as it stands there.
+    # Each listed method must be accepted as it is written there.
     listed = [line.strip() for line in options.splitlines() if line.strip()]
     listed += [
         line.strip().split("  ")[0].replace("METHOD", "fem") for line in combinators.splitlines() if line.strip()
@@ -186,11 +186,11 @@ def test_layers(here):
     assert {"path", "grid", "channels", "receptive_field"} <= values["layers"][0].keys()
 
 
-def test_exif_rotation_and_odd_modes_are_read_as_they_are_meant(here, tmp_path):
+def test_exif_rotation_and_unusual_modes(here, tmp_path):
     pixels = np.arange(32 * 24 * 3, dtype=np.uint8).reshape(32, 24, 3)
     upright = Image.fromarray(pixels)
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was held on its side
+    exif[0x0112] = 6  # 6: rotate by 90° to show it upright
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "rotated.png", exif=exif)
     upright.save(tmp_path / "upright.png")
     upright.convert("RGBA").save(tmp_path / "rgba.png")
@@ -206,7 +206,7 @@ def test_exif_rotation_and_odd_modes_are_read_as_they_are_meant(here, tmp_path):
     assert result.returncode == 0, result.stderr
 
 
-def test_images_that_cannot_be_read(refused, tmp_path, image):
+def test_unreadable_images_are_refused(refused, tmp_path, image):
     frames = [Image.new("RGB", (32, 32), color) for color in ("red", "blue")]
     frames[0].save(tmp_path / "animated.gif", save_all=True, append_images=frames[1:])
     Image.new("1", (20_000, 20_000)).save(tmp_path / "huge.png")
@@ -221,7 +221,7 @@ def test_images_that_cannot_be_read(refused, tmp_path, image):
     assert not out.exists()
 
 
-def test_images_of_one_name_are_refused(refused, image, tmp_path):
+def test_images_with_the_same_name_are_refused(refused, image, tmp_path):
     twin = tmp_path / image.name
     twin.write_bytes(image.read_bytes())
     sentence = refused("explain", "cifar10-resnet18", image, twin, "--out", tmp_path / "out")
@@ -229,7 +229,7 @@ def test_images_of_one_name_are_refused(refused, image, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_unknown_names(refused, image, tmp_path):
+def test_unknown_names_and_values_are_refused(refused, image, tmp_path):
     study = ["study", "cifar10-resnet18", "bundled", "--out", tmp_path / "out"]
     explain, evaluate = ["explain", "cifar10-resnet18", image], ["evaluate", "cifar10-resnet18"]
     expected = {
@@ -251,7 +251,7 @@ def test_unknown_names(refused, image, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_folder_classes_that_the_network_lacks(refused, tmp_path, image):
+def test_unknown_folder_classes_are_refused(refused, tmp_path, image):
     (tmp_path / "cats").mkdir()
     (tmp_path / "cats" / "a.png").write_bytes(image.read_bytes())
     sentence = refused("evaluate", "cifar10-resnet18", tmp_path, "--split", "all")
@@ -259,14 +259,14 @@ def test_folder_classes_that_the_network_lacks(refused, tmp_path, image):
     assert "cat" in sentence.replace("cats", "")
 
 
-def test_output_that_holds_something_else(refused, tmp_path):
+def test_output_folder_with_other_files_is_refused(refused, tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     sentence = refused("study", "cifar10-resnet18", "bundled", "--out", tmp_path)
     assert "holds something else (thesis.tex)" in sentence
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
 
-def test_output_on_a_read_only_file_system(refused):
+def test_output_on_a_read_only_file_system_is_refused(refused):
     sentence = refused("study", "cifar10-resnet18", "bundled", "--out", "/proc/whycam-study")
     assert "/proc/whycam-study: cannot be written" in sentence
 
@@ -283,19 +283,19 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(place)], check=True)
 
 
-def test_full_disk(small_disk):
+def test_full_disk_is_one_sentence(small_disk):
     (small_disk / "ballast").write_bytes(bytes(900 * 1024))
     out = small_disk / "study"
     sentence = refused_by_process("study", "cifar10-resnet18", "bundled", "--out", out, "--limit", 300)
     assert "the disk is full; free some space and run the same command again" in sentence
     assert not [path for path in out.rglob("*") if path.name.endswith(".partial")]
     (small_disk / "ballast").unlink()
-    # It says it is incomplete, and goes on where it stopped; the figures may still need more than there is.
+    # The study is marked as incomplete. It is not continued here, since its figures may not fit on this disk.
     with pytest.raises(whycam.WhycamError, match="incomplete"):
         whycam.Study.load(out)
 
 
-def test_file_size_limit_is_said_too(tmp_path):
+def test_file_size_limit_is_one_sentence(tmp_path):
     def limit():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
@@ -305,13 +305,13 @@ def test_file_size_limit_is_said_too(tmp_path):
     assert "cannot be written" in sentence
 
 
-def test_interrupt_says_so_and_the_same_command_goes_on(tmp_path):
+def test_interrupted_study_is_continued_by_the_same_command(tmp_path):
     out = tmp_path / "study"
     arguments = ["study", "cifar10-resnet18", "bundled", "--out", str(out), "--limit", "300", "--batch-size", "8"]
     arguments += ["--score-images", "2"]
     process = subprocess.Popen(
         [sys.executable, "-m", "whycam", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        # What a shell starts in the background ignores interrupts, and so would its children.
+        # A process that a shell started in the background ignores SIGINT, and its children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     while not (out / "manifest.json").exists():
@@ -320,12 +320,12 @@ def test_interrupt_says_so_and_the_same_command_goes_on(tmp_path):
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert error == "whycam: interrupted; the same command continues where it can\n"
+    assert error == "whycam: interrupted; run the same command again; a study continues where it stopped\n"
     assert command(*arguments).returncode == 0
     assert whycam.Study.load(out).metrics["n"] == 300
 
 
-def test_reader_that_leaves_early():
+def test_reader_that_closes_the_pipe_early():
     process = subprocess.Popen(
         [sys.executable, "-m", "whycam", "summary"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

@@ -1,4 +1,4 @@
-"""`whycam compare` and `whycam measures` on the command line."""
+"""`whycam compare` and `whycam measures`, on the bundled network and images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run(capfd, *arguments):
     return status, out, error
 
 
-def test_a_process_compares_and_keeps_what_it_found(tmp_path):
+def test_compare_prints_a_table_and_writes_its_files(tmp_path):
     out = tmp_path / "compared"
     result = subprocess.run(
         [sys.executable, "-m", "whycam", "compare", "cifar10-resnet18", "bundled", *QUICK, "--out", str(out)],
@@ -54,7 +54,7 @@ def test_a_process_compares_and_keeps_what_it_found(tmp_path):
             assert ranking["interval"][0] <= ranking["mean"] <= ranking["interval"][1]
 
 
-def test_for_machines_it_is_one_object_and_another_seed_draws_others(capfd, tmp_path):
+def test_json_is_reproducible_and_seeds_draw_different_images(capfd, tmp_path):
     found = []
     for seed in (0, 0, 1):
         status, out, error = run(
@@ -67,7 +67,7 @@ def test_for_machines_it_is_one_object_and_another_seed_draws_others(capfd, tmp_
     assert found[0]["figure"] == str(tmp_path / "comparison.png")
 
 
-def test_measures_are_listed(capfd):
+def test_measures_lists_names_and_papers(capfd):
     status, out, _ = run(capfd, "measures")
     assert status == 0
     assert "road         Half the difference in the class's probability" in out
@@ -88,7 +88,7 @@ def test_measures_are_listed(capfd):
         (["--images", "3", "--measures", "pointing"], "pointing needs images of at least 4 classes"),
     ],
 )
-def test_mistakes_are_one_sentence_and_leave_nothing(capfd, tmp_path, changes, message):
+def test_mistakes_are_one_sentence_and_leave_no_files(capfd, tmp_path, changes, message):
     folder = tmp_path / "out"
     status, out, error = run(capfd, "compare", "cifar10-resnet18", "bundled", *QUICK, *changes, "--out", folder)
     assert (status, out) == (2, "")
@@ -98,7 +98,7 @@ def test_mistakes_are_one_sentence_and_leave_nothing(capfd, tmp_path, changes, m
     assert not folder.exists() or not list(folder.iterdir())
 
 
-def test_a_place_that_cannot_be_written_is_said_before_the_work(capfd, tmp_path):
+def test_unwritable_output_is_refused_before_the_work(capfd, tmp_path):
     (tmp_path / "file").write_text("here")
     status, _, error = run(
         capfd, "compare", "cifar10-resnet18", "bundled", *QUICK, "--out", tmp_path / "file" / "deeper"
