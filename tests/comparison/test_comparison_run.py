@@ -48,12 +48,12 @@ def test_scores_equal_those_of_the_metric_functions(small):
     shared = {"preprocess": normalize}
     drop = confidence_change(small, images, maps, classes, **shared).drop
     lit = complexity(whycam.cam.maps.heatmaps(maps, (12, 12)))
-    alike = coherency(lambda x: whycam.explain(small, normalize(x), LAYER, "layercam", classes).map(), images, maps)
+    similar = coherency(lambda x: whycam.explain(small, normalize(x), LAYER, "layercam", classes).map(), images, maps)
     expected = {
         "road": road(small, images, maps, classes, seed=seeds, **shared).combined,
         "deletion": deletion(small, images, maps, classes, steps=CURVE_STEPS, seed=seeds, **shared).area,
         "insertion": insertion(small, images, maps, classes, steps=CURVE_STEPS, seed=seeds, **shared).area,
-        "adcc": adcc(drop, lit, alike),
+        "adcc": adcc(drop, lit, similar),
     }
     for name, values in expected.items():
         torch.testing.assert_close(found.scores[name]["layercam", LAYER], values.double(), atol=2e-5, rtol=0)

@@ -107,19 +107,19 @@ def test_wrong_arguments_are_refused():
 
 
 def test_adcc_and_arcc_are_harmonic_means_per_image(generator):
-    drop, shown, alike = torch.rand(3, 20, generator=generator).double()
+    drop, shown, similar = torch.rand(3, 20, generator=generator).double()
     combined = torch.rand(20, generator=generator).double() - 0.5
     for b in range(20):
-        d, c, h, r = float(drop[b]), float(shown[b]), float(alike[b]), float(combined[b])
+        d, c, h, r = float(drop[b]), float(shown[b]), float(similar[b]), float(combined[b])
         expected = 3 / (1 / h + 1 / (1 - c) + 1 / (1 - d))
-        assert float(adcc(drop, shown, alike)[b]) == pytest.approx(expected, abs=1e-14)
+        assert float(adcc(drop, shown, similar)[b]) == pytest.approx(expected, abs=1e-14)
         expected = 3 / (1 / h + 1 / (1 - c) + 1 / (2 * r)) if r > 0 else 0
-        assert float(arcc(combined, shown, alike)[b]) == pytest.approx(expected, abs=1e-14)
-    assert 0 < int((arcc(combined, shown, alike) == 0).sum()) < 20  # ROAD below 0 counts as 0
+        assert float(arcc(combined, shown, similar)[b]) == pytest.approx(expected, abs=1e-14)
+    assert 0 < int((arcc(combined, shown, similar) == 0).sum()) < 20  # ROAD below 0 counts as 0
     # A third of the numbers is never above their harmonic mean, nor this above three times the least.
-    least = torch.stack([1 - drop, 1 - shown, alike]).amin(dim=0)
-    assert ((adcc(drop, shown, alike) >= least) & (adcc(drop, shown, alike) <= 3 * least)).all()
-    assert torch.equal(adcc(drop.float(), shown, alike).isfinite(), torch.ones(20, dtype=torch.bool))
+    least = torch.stack([1 - drop, 1 - shown, similar]).amin(dim=0)
+    assert ((adcc(drop, shown, similar) >= least) & (adcc(drop, shown, similar) <= 3 * least)).all()
+    assert torch.equal(adcc(drop.float(), shown, similar).isfinite(), torch.ones(20, dtype=torch.bool))
 
 
 def test_a_part_of_zero_leaves_nothing_and_perfection_is_one():
@@ -164,10 +164,10 @@ def test_on_the_bundled_network_grad_cam_is_more_coherent_than_noise(model, spec
         return explainer(spec.preprocess(x), targets).map("gradcam", "layer4[-1]")
 
     maps = first.map("gradcam", "layer4[-1]")
-    alike = coherency(explain, images, maps)
-    assert ((alike >= 0) & (alike <= 1)).all()
+    similar = coherency(explain, images, maps)
+    assert ((similar >= 0) & (similar <= 1)).all()
     # A noise map does not depend on the image, so the masked image is explained elsewhere.
     noise = torch.randn(maps.shape, generator=torch.Generator().manual_seed(0))
-    assert alike.mean() > coherency(explain, images, noise).mean()
-    whole = arcc(torch.full((16,), 0.2), complexity(heatmaps(maps, (32, 32))), alike)
+    assert similar.mean() > coherency(explain, images, noise).mean()
+    whole = arcc(torch.full((16,), 0.2), complexity(heatmaps(maps, (32, 32))), similar)
     assert ((whole >= 0) & (whole <= 1)).all()

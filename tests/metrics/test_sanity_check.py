@@ -25,16 +25,16 @@ def test_scores_equal_a_plain_loop(order):
     model, images = trained(), random_images(5, 6)
     layers = ["blocks[0]", "stem"]
     found = sanity_check(model, images, layers, METHOD_NAMES, order=order, seed=2)
-    asked = [model.blocks[0], model.stem]  # as modules, which are named by their paths, as in the copies
-    original = whycam.explain(model, images, asked, METHOD_NAMES, seed=2)
+    modules = [model.blocks[0], model.stem]  # as modules, which are named by their paths, as in the copies
+    original = whycam.explain(model, images, modules, METHOD_NAMES, seed=2)
     assert found.parts == tuple(PARTS)
     assert found.order == order
     names = {"blocks.0": "blocks[0]", "blocks.0+stem": "blocks[0]+stem"}
     expected = []
     for part, copied in reinitialized_by_part(model, order=order, seed=2):
         assert order == "independent" or not torch.equal(copied(images).argmax(1), original.predicted)
-        asked = [copied.blocks[0], copied.stem]
-        after = whycam.explain(copied, images, asked, METHOD_NAMES, original.predicted, seed=2)
+        modules = [copied.blocks[0], copied.stem]
+        after = whycam.explain(copied, images, modules, METHOD_NAMES, original.predicted, seed=2)
         for method, layer, _ in original.maps:
             one, other = original.map(method, layer), after.map(method, layer)
             key = part, method, names.get(layer, layer)
@@ -43,8 +43,8 @@ def test_scores_equal_a_plain_loop(order):
             torch.testing.assert_close(
                 found.rank_absolute[key], spearman(one.abs(), other.abs()), rtol=0, atol=1e-12, equal_nan=True
             )
-            alike = ssim(heatmaps(one, (6, 6)), heatmaps(other, (6, 6)), window=6, span=1)
-            torch.testing.assert_close(found.similarity[key], alike, rtol=0, atol=1e-12)
+            expected_ssim = ssim(heatmaps(one, (6, 6)), heatmaps(other, (6, 6)), window=6, span=1)
+            torch.testing.assert_close(found.similarity[key], expected_ssim, rtol=0, atol=1e-12)
     assert list(found.rank) == list(found.rank_absolute) == list(found.similarity) == expected
 
 
