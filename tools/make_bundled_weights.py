@@ -28,8 +28,8 @@ from whycam.data import ImageSource
 from whycam.errors import WhycamError
 from whycam.models.checkpoint import save_checkpoint
 from whycam.training import Recipe, Spread
-from whycam.training.device_dataset import DeviceData
-from whycam.training.evaluation import VIEWS, Evaluation, evaluate
+from whycam.training.device_dataset import DeviceDataset
+from whycam.training.evaluation import VIEWS, Evaluation, evaluate_model
 
 FOLDER = Path(__file__).resolve().parent.parent / "src" / "whycam" / "assets" / "cifar10-resnet18"
 
@@ -59,7 +59,7 @@ def make(argv: Sequence[str] | None) -> None:
     options = parser.parse_args(argv)
     model, spec = whycam.load(options.run)
     test = whycam.open_source(options.cifar10, "test")
-    data = DeviceData(test, spec.preprocess, torch.device("cpu"))
+    data = DeviceDataset(test, spec.preprocess, torch.device("cpu"))
     training = dict(spec.training)
     if training.get("seed") != 0:
         raise WhycamError(
@@ -70,7 +70,7 @@ def make(argv: Sequence[str] | None) -> None:
     seeds = of_all_seeds(options.seeds, training) if options.seeds else None
     single = {view: Evaluation.from_dict(values) for view, values in training["evaluations"].items()}
     half = half_precision(model)
-    stored = {view: evaluate(half, data, view=view) for view in options.views}
+    stored = {view: evaluate_model(half, data, view=view) for view in options.views}
     training["evaluations_fp32"] = training["evaluations"]
     training["evaluations"] = {view: result.to_dict() for view, result in stored.items()}
     spec = dataclasses.replace(spec, training=training)

@@ -22,7 +22,7 @@ class NoSpaceError(WhycamError):
 
 
 class DivergedError(WhycamError):
-    """A training came to numbers that are none."""
+    """A training diverged: its loss or its weights are NaN or infinite."""
 
 
 class MissingExtraError(WhycamError):

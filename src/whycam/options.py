@@ -1,9 +1,9 @@
 """Options and settings: their types and ranges, read from annotations.
 
-`checked` takes the options of methods and combinators, which are keyword parameters of a function. `converted` takes
-the fields of a dataclass, such as a recipe, which may also be text from a command line or JSON. Both understand numbers,
-strings, booleans, ``None``, ``Literal``, tuples of these, and unions. Any other annotation lets every value in. A range
-is part of the type: ``n: Count = 4`` or ``epochs: Annotated[int, Range(1, 100)] = 20``.
+`checked` takes the options of methods and combinators: the keyword parameters of a function. `converted` takes the
+fields of a dataclass, such as a recipe; their values may also be text from a command line or JSON. Both understand
+numbers, strings, booleans, ``None``, ``Literal``, tuples of these, and unions; any other annotation allows every value.
+A range is part of the type: ``n: Count = 4`` or ``epochs: Annotated[int, Range(1, 100)] = 20``.
 """
 
 from __future__ import annotations

@@ -157,7 +157,7 @@ class Recipe:
         return self.sam_radius > 0 and self.sam_from <= epoch / self.epochs
 
     def pixels_per_image(self, epoch: int, side: int) -> int:
-        """Pixels that pass through the network per image in ``epoch`` (from 0): the crop's, twice if sharpness-aware."""
+        """Pixels per image that pass through the network in ``epoch`` (from 0): a crop, twice if sharpness-aware."""
         return self.crop_size(epoch, side) ** 2 * (2 if self.sharpness_aware(epoch) else 1)
 
     def steps_per_epoch(self, images: int) -> int:
