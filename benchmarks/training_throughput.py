@@ -28,6 +28,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,7 @@ def images(n: int) -> ArraySource:
     return ArraySource(pixels, draw.integers(0, 10, n), classes, tuple(map(str, range(n))), "random", "train")
 
 
-def our_step(
+def whycam_step(
     recipe, source: ArraySource, device: torch.device, folder: Path, dist: DistributedContext
 ) -> Callable[[], None]:
     data = DeviceDataset(source, PREPROCESS, device, recipe.pad, recipe.pad_mode)
@@ -90,10 +91,11 @@ def bare_convolutions(recipe, batch: int, side: int, device: torch.device) -> Ca
     dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
     network = resnet18(10).to(device=device, dtype=dtype, memory_format=torch.channels_last)
     shapes: list[tuple[nn.Conv2d, torch.Size]] = []
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            module.register_forward_pre_hook(lambda module, given: shapes.append((module, given[0].shape)))
-    with torch.no_grad():
+    with ExitStack() as hooks, torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                hook = module.register_forward_pre_hook(lambda conv, given: shapes.append((conv, given[0].shape)))
+                hooks.callback(hook.remove)
         network(torch.zeros(1, 3, side, side, device=device, dtype=dtype))
     work: list[tuple[nn.Conv2d, Tensor, Tensor]] = []
     for position, (conv, shape) in enumerate(shapes):
@@ -214,13 +216,13 @@ def main() -> None:
         source = images(max(2048, 4 * recipe.batch_size))
         batches: dict[str, int] = {}
         candidates = {
-            "whycam": our_step(recipe, source, device, Path(folder), dist),
+            "whycam": whycam_step(recipe, source, device, Path(folder), dist),
             "bare convolutions": bare_convolutions(recipe, recipe.batch_size, side, device),
             "plain loop": plain_loop(source, recipe.batch_size, device),
         }
         for changes in options.variant:
             changed = recipe.override(dict(change.split("=", 1) for change in changes))
-            candidates[", ".join(changes)] = our_step(changed, source, device, Path(folder), dist)
+            candidates[", ".join(changes)] = whycam_step(changed, source, device, Path(folder), dist)
             batches[", ".join(changes)] = changed.batch_size
         seconds: dict[str, list[float]] = {name: [] for name in candidates}
         for run in candidates.values():

@@ -63,12 +63,12 @@ def test_the_table_has_means_over_seeds_beside_the_published_numbers(folder):
     base = next(run for run in runs if run.folder.name == "seed-0").label
     finished = [run for run in runs if run.accuracy and run.label == base]
     assert len(finished) == 3
-    judged, epochs, n, *views, pace, hardware = table[base]
-    assert (judged, epochs, n) == ("CIFAR-10 sample (test)", "2", "3")
+    tested_on, epochs, n, *views, seconds, hardware = table[base]
+    assert (tested_on, epochs, n) == ("CIFAR-10 sample (test)", "2", "3")
     for view, cell in zip(("plain", "flip", "six"), views, strict=True):
         values = [100 * run.accuracy[view] for run in finished]
         assert cell == f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}"
-    assert float(pace) == pytest.approx(
+    assert float(seconds) == pytest.approx(
         statistics.median(read_history(folder / f"seed-{seed}")[-1].seconds / 2 for seed in range(3)), abs=0.06
     )
     assert hardware.startswith("fp32, cpu (")
