@@ -1,9 +1,9 @@
-"""Write examples/study.ipynb: run its cells and keep what they show.
+"""Write examples/study.ipynb: run its cells and store their outputs.
 
 python tools/make_notebook.py
 
-The cells stand here as text, so that a change to them is a readable diff; the test of the notebook runs the cells of
-the file that this writes.
+The cells are text in this file, so that a change to them is a readable diff. The notebook's test runs the cells of the
+written file.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def main() -> None:
 
 
 def run(text: str, namespace: dict[str, Any], count: int) -> list[dict[str, Any]]:
-    """Run a cell as Jupyter does: what it prints, and what its last expression shows."""
+    """Run a cell as Jupyter does; returns its printed text and the display of its last expression."""
     tree = ast.parse(text)
     last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
     printed = io.StringIO()

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# What only a GPU can show: the tests that need one, then what explanations cost there.
+# Run the tests that need a GPU, then the benchmarks of explanations.
 #
 #   PYTHON=.venv/bin/python tools/on_a_gpu.sh DIR     # the logs and the benchmarks' JSON go to DIR
-#   DEVICE=cpu ROUNDS=2 tools/on_a_gpu.sh DIR         # to see that the script itself works
+#   DEVICE=cpu ROUNDS=2 tools/on_a_gpu.sh DIR         # to try the script itself
 #
-# A step that fails does not keep the others from running; the exit status is that of the worst. The peers that are
-# installed take part, see docs/figures.md.
+# All steps run, even if one fails; the exit status is the highest of theirs. Other libraries are compared if they are
+# installed, see docs/figures.md.
 set -u
 out=${1:?give a folder for the results}
 python=${PYTHON:-python3}

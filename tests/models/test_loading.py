@@ -7,15 +7,17 @@ import pickle
 import random
 import shutil
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import whycam
 from whycam import WhycamError
-from whycam.models import ARCHITECTURES, ModelSpec, load, resnet18, resnet34, save_checkpoint
+from whycam.models import ARCHITECTURES, Architecture, ModelSpec, load, resnet18, resnet34, save_checkpoint
 
 BUNDLED = Path(whycam.__file__).parent / "assets" / "cifar10-resnet18"
 
@@ -96,6 +98,21 @@ def test_resnet34_and_other_numbers_of_classes(tmp_path):
     images = torch.randn(2, 3, 40, 24)
     torch.testing.assert_close(loaded(images), network.eval()(images))
     assert sum(parameter.numel() for parameter in ARCHITECTURES["resnet34"](10).parameters()) == 21_282_122
+
+
+def test_a_new_architecture_needs_only_its_entry(tmp_path, monkeypatch):
+    """Its last layer has another name and its own number of classes."""
+
+    def build(num_classes):
+        layers = {"stem": nn.Conv2d(3, 4, 3), "pool": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten()}
+        return nn.Sequential(OrderedDict(layers | {"fc": nn.Linear(4, num_classes)}))
+
+    monkeypatch.setitem(ARCHITECTURES, "small", Architecture(build, class_tensor="fc.bias"))
+    network = build(7)
+    loaded, spec = load(save(tmp_path / "small.pt", network.state_dict()))
+    assert (spec.architecture, len(spec.classes)) == ("small", 7)
+    images = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(loaded(images), network.eval()(images))
 
 
 def test_own_module(model):
