@@ -8,9 +8,11 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -212,6 +214,19 @@ def test_a_full_disk_error_says_how_to_resume(tmp_path):
         "with --resume (resume=True)"
     )
     assert run(folder, resume=True).finished
+
+
+def test_resume_a_run_of_version_0_1(uninterrupted, tmp_path):
+    """``state-0.1.pt`` was saved by whycam 0.1 in a run like the uninterrupted one, after four steps of epoch 2."""
+    (tmp_path / "run").mkdir()
+    shutil.copy(Path(__file__).with_name("state-0.1.pt"), tmp_path / "run" / "state.pt")
+    seen = []
+    assert run(tmp_path / "run", resume=True, on_progress=seen.append).finished
+    assert (seen[0].epoch, seen[0].step) == (2, 5)
+    ours, theirs = load_state(tmp_path / "run" / "state.pt"), load_state(uninterrupted[0] / "state.pt")
+    for name, value in theirs.tensors["average"].items():
+        # Not bit for bit: the state may come from another kind of CPU.
+        torch.testing.assert_close(ours.tensors["average"][name], value, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
