@@ -33,9 +33,9 @@ def slow_orthogonalize(matrix):
 
 
 @pytest.mark.parametrize("pad", [False, True])
-def test_newton_schulz_applies_its_polynomial_to_singular_values(fill):
+def test_newton_schulz_applies_its_polynomial_to_singular_values(pad):
     given = [draw(shape, seed) for seed, shape in enumerate(SHAPES)]
-    for matrix, answer in zip(given, orthogonalize(given, pad=fill), strict=True):
+    for matrix, answer in zip(given, orthogonalize(given, pad=pad), strict=True):
         assert answer.shape == matrix.shape
         expected = slow_orthogonalize(matrix.flatten(1).numpy())
         np.testing.assert_allclose(answer.flatten(1).numpy(), expected, rtol=1e-4, atol=1e-5)
