@@ -22,7 +22,7 @@ class NoSpaceError(WhycamError):
 
 
 class DivergedError(WhycamError):
-    """Training diverged to NaN or infinity."""
+    """A training diverged: its loss or its weights are NaN or infinite."""
 
 
 class MissingExtraError(WhycamError):

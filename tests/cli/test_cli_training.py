@@ -300,7 +300,7 @@ def refused(*arguments):
         (["--data", "bundled"], "there is no split 'train'"),
         (["--device", "cudaa"], "device 'cudaa'"),
         (["--device", "meta"], "device 'meta'"),
-        (["--device", "mps"], "device 'mps' is none to train on; give auto, cpu, cuda or cuda:N"),
+        (["--device", "mps"], "device 'mps' cannot be used for training; give auto, cpu, cuda or cuda:N"),
         (["--seeds", "0"], "--seeds must be at least 1, got 0"),
         (["--limit", "0"], "--limit must be at least 1, got 0"),
         (["--validate", "0"], "cannot hold out 0 of 32 images"),

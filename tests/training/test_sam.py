@@ -1,4 +1,4 @@
-"""Sharpness-aware steps against the definition, in NumPy and float64."""
+"""Sharpness-aware steps against their definition, in NumPy and float64."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from whycam.training import Recipe
 from whycam.training.augment import plan_epoch
-from whycam.training.device_dataset import DeviceData
-from whycam.training.history import Progress
+from whycam.training.device_dataset import DeviceDataset
+from whycam.training.history import StepProgress
 from whycam.training.loop import Loop
 from whycam.training.sam import perturbed_weights
 from whycam.training.state import load_state
@@ -19,7 +19,7 @@ from whycam.training.train import initial_model
 
 
 @pytest.fixture
-def sloped():
+def network_with_gradients():
     """A network in float64, images, labels, and the gradients of its loss."""
     torch.manual_seed(0)
     model = Tiny(10).double()
@@ -33,24 +33,24 @@ def sloped():
 def passes(monkeypatch):
     """The epoch of every forward and backward pass of a training."""
     found = []
-    plain = Loop.differentiate
+    plain = Loop.compute_gradients
 
     def counted(self, *given):
         found.append(self.position.epoch)
         return plain(self, *given)
 
-    monkeypatch.setattr(Loop, "differentiate", counted)
+    monkeypatch.setattr(Loop, "compute_gradients", counted)
     return found
 
 
 def distance(model, here):
-    """√Σ (‖change‖ / ‖w‖)² over the tensors of two and more axes."""
+    """√Σ (‖change‖ / ‖w‖)² over the tensors with two or more axes."""
     weights = [(p.detach(), here[name]) for name, p in model.named_parameters() if p.ndim > 1]
     return float(sum(((now - then).norm() / then.norm()) ** 2 for now, then in weights)) ** 0.5
 
 
-def test_the_place_is_the_papers(sloped):
-    model, *_ = sloped
+def test_perturbation_equals_the_papers_formula(network_with_gradients):
+    model, *_ = network_with_gradients
     slow = {n: (p.detach().numpy().copy(), p.grad.numpy()) for n, p in model.named_parameters() if p.ndim > 1}
     total = np.sqrt(sum((np.sqrt((w**2).sum()) * np.sqrt((g**2).sum())) ** 2 for w, g in slow.values()))
     here = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -64,9 +64,9 @@ def test_the_place_is_the_papers(sloped):
         assert distance(model, here) == pytest.approx(0.1)
 
 
-def test_no_place_so_near_is_worse(sloped):
-    """To first order: the loss rises there by more than at any of many random places as far away."""
-    model, x, labels = sloped
+def test_perturbation_raises_the_loss_more_than_random_ones(network_with_gradients):
+    """The loss rises more than with any of 50 random perturbations of the same size."""
+    model, x, labels = network_with_gradients
     model.eval()
     model.zero_grad()
     F.cross_entropy(model(x), labels).backward()
@@ -95,9 +95,9 @@ def test_no_place_so_near_is_worse(sloped):
     assert worst > 2 * max(rises) > 0
 
 
-def test_all_is_back_afterwards(sloped):
-    """Weights and running statistics, bit for bit, also after an error; the gradients are those from there."""
-    model, x, labels = sloped
+def test_weights_and_buffers_are_restored(network_with_gradients):
+    """Exactly, also after an error; the gradients are those at the perturbed weights."""
+    model, x, labels = network_with_gradients
     before = {name: value.clone() for name, value in model.state_dict().items()}
     gradients = [p.grad.clone() for p in model.parameters()]
 
@@ -114,7 +114,7 @@ def test_all_is_back_afterwards(sloped):
     assert all(not torch.equal(p.grad, old) for p, old in zip(model.parameters(), gradients, strict=True))
 
 
-def test_without_a_slope_nothing_moves():
+def test_zero_gradients_move_no_weights():
     model = Tiny(10)
     with perturbed_weights(model, 0.1):  # no gradients at all
         pass
@@ -125,7 +125,7 @@ def test_without_a_slope_nothing_moves():
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_a_step_of_the_loop_is_the_textbooks(tmp_path):
+def test_sharpness_aware_loop_step_equals_the_textbook(tmp_path):
     """Loss, right answers and running statistics of the first pass, the gradient of the second, of the same images.
 
     Against torch's own SGD around two passes written out, in float64; with a second step, that has a momentum.
@@ -136,12 +136,12 @@ def test_a_step_of_the_loop_is_the_textbooks(tmp_path):
     )  # fmt: skip
     seen = []
     run(tmp_path / "run", recipe=recipe, images=64, on_progress=seen.append)
-    data = DeviceData(small(0, 64), PREPROCESS, torch.device("cpu"), recipe.pad, recipe.pad_mode)
+    data = DeviceDataset(small(0, 64), PREPROCESS, torch.device("cpu"), recipe.pad, recipe.pad_mode)
     model = initial_model(recipe, 10, 0, torch.device("cpu"), Tiny).double().train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9, nesterov=True)
-    steps = [event for event in seen if isinstance(event, Progress)]
+    steps = [event for event in seen if isinstance(event, StepProgress)]
     for epoch in range(2):
-        x, labels = data.augmented(plan_epoch(recipe, 64, 16, 0, epoch), recipe, 12)
+        x, labels = data.augmented_batch(plan_epoch(recipe, 64, 16, 0, epoch), recipe, 12)
         optimizer.zero_grad()
         logits = model(x.double())
         loss = F.cross_entropy(logits, labels)
@@ -163,21 +163,21 @@ def test_a_step_of_the_loop_is_the_textbooks(tmp_path):
         torch.testing.assert_close(value.double(), model.state_dict()[name].double(), rtol=1e-4, atol=1e-6)
 
 
-def test_the_time_left_knows_of_the_second_pass(tmp_path, monkeypatch, passes):
-    """Of equal steps, at a clock that ticks as often as images pass through the network."""
+def test_time_left_counts_the_second_pass(tmp_path, monkeypatch, passes):
+    """With equal steps, and a clock that counts forward passes."""
     monkeypatch.setattr("whycam.training.loop.time.monotonic", lambda: float(len(passes)))
     seen = []
     recipe = RECIPE.override({"crops": ((0.0, 12),), "sam_radius": 0.05, "sam_from": 0.5})
     run(tmp_path / "run", recipe=recipe, on_progress=seen.append)
-    steps = [event for event in seen if isinstance(event, Progress)]
+    steps = [event for event in seen if isinstance(event, StepProgress)]
     # Four epochs of eight steps, of which the last sixteen steps have two passes.
     total = 16 + 2 * 16
     done = [step + 1 if step < 16 else 2 * (step + 1) - 16 for step in range(32)]
     assert [event.seconds_left for event in steps] == pytest.approx([total - n for n in done])
 
 
-def test_from_when_on(tmp_path, passes):
-    """Two passes a step from that epoch on, one before; the network that comes of it is another."""
+def test_sam_from(tmp_path, passes):
+    """Two passes per step from that epoch on and one before; the weights differ from then on."""
     recipe = RECIPE.override({"sam_radius": 0.05, "sam_from": 0.5})
     sharp = run(tmp_path / "sharp", recipe=recipe, network=small_resnet)
     assert [passes.count(epoch) for epoch in range(4)] == [8, 8, 16, 16]
@@ -188,7 +188,7 @@ def test_from_when_on(tmp_path, passes):
 
 
 @pytest.mark.parametrize("epochs", range(1, 101))
-def test_epochs_are_counted_as_for_crops(epochs):
+def test_sam_from_and_crops_count_epochs_alike(epochs):
     for first in range(1, epochs):
         recipe = Recipe(epochs=epochs, sam_radius=0.1, sam_from=first / epochs, crops=((0, 8), (first / epochs, 16)))
         for epoch in range(epochs):

@@ -1,4 +1,4 @@
-"""The study's log, the live view, TensorBoard events and the curves."""
+"""The study's log, the progress bar, TensorBoard events and the curves."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tiny import run
 
 from whycam.errors import MissingExtraError, WhycamError
 from whycam.training import read_history
-from whycam.training.history import EpochRecord, Progress
+from whycam.training.history import EpochRecord, StepProgress
 from whycam.training.plots import draw_curves, write_curves
-from whycam.training.progress import batch_line, duration, epoch_lines, live_view, tensorboard
+from whycam.training.progress import batch_line, epoch_lines, format_duration, live_view, tensorboard
 
-PROGRESS = Progress(
+PROGRESS = StepProgress(
     epoch=1, epochs=20, step=391, steps=391, batch_loss=0.54321, loss=0.6, accuracy=0.81234, images=50_000,
     lr=1e-3, images_per_second=1234.5, seconds_left=3723.4,
 )  # fmt: skip
@@ -30,7 +30,7 @@ RECORD = EpochRecord(
 )  # fmt: skip
 
 
-def test_the_log_is_the_studys():
+def test_log_lines_are_the_studys():
     assert batch_line(PROGRESS) == "Loss=0.5432 Batch_id=390 Accuracy=81.23"
     assert epoch_lines(RECORD) == [
         "Max Learning Rate: 0.0021",
@@ -48,8 +48,8 @@ def test_a_pipe_gets_lines_only():
     assert file.getvalue().splitlines() == ["Epoch 1", batch_line(PROGRESS), *epoch_lines(RECORD)]
 
 
-def test_a_pipe_hears_within_an_epoch_now_and_then(monkeypatch):
-    """A line a minute, however many steps there are, counted from whatever was said last."""
+def test_a_pipe_gets_a_progress_line_every_minute(monkeypatch):
+    """One line per minute without other output, however many steps there are."""
     now = [0.0]
     monkeypatch.setattr("whycam.training.progress.time.monotonic", lambda: now[0])
     file = io.StringIO()
@@ -87,7 +87,7 @@ def test_a_terminal_gets_a_bar_with_rate_and_time_left():
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3600, "1:00:00")])
 def test_durations(seconds, text):
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 def test_curves_show_the_history(tmp_path):
@@ -112,11 +112,11 @@ def test_curves_show_the_history(tmp_path):
     assert axes[1].get_ylim() == axes[3].get_ylim()
     path = write_curves(history, tmp_path / "curves.png")
     assert path.read_bytes().startswith(b"\x89PNG")
-    draw_curves([])  # nothing yet is no error
+    draw_curves([])  # an empty history is valid
     assert "matplotlib.pyplot" not in sys.modules
 
 
-def test_a_history_that_cannot_be_read_is_one_sentence(tmp_path):
+def test_unreadable_history_errors(tmp_path):
     with pytest.raises(WhycamError, match=r"history\.jsonl: no such file; is .* the folder of a training run\?"):
         read_history(tmp_path)
     for content in ("{", '{"epoch": 1}', '{"epoch": 1, "more": 2}', "7", "\xff"):
@@ -140,13 +140,13 @@ def test_tensorboard_events_can_be_read_back(tmp_path):
 
 
 @pytest.mark.parametrize("at", [3, 8])
-def test_tensorboard_curves_go_on_after_a_resume(tmp_path, at):
+def test_tensorboard_curves_continue_after_a_resume(tmp_path, at):
     """Stopped within an epoch, and between its last step and its evaluation."""
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     def stop(event):
-        if isinstance(event, Progress) and (event.epoch, event.step) == (3, at):
+        if isinstance(event, StepProgress) and (event.epoch, event.step) == (3, at):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with tensorboard(tmp_path / "events") as listen:
@@ -158,7 +158,7 @@ def test_tensorboard_curves_go_on_after_a_resume(tmp_path, at):
     assert [scalar.step for scalar in events.Scalars("epoch/train_loss")] == [256, 512, 768, 1024]
 
 
-def test_events_that_cannot_be_written_are_one_sentence(tmp_path, monkeypatch):
+def test_unwritable_events_error(tmp_path, monkeypatch):
     """The operating system itself refuses, through a limit on the size of files."""
     pytest.importorskip("tensorboard")
     # tensorboard's own thread tells of its end too.

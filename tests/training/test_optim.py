@@ -11,22 +11,22 @@ from torch import nn
 from whycam.training import RECIPES, Recipe
 from whycam.training.augment import plan_epoch
 from whycam.training.averaging import Averager
-from whycam.training.device_dataset import DeviceData
-from whycam.training.history import Progress
+from whycam.training.device_dataset import DeviceDataset
+from whycam.training.history import StepProgress
 from whycam.training.optim import (
     decay_groups,
     load_optimizer_tensors,
     make_optimizer,
     optimizer_tensors,
-    set_rates,
+    set_lr,
 )
-from whycam.training.schedule import schedule
+from whycam.training.schedule import lr_and_momentum
 from whycam.training.state import load_state
 from whycam.training.train import initial_model
 
 
 def test_the_study_schedule_is_torchs_one_cycle():
-    """To the letter: max 2.1e-3, pct_start 5/20, both factors 100, linear, momentum cycled."""
+    """Exactly: max 2.1e-3, pct_start 5/20, both factors 100, linear, momentum cycled."""
     recipe, total = RECIPES["study"], 200
     optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(1))], lr=1e-3)
     theirs = torch.optim.lr_scheduler.OneCycleLR(
@@ -34,7 +34,7 @@ def test_the_study_schedule_is_torchs_one_cycle():
         anneal_strategy="linear",
     )  # fmt: skip
     for step in range(total):
-        lr, momentum = schedule(recipe, step, total)
+        lr, momentum = lr_and_momentum(recipe, step, total)
         assert lr == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
         assert momentum == pytest.approx(optimizer.param_groups[0]["betas"][0], rel=1e-9)
         optimizer.step()
@@ -44,9 +44,9 @@ def test_the_study_schedule_is_torchs_one_cycle():
 
 @pytest.mark.parametrize("warmup", [0.0, 0.2, 1.0])
 @pytest.mark.parametrize("total", [1, 2, 3, 10, 1000])
-def test_a_schedule_rises_to_its_peak_and_falls(warmup, total):
+def test_learning_rate_rises_to_its_peak_and_falls(warmup, total):
     recipe = Recipe(lr=0.5, warmup=warmup, lr_start=0.1, lr_end=0.01)
-    lrs = [schedule(recipe, step, total)[0] for step in range(total)]
+    lrs = [lr_and_momentum(recipe, step, total)[0] for step in range(total)]
     peak = lrs.index(max(lrs))
     assert lrs[: peak + 1] == sorted(lrs[: peak + 1])
     assert lrs[peak:] == sorted(lrs[peak:], reverse=True)
@@ -55,10 +55,10 @@ def test_a_schedule_rises_to_its_peak_and_falls(warmup, total):
         assert max(lrs) == pytest.approx(0.5, rel=0.2)
         assert lrs[0] == pytest.approx(0.5 if warmup == 0 else 0.05)
         assert lrs[-1] == pytest.approx(0.5 if warmup == 1 else 0.005)
-    assert schedule(recipe, 0, total)[1] == recipe.momentum
+    assert lr_and_momentum(recipe, 0, total)[1] == recipe.momentum
 
 
-def test_what_decays():
+def test_decay_groups():
     model = Tiny(10)
     decayed, others = decay_groups(model)
     assert [id(p) for p in decayed] == [id(m.weight) for m in (model.conv1, model.conv2, model.linear)]
@@ -86,7 +86,7 @@ def test_steps_equal_the_textbook(kind, decoupled, decay_all):
     rates = [(0.1, 0.8), (0.2, 0.85), (0.05, 0.9)]
     betas = []
     for t, (lr, momentum) in enumerate(rates, start=1):
-        set_rates(optimizer, lr, momentum)
+        set_lr(optimizer, lr, momentum)
         optimizer.zero_grad()
         loss_of(model).backward()
         optimizer.step()
@@ -110,16 +110,16 @@ def test_steps_equal_the_textbook(kind, decoupled, decay_all):
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam"])
-def test_a_step_does_not_depend_on_memory_formats(kind):
-    """A gradient need not lie in memory as its parameter does: one that a hook made, say."""
+def test_optimizer_step_ignores_memory_formats(kind):
+    """A gradient may have another memory format than its parameter, for example if a hook made it."""
     models = [Tiny(10).to(memory_format=layout) for layout in (torch.contiguous_format, torch.channels_last)]
     models[1].load_state_dict(models[0].state_dict())
     for model in models:
         optimizer = make_optimizer(model, Recipe(optimizer=kind))
         for _ in range(3):
-            set_rates(optimizer, 0.01, 0.9)
+            set_lr(optimizer, 0.01, 0.9)
             for p in model.parameters():
-                # Every element another one, in the same places for both.
+                # Different values for all elements, the same for both models.
                 p.grad = torch.sin(torch.arange(p.numel(), dtype=p.dtype)).view(p.shape)
             optimizer.step()
     assert not models[1].conv2.weight.is_contiguous()
@@ -128,13 +128,13 @@ def test_a_step_does_not_depend_on_memory_formats(kind):
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam", "muon"])
-def test_an_optimizer_goes_on_from_its_tensors(kind):
+def test_optimizer_continues_from_saved_tensors(kind):
     recipe = Recipe(optimizer=kind)
     first = Tiny(10)
     second = Tiny(10)
 
     def step(model, optimizer):
-        set_rates(optimizer, 0.01, 0.9)
+        set_lr(optimizer, 0.01, 0.9)
         optimizer.zero_grad()
         loss_of(model).backward()
         optimizer.step()
@@ -180,20 +180,20 @@ def test_the_average_equals_the_textbook(averaging):
     for name, value in averager.average.items():
         np.testing.assert_allclose(value.numpy(), slow[name], rtol=1e-10, atol=1e-10)
     own = {name: value.clone() for name, value in model.state_dict().items()}
-    with averager.applied(model):
+    with averager.applied_to(model):
         assert all(torch.equal(v, averager.average[n]) for n, v in model.state_dict().items())
     assert all(torch.equal(v, own[n]) for n, v in model.state_dict().items())
 
 
-def test_one_step_of_the_loop_equals_the_textbook(tmp_path):
+def test_loop_step_equals_the_textbook(tmp_path):
     """Loss with label smoothing, gradient, Nesterov step and decay of a real batch, in float64."""
     recipe = RECIPE.override(
         {"epochs": 1, "label_smoothing": 0.2, "batch_size": 64, "averaging": "none", "warmup": 0.5, "lr_start": 1.0}
     )
     seen = []
     run(tmp_path / "run", recipe=recipe, images=64, on_progress=seen.append)
-    data = DeviceData(small(0, 64), PREPROCESS, torch.device("cpu"), recipe.pad, recipe.pad_mode)
-    x, labels = data.augmented(plan_epoch(recipe, 64, 16, 0, 0), recipe, 12)
+    data = DeviceDataset(small(0, 64), PREPROCESS, torch.device("cpu"), recipe.pad, recipe.pad_mode)
+    x, labels = data.augmented_batch(plan_epoch(recipe, 64, 16, 0, 0), recipe, 12)
     model = initial_model(recipe, 10, 0, torch.device("cpu"), Tiny).double().train()
     log_p = model(x.double()).log_softmax(1)
     loss = torch.zeros((), dtype=torch.float64)
@@ -201,11 +201,11 @@ def test_one_step_of_the_loop_equals_the_textbook(tmp_path):
         for k in range(10):
             loss = loss - (0.8 * (k == label) + 0.02) * log_p[i, k]
     loss = loss / 64
-    progress = next(event for event in seen if isinstance(event, Progress))
+    progress = next(event for event in seen if isinstance(event, StepProgress))
     assert progress.batch_loss == pytest.approx(float(loss.detach()), rel=1e-5)
     assert progress.accuracy == pytest.approx(float((log_p.argmax(1) == labels).double().mean()))
     loss.backward()
-    lr, momentum = schedule(recipe, 0, 1)
+    lr, momentum = lr_and_momentum(recipe, 0, 1)
     weights = load_state(tmp_path / "run" / "state.pt").tensors["model"]
     for name, p in model.named_parameters():
         decayed = p.detach() * (1 - lr * recipe.weight_decay / (1 - momentum)) if p.ndim > 1 else p.detach()
