@@ -13,6 +13,7 @@ import json
 import math
 import reprlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from numbers import Integral, Real
@@ -47,7 +48,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Example:
-    """A value to show in the error message of a tuple: ``Annotated[tuple[float, float], Example("[0.1, 0.9]")]``."""
+    """A tuple to show in an error message: ``Annotated[tuple[float, float], Example("[0.1, 0.9]")]``."""
 
     text: str
 
@@ -59,8 +60,10 @@ Share = Annotated[float, Range(0, 1)]
 Deviation = Annotated[float, Range(0)]
 """A standard deviation; 0 means no spread."""
 
-_WORDS = {int: "a whole number", float: "a number", str: "a string", bool: "True or False", NoneType: "None"}
-_BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_WORDS: dict[type, str] = {int: "a whole number", float: "a number", str: "a string", bool: "True or False"}
+_WORDS |= {NoneType: "None", tuple: "a list"}
+_CONSTANTS = {"none": None, "null": None} | dict.fromkeys(("true", "yes", "on"), True)
+_CONSTANTS |= dict.fromkeys(("false", "no", "off"), False)
 
 
 def options_of(function: Callable[..., Any]) -> dict[str, Any]:
@@ -119,19 +122,12 @@ def converted(title: str, settings: type, values: Mapping[str, Any]) -> dict[str
 
 @dataclass(frozen=True)
 class _Kind:
-    """One of the types that a value may have.
-
-    Attributes:
-        type: of the value itself; ``object`` where ``values`` lists all that are allowed.
-        within: the range of a number.
-        values: of a ``Literal``.
-        entries: of a tuple, the kinds of each entry, or of all entries if ``repeated``.
-        example: of a tuple, for the error message.
-    """
+    """One of the types that a value may have; ``object`` for a ``Literal``, whose ``values`` say all."""
 
     type: type
     within: Range | None = None
     values: tuple[Any, ...] = ()
+    # Of a tuple: the kinds of each entry, or of every entry if repeated; an example for the error message.
     entries: tuple[tuple[_Kind, ...], ...] = ()
     repeated: bool = False
     example: str = ""
@@ -144,29 +140,25 @@ class _Kind:
         """Whether ``value`` has this type. A whole number is a number; True, infinity and NaN are not."""
         if self.values:
             return any(type(value) is type(one) and value == one for one in self.values)
-        if self.type is tuple:
-            return isinstance(value, tuple) and (self.repeated or len(value) == len(self.entries))
+        if isinstance(value, tuple):
+            return self.type is tuple and (self.repeated or len(value) == len(self.entries))
         fits = type(value) is self.type or (self.type is float and type(value) is int)
         return fits and not (isinstance(value, float) and not math.isfinite(value))
 
     def parse(self, value: Any, where: str) -> Any:
         """Text or JSON read as this type; ``value`` itself where that is not possible."""
-        if self.type is tuple:
-            return self._parse_tuple(value, where)
         if self.type in (int, float):
             return _parse_number(value, whole=self.type is int)
-        if isinstance(value, str) and self.type is bool:
-            return _BOOLEANS.get(value.lower(), value)
-        if isinstance(value, str) and self.type is NoneType:
-            return None if value.lower() in ("none", "null") else value
+        if self.type is tuple:
+            return self._parse_tuple(value, where)
+        if isinstance(value, str) and self.type in (bool, NoneType):
+            return _CONSTANTS.get(value.lower(), value)
         return value
 
     def _parse_tuple(self, value: Any, where: str) -> Any:
         if isinstance(value, str):
-            try:
+            with suppress(json.JSONDecodeError, RecursionError):
                 value = json.loads(value)
-            except (json.JSONDecodeError, RecursionError):
-                return value
         if not isinstance(value, list | tuple) or not (self.repeated or len(value) == len(self.entries)):
             return value
         entries = self.entries * len(value) if self.repeated else self.entries
@@ -181,37 +173,30 @@ class _Kind:
         """The words after "it must", for a ``value`` that is refused."""
         if self.values:
             return f"be one of {', '.join(map(str, self.values))}"
-        if self.type is tuple:
-            return "be a list" + (f", for example {self.example}" if self.example else "")
-        if self.within is not None and self.fits(value) and self.within.high < math.inf:
-            return f"lie {self.within}"
-        return f"be {_WORDS[self.type].lower()}"
+        if self.within is not None and self.fits(value):
+            return f"lie {self.within}" if self.within.high < math.inf else f"be {self}"
+        return f"be {_WORDS[self.type].lower()}" + (f", for example {self.example}" if self.example else "")
 
 
 def _convert(value: Any, kinds: tuple[_Kind, ...], where: str) -> Any:
-    for kind in kinds:
-        parsed = kind.parse(value, where)
-        if kind.takes(parsed):
-            return parsed
     if not kinds:
         return value
-    # A union's first member is its main one: "a list", not "a list or none".
-    parsed = kinds[0].parse(value, where)
-    raise WhycamError(f"{where} is {parsed!r}; it must {kinds[0].requirement(parsed)}")
+    candidates = [kind.parse(value, where) for kind in kinds]
+    for kind, parsed in zip(kinds, candidates, strict=True):
+        if kind.takes(parsed):
+            return parsed
+    # The first member of a union is its main one: "it must be a list", without "or None".
+    raise WhycamError(f"{where} is {candidates[0]!r}; it must {kinds[0].requirement(candidates[0])}")
 
 
 def _parse_number(value: Any, *, whole: bool) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return value
     try:
-        number = float(value)
-    except (ValueError, OverflowError):
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
         return value
-    if not math.isfinite(number):
+    if not math.isfinite(number) or (whole and not number.is_integer()):
         return value
-    if whole:
-        return int(number) if number.is_integer() else value
-    return number
+    return int(number) if whole else number
 
 
 def _plain(value: Any) -> Any:
@@ -251,4 +236,5 @@ def _kinds(annotation: Any) -> tuple[_Kind, ...]:
     if origin is tuple:
         entries = tuple(_kinds(entry) for entry in arguments if not isinstance(entry, EllipsisType))
         return (_Kind(tuple, entries=entries, repeated=Ellipsis in arguments),)
-    return (_Kind(annotation),) if isinstance(annotation, type) and annotation in _WORDS else ()
+    known = isinstance(annotation, type) and annotation in _WORDS and annotation is not tuple
+    return (_Kind(annotation),) if known else ()

@@ -17,7 +17,8 @@ from torch import nn
 
 import whycam
 from whycam import WhycamError
-from whycam.models import ARCHITECTURES, Architecture, ModelSpec, load, resnet18, resnet34, save_checkpoint
+from whycam.models import ARCHITECTURES, ModelSpec, load, resnet18, resnet34, save_checkpoint
+from whycam.models.resnet import Architecture
 
 BUNDLED = Path(whycam.__file__).parent / "assets" / "cifar10-resnet18"
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from whycam.errors import WhycamError
 from whycam.training import lr_find, lr_range_test
 from whycam.training.optim import make_optimizer
-from whycam.training.plots import draw_lr_find, write_lr_find
+from whycam.training.plots import draw_lr_find, write_figure
 
 
 def batches(n=10_000, size=16):
@@ -133,7 +133,7 @@ def test_range_test_of_a_recipe_stops_when_the_loss_explodes(tmp_path):
     assert 1e-5 < result.suggestion < result.lrs[-1]
     axes = draw_lr_find(result).axes[0]
     assert [list(line.get_xdata()) for line in axes.lines[:2]] == [list(result.lrs)] * 2
-    path = write_lr_find(result, tmp_path / "lr.png")
+    path = write_figure(draw_lr_find(result), tmp_path / "lr.png")
     assert path.read_bytes().startswith(b"\x89PNG")
 
 

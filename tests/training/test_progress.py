@@ -17,7 +17,7 @@ from tiny import run
 from whycam.errors import MissingExtraError, WhycamError
 from whycam.training import read_history
 from whycam.training.history import EpochRecord, StepProgress
-from whycam.training.plots import draw_curves, write_curves
+from whycam.training.plots import draw_curves, write_figure
 from whycam.training.progress import batch_line, epoch_lines, format_duration, live_view, tensorboard
 
 PROGRESS = StepProgress(
@@ -110,7 +110,7 @@ def test_curves_show_the_history(tmp_path):
         assert list(ax.lines[0].get_xdata()) == [1, 2, 3, 4]
         assert list(ax.lines[0].get_ydata()) == values
     assert axes[1].get_ylim() == axes[3].get_ylim()
-    path = write_curves(history, tmp_path / "curves.png")
+    path = write_figure(draw_curves(history), tmp_path / "curves.png")
     assert path.read_bytes().startswith(b"\x89PNG")
     draw_curves([])  # an empty history is valid
     assert "matplotlib.pyplot" not in sys.modules

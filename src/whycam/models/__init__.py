@@ -3,7 +3,7 @@
 from whycam._lazy import lazy_names
 from whycam.models.checkpoint import ModelSpec, save_checkpoint
 from whycam.models.loading import load
-from whycam.models.resnet import ARCHITECTURES, Architecture, resnet18, resnet34
+from whycam.models.resnet import ARCHITECTURES, resnet18, resnet34
 from whycam.models.summary import Summary, summarize
 
 __getattr__ = lazy_names(
@@ -13,14 +13,4 @@ __getattr__ = lazy_names(
     },
 )
 
-__all__ = [
-    "ARCHITECTURES",
-    "Architecture",
-    "ModelSpec",
-    "Summary",
-    "load",
-    "resnet18",
-    "resnet34",
-    "save_checkpoint",
-    "summarize",
-]
+__all__ = ["ARCHITECTURES", "ModelSpec", "Summary", "load", "resnet18", "resnet34", "save_checkpoint", "summarize"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from whycam.nn_utils import in_eval_mode
 from whycam.training.device_dataset import DeviceDataset
 
 View = Literal["plain", "flip", "six"]
-VIEWS: tuple[View, ...] = ("plain", "flip", "six")
+VIEWS: tuple[View, ...] = get_args(View)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from whycam.data.preprocess import CIFAR10, Preprocess
 from whycam.data.source import ImageSource
 from whycam.device import pick_device
 from whycam.errors import WhycamError, within_hardware
+from whycam.nn_utils import in_eval_mode
 from whycam.training.augment import plan_epoch
 from whycam.training.checks import USE_LESS_MEMORY, check_crops, explain_batchnorm_errors
 from whycam.training.device_dataset import DeviceDataset
@@ -174,15 +175,13 @@ def _batches(recipe: Recipe, data: DeviceDataset, seed: int) -> Iterator[tuple[T
 def restored(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """After the block, restore weights, buffers, modes, gradients and the optimizer's state."""
     weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    modes = [(module, module.training) for module in model.modules()]
     gradients = [(p, None if p.grad is None else p.grad.detach().clone()) for p in model.parameters()]
     state = copy.deepcopy(optimizer.state_dict())
     try:
-        yield
+        with in_eval_mode(model):
+            yield
     finally:
         model.load_state_dict(weights)
-        for module, training in modes:
-            module.training = training
         for parameter, gradient in gradients:
             parameter.grad = gradient
         # load_state_dict does not remove a state that was created in the block.

@@ -20,22 +20,15 @@ DPI = 150
 TRAIN, TEST, INK, SOFT, LINE = "#2f6690", "#c8553d", "#1b1d22", "#575b63", "#dedad1"
 
 
-def write_curves(history: Sequence[EpochRecord], path: Path) -> Path:
-    """Write ``draw_curves`` as PNG to ``path``; the file is never incomplete.
+def write_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG to ``path``; the file is never incomplete.
 
     Raises:
-        WhycamError: matplotlib is missing or the file cannot be written.
+        WhycamError: the file cannot be written.
     """
-    return _write(draw_curves(history), path)
-
-
-def write_lr_find(result: LrFindResult, path: Path) -> Path:
-    """Write ``draw_lr_find`` as PNG to ``path``; the file is never incomplete.
-
-    Raises:
-        WhycamError: matplotlib is missing or the file cannot be written.
-    """
-    return _write(draw_lr_find(result), path)
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=DPI)
+    return path
 
 
 def draw_curves(history: Sequence[EpochRecord]) -> Figure:
@@ -44,6 +37,9 @@ def draw_curves(history: Sequence[EpochRecord]) -> Figure:
     Both accuracies have the same scale, so that the gap between training and test is visible. Epochs that were not
     evaluated have no test point. Training values are means over the augmented images of the epoch; test values are of
     the (averaged) weights at the end of the epoch.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
     """
     figure = _figure(9.0, 6.0)
     axes = figure.subplots(2, 2, sharex=True)
@@ -111,9 +107,3 @@ def _figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
-
-
-def _write(figure: Figure, path: Path) -> Path:
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png", dpi=DPI)
-    return path

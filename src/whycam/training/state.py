@@ -22,6 +22,9 @@ from whycam.training.recipe import Recipe
 
 STATE_FILE = "state.pt"
 FORMAT = 1
+# What torch, pickle and json raise on damaged or foreign files.
+_DAMAGED: tuple[type[Exception], ...] = (OSError, RuntimeError, EOFError, LookupError, AttributeError, TypeError)
+_DAMAGED += (ValueError, pickle.UnpicklingError, zipfile.BadZipFile)
 # Those of version 0.1, whose states must stay resumable.
 _PREPROCESS_FIELDS = ("mean", "std", "size", "channels")
 
@@ -209,15 +212,6 @@ def load_state(path: Path) -> TrainingState:
             seconds=header["seconds"],
             history=header["history"],
         )
-    except (
-        OSError,
-        RuntimeError,
-        pickle.UnpicklingError,
-        EOFError,
-        LookupError,
-        AttributeError,
-        TypeError,
-        ValueError,
-        zipfile.BadZipFile,
-    ) as e:
-        raise WhycamError(f"{path}: this is not a whycam training state, or it is damaged ({type(e).__name__})") from e
+    except _DAMAGED as error:
+        reason = type(error).__name__
+        raise WhycamError(f"{path}: this is not a whycam training state, or it is damaged ({reason})") from error

@@ -34,7 +34,7 @@ from whycam.training import (
 )
 from whycam.training.distributed import launched_as_rank_zero, rank_zero_errors
 from whycam.training.history import TrainingCallback
-from whycam.training.plots import write_curves, write_lr_find
+from whycam.training.plots import draw_curves, draw_lr_find, write_figure
 from whycam.training.progress import live_view, tensorboard
 from whycam.training.state import STATE_FILE
 
@@ -116,7 +116,7 @@ class RunLog:
             self._event_log(event)
         if isinstance(event, EpochRecord) and self._folder is not None:
             # After every epoch, so that a run that ends early has its curves too.
-            write_curves(read_history(self._folder), self._folder / CURVES)
+            write_figure(draw_curves(read_history(self._folder)), self._folder / CURVES)
 
     def begin(self, folder: Path) -> None:
         """Direct the next events to the run in ``folder``."""
@@ -149,7 +149,7 @@ def lr_find(options: Namespace) -> None:
             iterations=options.iterations,
             on_step=lambda done: show("range test", done, options.iterations),
         )
-    figure = write_lr_find(result, out / "lr-find.png")
+    figure = write_figure(draw_lr_find(result), out / "lr-find.png")
     numbers = dataclasses.asdict(result) | {"recipe": recipe.to_dict(), "seed": options.seed}
     write_bytes(out / "lr-find.json", (json.dumps(numbers, indent=1) + "\n").encode())
     if options.json:
