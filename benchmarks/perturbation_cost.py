@@ -174,8 +174,7 @@ def incumbent(model, images):
     yield f"{name}: Grad-CAM augmented, layer4[-1]", call(GradCAM, last)
 
 
-def main():
-    global CLOCK, DEVICE, ROWS
+def parse_options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
@@ -186,9 +185,15 @@ def main():
     parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    DEVICE, ROWS = options.device, options.rows
-    if DEVICE.type == "cuda" and options.cpu_time:
+    if options.device.type == "cuda" and options.cpu_time:
         parser.error("--cpu-time does not include the work of a GPU: use it with --device cpu")
+    return options
+
+
+def main():
+    global CLOCK, DEVICE, ROWS
+    options = parse_options()
+    DEVICE, ROWS = options.device, options.rows
     CLOCK = time.process_time if options.cpu_time else time.perf_counter
 
     model, spec = whycam.load("cifar10-resnet18", device=DEVICE)

@@ -1,4 +1,4 @@
-"""What is imported when: `import whycam` needs torch and numpy alone, `--help` not even those."""
+"""Imports: `import whycam` needs torch and numpy only, `--help` needs neither."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ assert "torch" not in sys.modules
         ("rich", ["evaluate", "cifar10-resnet18", "bundled"]),
         ("PIL", ["evaluate", "cifar10-resnet18", "bundled"]),
         ("matplotlib", ["explain", "cifar10-resnet18", "{image}", "--out", "{out}"]),
-        ("jinja2", "pooch", ["demo", "--out", "{out}"]),
+        ("jinja2", ["demo", "--out", "{out}"]),
         ("matplotlib", ["demo", "--out", "{out}"]),
     ],
 )

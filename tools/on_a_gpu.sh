@@ -27,7 +27,7 @@ step() {
 }
 
 step tests env WHYCAM_TEST_DEVICE="$device" "$python" -m pytest -q -p no:cacheprovider -c "$here/pyproject.toml" \
-    "$here/tests/cuda" "$here/tests/training/test_on_a_gpu.py"
+    "$here/tests/cuda" "$here/tests/training/test_cuda_graph.py"
 for network in cifar:64 resnet50:16 vit-b16:8; do
     name=explain-${network%:*}
     step "$name" "$python" "$here/benchmarks/explain_cost.py" --device "$device" --network "${network%:*}" \

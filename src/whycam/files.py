@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Write files atomically: a file is complete or does not exist."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Have a file's content, or a folder's entries, on the disk, where the system lets a folder be opened for that."""
+    """Flush a file's content, or a folder's entries, to the disk, if the system allows opening a folder for that."""
     if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network file systems do not know this; the content itself is there.
+        # Some network file systems do not support this; the file itself is written.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
@@ -47,7 +47,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what the operating system refuses while ``path`` is written into one sentence."""
+    """Turn an error of the operating system while ``path`` is written into one sentence."""
     try:
         yield
     except OSError as error:
@@ -65,12 +65,12 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write ``content`` so that ``path`` is either as before or complete."""
+    """Write ``content`` atomically: ``path`` is either unchanged or complete."""
     with replacing(path) as partial:
         partial.write_bytes(content)
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, read in pieces."""
+    """SHA-256 of a file's content, read in chunks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""The core: capture → method → map. Knows nothing of CIFAR-10, files or reports."""
+"""The core of whycam: capture activations and gradients, and derive the maps of all methods from them."""
 
 from whycam._lazy import lazy_names
 from whycam.cam.explain import Explainer, explain

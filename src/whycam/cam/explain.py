@@ -1,4 +1,4 @@
-"""`explain` and `Explainer`: capture once, derive every map."""
+"""`explain` and `Explainer`: capture activations and gradients once, then derive every map."""
 
 from __future__ import annotations
 
@@ -31,23 +31,24 @@ TargetsLike = TargetLike | Mapping[str, TargetLike]
 
 @dataclass
 class Explainer:
-    """Explains batch after batch with the same model, layers and methods; can be pickled.
+    """Explains batches with the same model, layers and methods; can be pickled.
 
     Args:
         model: any module that takes (B, C, H, W) and returns (B, K) logits.
         layers: names (``layer3[-2]``, ``layer3.0``) or modules; by default the model's own ``cam_layers``, or else the
             last spatial layer.
         methods: names (``gradcam``, ``fem(k=3)``) or method objects.
-        targets: what is explained unless a call says otherwise; see `whycam.cam.targets.resolve.resolve_targets`.
-        layout: where channels and positions lie in the layers' outputs, for all or by layer name; detected by default.
-        seed: of the methods that draw at random.
+        targets: what is explained if a call gives no targets; see `whycam.cam.targets.resolve.resolve_targets`.
+        layout: the layout of channels and positions in the layers' outputs, one for all or by layer name; detected by
+            default.
+        seed: for the methods that draw at random.
         differentiable: keep the graph, so that a loss on the maps can be trained with; layer methods only.
-        classes: what the classes are called (``spec.classes``), for targets given by name; by default the model's own
+        classes: names of the classes (``spec.classes``), for targets given by name; by default the model's own
             ``class_names`` (which `whycam.load` sets) or ``config.id2label`` (which transformers' models have).
 
     Raises:
-        WhycamError: on construction, if a layer or method is unknown, ``classes`` are no names, or the model cannot be
-            looked into.
+        WhycamError: on construction, if a layer or method is unknown, ``classes`` are no names, or the model is a
+            TorchScript or exported program.
     """
 
     model: nn.Module
@@ -65,7 +66,7 @@ class Explainer:
     def __post_init__(self) -> None:
         self._network = unwrapped(self.model)
         self._methods = resolve_methods(self.methods)
-        ClassNames.of(self._network, self.classes)  # says now what is wrong with them
+        ClassNames.of(self._network, self.classes)  # raises if they are no names
         layers = self.layers if self.layers is not None else getattr(self._network, "cam_layers", None)
         if layers is not None:
             self._layers = resolve_layers(self.model, layers)
@@ -81,7 +82,7 @@ class Explainer:
 
         Args:
             images: (B, C, H, W) float, normalized as the model expects, on the model's device; or a tuple or mapping
-                of the model's arguments, the first image-like tensor of which is what is explained.
+                of the model's arguments, whose first float tensor with three axes or more is the batch of images.
             targets: overrides the constructor's.
 
         Returns:
@@ -117,7 +118,7 @@ class Explainer:
         )
 
     def _layers_for(self, inputs: Inputs) -> tuple[Layer, ...]:
-        """The layers that were asked for, or else the default one, which is found with the first batch."""
+        """The user's layers, or else the default layer, which is found with the first batch."""
         if self._layers is not None:
             return self._layers
         if all(method.scope == "input" for method in self._methods):
@@ -126,7 +127,7 @@ class Explainer:
         return self._layers
 
     def _layouts_for(self, layers: Sequence[Layer]) -> Mapping[str, Layout]:
-        """The layouts that were given, by layer name; "" stands for all."""
+        """The user's layouts by layer name; the key "" stands for all layers."""
         layouts = {"": self.layout} if isinstance(self.layout, Layout) else self.layout or {}
         names = [layer.name for layer in layers]
         for name in layouts:
@@ -138,25 +139,25 @@ class Explainer:
 def plan_passes(
     layers: Sequence[Layer], targets: Mapping[str, Target], methods: Sequence[Method], *, differentiable: bool = False
 ) -> Plan:
-    """Work out, before the first pass, what ``methods`` need of the network.
+    """Determine, before the first pass, which passes ``methods`` need.
 
     Args:
-        layers: whose maps are asked for.
-        targets: name → target, as the user named them.
-        methods: which maps are asked for.
-        differentiable: whether the maps are to be trained with.
+        layers: to explain.
+        targets: the user's names → targets.
+        methods: to compute.
+        differentiable: whether the maps have to be differentiable.
     """
     scored: dict[str, Target] = dict(targets)
     gradients: dict[str, None] = {}
     hvp: dict[str, None] = {}
     for method, name in product(methods, targets):
-        own = method_target(name, method)
+        target_name = method_target(name, method)
         if method.retarget is not None:
-            scored[own] = retargeted(targets[name], method.retarget)
+            scored[target_name] = retargeted(targets[name], method.retarget)
         if method.needs_gradients and method.scope != "input":
-            gradients[own] = None
+            gradients[target_name] = None
         if "hvp" in method.needs:
-            hvp[own] = None
+            hvp[target_name] = None
     return Plan(
         layers=tuple(layers),
         targets=scored,
@@ -179,27 +180,27 @@ def explain(
     differentiable: bool = False,
     classes: ClassesLike | None = None,
 ) -> Explanation:
-    """Explain what ``model`` sees in ``images``: one forward pass, one backward pass per target.
+    """Explain the scores of ``model`` for ``images``: one forward pass, and one backward pass per target.
 
     Args:
-        model: any module that takes (B, C, H, W) and returns (B, K) logits; afterwards as it was, but for what its own
-            ``forward`` writes in eval mode.
+        model: any module that takes (B, C, H, W) and returns (B, K) logits; not changed, except by what its own
+            ``forward`` stores in eval mode.
         images: (B, C, H, W) float, normalized as the model expects, on the model's device.
         layers: names (``layer3[-2]``, ``layer3.0``) or modules; by default the last spatial layer.
         methods: names (``gradcam``, ``hirescam``) or method objects.
         targets: ``None`` (each image's predicted class), a class's index or name, (B,) of either, a callable on the
             logits, a list of these (one per image), or a mapping of names to any of these for several targets from one
             forward pass.
-        layout: where channels and positions lie in the layers' outputs; detected by default.
-        seed: of the methods that draw at random.
+        layout: the layout of channels and positions in the layers' outputs; detected by default.
+        seed: for the methods that draw at random.
         differentiable: keep the graph, so that a loss on the maps can be trained with.
-        classes: what the classes are called, where the model does not say so itself; see `Explainer`.
+        classes: names of the classes, if the model does not have them itself; see `Explainer`.
 
     Returns:
         An `Explanation`.
 
     Raises:
-        WhycamError: one sentence on what does not fit.
+        WhycamError: an argument does not fit the model; the message says which and what to do.
 
     Example:
         >>> import torch, whycam

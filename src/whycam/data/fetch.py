@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from whycam import __version__
+from whycam._version import __version__
 from whycam.errors import WhycamError, missing_extra
 
 DownloadProgress = Callable[[int, int], None]

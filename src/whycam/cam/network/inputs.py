@@ -1,4 +1,4 @@
-"""What a network is called with: a batch of images, alone or among other arguments."""
+"""A network's arguments: a batch of images, alone or among other arguments."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class Inputs:
     Attributes:
         args: by position.
         kwargs: by name.
-        place: which of them is the batch of images.
+        key: index or name of the argument that is the batch of images.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    place: int | str
+    key: int | str
 
     @classmethod
-    def of(cls, given: InputsLike) -> Inputs:
+    def of(cls, arguments: InputsLike) -> Inputs:
         """Wrap a tensor, a tuple of positional arguments or a mapping of named ones.
 
         The images are the first floating-point tensor with at least three axes.
@@ -40,62 +40,57 @@ class Inputs:
         Raises:
             WhycamError: there is no such tensor.
         """
-        if isinstance(given, Tensor):
-            return cls((given,), {}, 0)
-        if isinstance(given, Mapping):
-            named = {str(name): value for name, value in given.items()}
-            place: int | str | None = next((name for name, value in named.items() if _is_image(value)), None)
-            wrapped: tuple[tuple[Any, ...], dict[str, Any]] = ((), named)
-        elif isinstance(given, tuple | list):
-            place = next((index for index, value in enumerate(given) if _is_image(value)), None)
-            wrapped = (tuple(given), {})
+        if isinstance(arguments, Tensor):
+            return cls((arguments,), {}, 0)
+        args: tuple[Any, ...] = ()
+        kwargs: dict[str, Any] = {}
+        if isinstance(arguments, Mapping):
+            kwargs = {str(name): value for name, value in arguments.items()}
+        elif isinstance(arguments, tuple | list):
+            args = tuple(arguments)
         else:
-            raise WhycamError(f"images must be a torch tensor (B, C, H, W), got {type(given).__name__}")
-        if not any(isinstance(value, Tensor) for value in (*wrapped[0], *wrapped[1].values())):
+            raise WhycamError(f"images must be a torch tensor (B, C, H, W), got {type(arguments).__name__}")
+        named: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+        if not any(isinstance(value, Tensor) for _, value in named):
             raise WhycamError(
                 "images must be a torch tensor (B, C, H, W), or a tuple or mapping of the model's arguments that "
-                f"holds one; got {type(given).__name__} without any"
+                f"holds one; got {type(arguments).__name__} without any"
             )
-        if place is None:
+        key = next((key for key, value in named if _is_image(value)), None)
+        if key is None:
             raise WhycamError("none of the inputs is a batch of images, a float tensor (B, C, H, W)")
-        return cls(*wrapped, place)
+        return cls(args, kwargs, key)
 
     @property
     def images(self) -> Tensor:
         """(B, C, …)."""
-        images: Tensor = self.args[self.place] if isinstance(self.place, int) else self.kwargs[self.place]
+        images: Tensor = self.args[self.key] if isinstance(self.key, int) else self.kwargs[self.key]
         return images
 
     def with_images(self, images: Tensor, rows: Tensor | None = None) -> Inputs:
-        """The same arguments with other images; other tensors as long as the batch follow ``rows`` (n,)."""
+        """The same arguments with other images; ``rows`` (n,) indexes the other tensors with one entry per image."""
         batch = len(self.images)
 
-        def follow(value: Any) -> Any:
+        def select(value: Any) -> Any:
             if rows is None or not isinstance(value, Tensor) or value.ndim == 0 or len(value) != batch:
                 return value
             return value[rows.to(value.device)]
 
-        args = tuple(images if index == self.place else follow(value) for index, value in enumerate(self.args))
-        kwargs = {name: images if name == self.place else follow(value) for name, value in self.kwargs.items()}
-        return Inputs(args, kwargs, self.place)
+        args = tuple(images if index == self.key else select(value) for index, value in enumerate(self.args))
+        kwargs = {name: images if name == self.key else select(value) for name, value in self.kwargs.items()}
+        return Inputs(args, kwargs, self.key)
 
     def detached(self) -> Inputs:
-        """Copies without a graph: the network may work in place, and an inference tensor cannot be saved."""
-
-        def free(value: Any) -> Any:
-            if not isinstance(value, Tensor):
-                return value
-            return value.detach().clone()
-
-        return self._each(free)
+        """Copies without a graph: the network may change them in place, and autograd cannot save inference tensors."""
+        return self._map(lambda value: value.detach().clone() if isinstance(value, Tensor) else value)
 
     def without_inference_tensors(self) -> Inputs:
-        """The same with copies of what was made under ``inference_mode`` alone."""
-        return self._each(without_inference_tensors)
+        """The same arguments with copies of the tensors that were made under ``inference_mode``."""
+        return self._map(without_inference_tensors)
 
-    def _each(self, change: Callable[[Any], Any]) -> Inputs:
+    def _map(self, change: Callable[[Any], Any]) -> Inputs:
         return Inputs(
-            tuple(map(change, self.args)), {name: change(value) for name, value in self.kwargs.items()}, self.place
+            tuple(map(change, self.args)), {name: change(value) for name, value in self.kwargs.items()}, self.key
         )
 
 
@@ -104,14 +99,14 @@ def _is_image(value: object) -> bool:
 
 
 def check_images(images: Tensor, model: nn.Module) -> None:
-    """Refuse a batch that the model cannot take.
+    """Refuse a batch that does not fit the model.
 
     Raises:
         WhycamError: its shape, type, device or values do not fit.
     """
-    takes: dict[type[nn.Module], int] = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
-    # By isinstance: parametrized convolutions have types of their own. Without any, the network itself decides.
-    axes = {count for kind, count in takes.items() if any(isinstance(module, kind) for module in model.modules())}
+    axes_of: dict[type[nn.Module], int] = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
+    # By isinstance, because parametrized convolutions are subclasses. Without a convolution any shape is accepted.
+    axes = {count for kind, count in axes_of.items() if any(isinstance(module, kind) for module in model.modules())}
     if axes and images.ndim not in axes:
         shapes = {3: "(B, C, T)", 4: "(B, C, H, W)", 5: "(B, C, D, H, W)"}
         raise WhycamError(
@@ -137,8 +132,8 @@ def check_images(images: Tensor, model: nn.Module) -> None:
         return
     if parameter.device != images.device:
         raise WhycamError(f"the images are on {images.device}, the model on {parameter.device}: move one of them")
-    mixed = torch.is_autocast_enabled(images.device.type)
-    if parameter.dtype != images.dtype and not mixed:
+    autocast = torch.is_autocast_enabled(images.device.type)
+    if parameter.dtype != images.dtype and not autocast:
         raise WhycamError(
             f"the images are {images.dtype}, the model {parameter.dtype}: convert one, for example "
             f"images.to({parameter.dtype})"
@@ -147,13 +142,13 @@ def check_images(images: Tensor, model: nn.Module) -> None:
 
 @contextmanager
 def naming_channel_mismatch(images: Tensor) -> Iterator[None]:
-    """Say it in our words where a convolution is given the images themselves and takes another number of channels."""
+    """Turn torch's error into a clear one, if the first convolution expects another number of channels."""
     try:
         yield
     except RuntimeError as error:
-        said = re.search(r"expected input\[([\d, ]+)\] to have (\d+) channels", str(error))
-        if said is None or tuple(map(int, said[1].split(",")))[1:] != tuple(images.shape[1:]):
+        match = re.search(r"expected input\[([\d, ]+)\] to have (\d+) channels", str(error))
+        if match is None or tuple(map(int, match[1].split(",")))[1:] != tuple(images.shape[1:]):
             raise
         raise WhycamError(
-            f"the images have {images.shape[1]} channel(s), the model's first convolution takes {said[2]}"
+            f"the images have {images.shape[1]} channel(s), the model's first convolution takes {match[2]}"
         ) from error

@@ -1,8 +1,8 @@
-"""One forward, one backward: the activations and gradients that every gradient method is derived from.
+"""Capture the activations and gradients of every layer with one forward pass and one backward pass per target.
 
-How the work is kept small: the network runs on detached parameters, so no graph exists until the shallowest target
-layer, whose output becomes the leaf. `torch.autograd.grad` then goes from the scores to the captured activations only,
-never into a weight and never below that leaf.
+The network runs on detached parameters, so the graph begins only at the shallowest target layer, whose output becomes
+a leaf. `torch.autograd.grad` then goes from the scores to the captured activations only: it computes no gradient of a
+weight, and none before that layer. This makes the backward pass cheap.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ class NoGradientError(WhycamError):
 
 @dataclass(frozen=True)
 class Trace:
-    """What one capture recorded, on the model's device. Tensors are detached unless the plan is differentiable.
+    """The result of one capture, on the model's device. Tensors are detached unless the plan is differentiable.
 
     Attributes:
-        activations: layer name → (B, …), the layer's output before anything later changed it in place.
+        activations: layer name → (B, …), the layer's output as it was before any later in-place change.
         gradients: (layer name, target name) → like the activations, ∂score/∂activation.
         logits: (B, K), or the leading tensor that the network returns for B images; (B, 0) if it returns none.
         scores: target name → (B,).
-        targets: target name → the target, with everything fixed that it takes from the logits.
-        hvp: (layer name, target name) → like the activations, the Hessian-vector product H·A, if it was planned.
+        targets: target name → the frozen target; see `whycam.cam.targets.resolve.freeze`.
+        hvp: (layer name, target name) → like the activations, the Hessian-vector product H·A, if the plan has it.
         returns_tensor: whether the network returns one tensor and nothing else.
         input_leaf: the images at which the graph begins, if the plan keeps that graph.
         graph_scores: target name → (B,), the scores at the end of that graph.
@@ -71,12 +71,12 @@ def capture(
     """Run ``model`` once and take the scores' gradients at the outputs of ``layers``.
 
     Args:
-        model: unwrapped; afterwards as it was.
-        inputs: (B, C, H, W) as the model expects them, or several arguments. May come from under ``inference_mode``.
+        model: unwrapped; not changed.
+        inputs: (B, C, H, W) as the model expects them, or several arguments. Inference tensors are accepted.
         layers: whose outputs are recorded.
         targets: name → target.
-        gradients: the targets whose gradients are needed, or True for all and False for none.
-        hvp: the targets for which H·A is needed too.
+        gradients: the names of the targets whose gradients are needed; True for all, False for none.
+        hvp: the names of the targets for which H·A is needed too.
         differentiable: keep the graph, down to the parameters and through the gradients themselves.
 
     Raises:
@@ -84,13 +84,13 @@ def capture(
     """
     chosen = tuple(targets) if gradients is True else tuple(gradients or ())
     plan = Plan(tuple(layers), targets, chosen, tuple(hvp), differentiable=differentiable)
-    given = Inputs.of(inputs) if isinstance(inputs, Tensor) else inputs
+    inputs = Inputs.of(inputs) if isinstance(inputs, Tensor) else inputs
     with explaining(model):
-        return run_capture(model, given.without_inference_tensors(), plan)
+        return run_capture(model, inputs.without_inference_tensors(), plan)
 
 
 def run_capture(model: nn.Module, inputs: Inputs, plan: Plan) -> Trace:
-    """Do what ``plan`` says; see `capture`. Runs inside `explaining`.
+    """Capture what ``plan`` asks for; see `capture`. Call it inside `explaining`.
 
     Raises:
         WhycamError: a layer did not run or returned no tensor, or the scores do not depend on it.
@@ -99,35 +99,35 @@ def run_capture(model: nn.Module, inputs: Inputs, plan: Plan) -> Trace:
     outputs: dict[str, Tensor] = {}
     record = _recorder(outputs, leaf=bool(plan.differentiated), batch=len(inputs.images))
     with torch.set_grad_enabled(plan.needs_graph):
-        given, parameters, leaf = _detached(model, inputs, plan)
-        # The detached parameters and the hooks stay until the backward pass is over: a checkpointed block runs again in
-        # it, and must find what it found before. Fused attention has no second derivative.
+        inputs, parameters, leaf = _detached(model, inputs, plan)
+        # The detached parameters and the hooks stay until the backward pass is over: a checkpointed block runs again
+        # during it and needs the same parameters and hooks. Fused attention has no second derivative.
         with (
             hooked((layer.module, record(layer.name)) for layer in plan.layers),
             _reparametrize_module(model, parameters, tie_weights=True),
             sdpa_kernel(SDPBackend.MATH) if plan.needs_double_backward else nullcontext(),
         ):
-            output = model(*given.args, **given.kwargs)
+            output = model(*inputs.args, **inputs.kwargs)
             _check_all_ran(plan.layers, outputs)
-            logits = _leading(output, given.images, plan.targets)
+            logits = _leading(output, inputs.images, plan.targets)
             targets = {
                 name: target if plan.frozen else freeze(target, logits, output) for name, target in plan.targets.items()
             }
             scores = {name: scores_of(target, logits, output) for name, target in targets.items()}
-            # A copy: checkpointed blocks that run again in the backward pass call the hooks again.
+            # A copy of the dictionary: checkpointed blocks run again in the backward pass and call the hooks again.
             recorded = dict(outputs)
             gradients, products = _backward(scores, recorded, plan)
 
-    def free(tensor: Tensor) -> Tensor:
+    def detached(tensor: Tensor) -> Tensor:
         return tensor if plan.differentiable else tensor.detach()
 
     return Trace(
-        activations={name: free(tensor) for name, tensor in recorded.items()},
-        gradients={key: free(tensor) for key, tensor in gradients.items()},
-        logits=free(logits),
-        scores={name: free(score) for name, score in scores.items()},
+        activations={name: detached(tensor) for name, tensor in recorded.items()},
+        gradients={key: detached(tensor) for key, tensor in gradients.items()},
+        logits=detached(logits),
+        scores={name: detached(score) for name, score in scores.items()},
         targets=targets,
-        hvp={key: free(tensor) for key, tensor in products.items()},
+        hvp={key: detached(tensor) for key, tensor in products.items()},
         returns_tensor=isinstance(output, Tensor),
         input_leaf=leaf,
         graph_scores=scores if plan.keep_input_graph else {},
@@ -140,15 +140,15 @@ def _detached(model: nn.Module, inputs: Inputs, plan: Plan) -> tuple[Inputs, dic
     The network gets copies of the images, because it may change them in place.
     """
     if plan.differentiable:
-        given = inputs.with_images(inputs.images.clone())
+        inputs = inputs.with_images(inputs.images.clone())
         parameters: dict[str, Tensor] = dict(model.named_parameters())
     else:
-        given = inputs.detached()
+        inputs = inputs.detached()
         parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
     if not plan.keep_input_graph:
-        return given, parameters, None
-    leaf = given.images.detach().clone().requires_grad_()
-    return given.with_images(leaf.clone()), parameters, leaf
+        return inputs, parameters, None
+    leaf = inputs.images.detach().clone().requires_grad_()
+    return inputs.with_images(leaf.clone()), parameters, leaf
 
 
 Gradients = dict[tuple[str, str], Tensor]
@@ -156,7 +156,7 @@ Gradients = dict[tuple[str, str], Tensor]
 
 
 def _backward(scores: Mapping[str, Tensor], outputs: Mapping[str, Tensor], plan: Plan) -> tuple[Gradients, Gradients]:
-    """∂score/∂output of every planned target at every layer, and H·A where it is planned."""
+    """∂score/∂output of every target in the plan at every layer, and H·A for the targets that need it."""
     gradients: Gradients = {}
     products: Gradients = {}
     for position, target in enumerate(plan.differentiated):
@@ -166,14 +166,14 @@ def _backward(scores: Mapping[str, Tensor], outputs: Mapping[str, Tensor], plan:
                 f"the score of target {target!r} does not depend on {_names(outputs)} in a differentiable way"
             )
         twice = plan.differentiable or target in plan.hvp
-        # In eval mode images do not mix, so the gradient of the sum is every image's own gradient.
-        found = differentiate(
+        # In eval mode images are independent, so the gradient of the summed scores holds each image's own gradient.
+        output_gradients = differentiate(
             score.sum(),
             list(outputs.values()),
             retain_graph=twice or plan.keep_input_graph or not last,
             create_graph=twice,
         )
-        for name, gradient in zip(outputs, found, strict=True):
+        for name, gradient in zip(outputs, output_gradients, strict=True):
             if gradient is None:
                 raise NoGradientError(f"the score of target {target!r} does not depend on layer {name!r}")
             gradients[name, target] = gradient
@@ -183,7 +183,7 @@ def _backward(scores: Mapping[str, Tensor], outputs: Mapping[str, Tensor], plan:
 
 
 def _hvp(gradient: Tensor, activation: Tensor, *, keep: bool) -> Tensor:
-    """H·A: the derivative of Σ G·A in A, with the factor A held fixed; zero where G does not depend on A."""
+    """H·A: the derivative of Σ G·A with respect to A with the factor A held constant; 0 if G does not depend on A."""
     if not gradient.requires_grad:
         return torch.zeros_like(activation)
     vector = activation if keep else activation.detach()
@@ -192,7 +192,13 @@ def _hvp(gradient: Tensor, activation: Tensor, *, keep: bool) -> Tensor:
 
 
 def _recorder(outputs: dict[str, Tensor], *, leaf: bool, batch: int) -> Callable[[str], Callable[..., object]]:
-    """Make forward hooks, by layer name, that put a layer's output into ``outputs``; ``leaf``: as a graph leaf."""
+    """Return a function: layer name → forward hook that stores the layer's output in ``outputs``.
+
+    Args:
+        outputs: layer name → output, filled by the hooks.
+        leaf: make the stored output a leaf of the graph, if no graph leads to it.
+        batch: number of images, for checks.
+    """
 
     def hook_for(name: str) -> Callable[..., object]:
         def hook(_module: nn.Module, _inputs: object, output: object) -> object:
@@ -230,7 +236,7 @@ def _check_all_ran(layers: Sequence[Layer], outputs: Mapping[str, Tensor]) -> No
 
 
 def _leading(output: object, images: Tensor, targets: Mapping[str, Target]) -> Tensor:
-    """The tensor whose first axis is the batch; there need be none if every target reads the whole output."""
+    """The leading tensor, whose first axis is the batch; it may be missing if every target reads the whole output."""
     logits = leading(output, len(images))
     if logits is not None:
         return logits

@@ -1,4 +1,4 @@
-"""The gate: what every pass needs of its surroundings, entered once by whoever starts an explanation."""
+"""The environment in which every pass runs: eval mode, no wrappers, no inference mode. Entered once per explanation."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from whycam.nn_utils import instrumented
 def explaining(model: nn.Module) -> Iterator[None]:
     """Enter eval mode, unwrap compiled and parallel parts, and leave the caller's ``inference_mode``.
 
-    Autograd accepts no tensor made under ``inference_mode``, so the block runs outside of it. Afterwards the model and
-    the mode are as before.
+    Autograd accepts no tensor made under ``inference_mode``, so the block runs outside that mode. Afterwards the model
+    and the mode are as before.
 
     Args:
         model: unwrapped.
 
     Raises:
-        WhycamError: a lazy module has not met its first batch, or the model or a target holds a tensor that was made
-            under ``inference_mode`` where whycam cannot replace it.
+        WhycamError: a lazy module has not been initialized by a first batch, or the model or a target holds a tensor
+            that was made under ``inference_mode`` and that whycam cannot replace.
     """
     with torch.inference_mode(False), instrumented(model):
         try:
@@ -39,6 +39,6 @@ def explaining(model: nn.Module) -> Iterator[None]:
 
 
 def assert_explaining(model: nn.Module) -> None:
-    """A pass outside of `explaining` is a fault of whycam, not of the user."""
+    """Assert that the caller runs inside `explaining`; if not, that is a bug in whycam, not the user's error."""
     assert not torch.is_inference_mode_enabled(), "passes run inside explaining()"
     assert not model.training, "passes run inside explaining()"

@@ -1,7 +1,7 @@
-"""Take a network apart behind one of its layers, without touching it: a traced graph, the layer a single node in it.
+"""Split a network behind one of its layers, without changing it, by tracing it into a graph.
 
-Only the modules that contain the layer are traced through; every other one stays a single step, whatever it does
-inside. So most networks can be traced, and control flow in a far corner does no harm.
+The tracer enters only the modules that contain the layer. Every other module is a single node of the graph, so most
+networks can be traced: control flow inside those modules does no harm.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn.modules import module as hooks
 
 from whycam.cam.network.inputs import Inputs
 
-# Tracing exchanges methods of nn.Module for the whole process: one at a time, and see _Tracer.
+# Tracing patches nn.Module for the whole process, so only one trace runs at a time; see also _Tracer.
 _TRACING = threading.Lock()
 _PLAIN = (int, float, str, bool, type(None), torch.dtype, torch.device)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -27,21 +27,21 @@ _GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
 
 
 class UntraceableError(Exception):
-    """The network cannot be taken apart at this layer; whoever asks runs all of it instead."""
+    """The network cannot be split at this layer; the caller then runs the whole network."""
 
 
 class Split:
-    """A traced network, cut behind one layer into two graphs.
+    """A traced network, split behind one layer into two graphs.
 
-    It holds no module, only paths: a network that is dropped is freed, and one whose weights change runs as it is.
+    It holds paths instead of modules. So it does not keep the network alive, and it runs with the current weights.
 
     Attributes:
-        tail: everything that depends on the layer's output. Its inputs are that output and the boundary values; its
+        tail: all nodes that depend on the layer's output. Its inputs are that output and the boundary values; its
             output is the value that begins with the logits.
-        head: what has to run to compute the boundary values, which are its output. Its input is the tuple of the
-            network's tensors.
-        boundary: names of the values outside of the tail that the tail uses, in the order of the tail's inputs.
-        constants: tensors that the forward pass makes itself, by path.
+        head: all nodes that the boundary values need; these values are its output. Its input is the tuple of tensors
+            among the network's arguments.
+        boundary: names of the values outside the tail that the tail uses, in the order of the tail's inputs.
+        constants: path → tensor that the forward pass creates itself.
     """
 
     def __init__(self, graph: fx.Graph, layer: fx.Node, constants: Mapping[str, Any]) -> None:
@@ -50,10 +50,10 @@ class Split:
         dependent = _dependent_on(layer, graph)
         if result not in dependent:
             raise UntraceableError("the output does not depend on the layer")
-        # Nodes without users stay in: they may work in place.
+        # Nodes whose value nobody uses stay in, because they may change a tensor in place.
         tail = [node for node in nodes if node in dependent and node is not layer]
         sources = {source for node in tail for source in node.all_input_nodes} - dependent
-        # Parameters are read when the tail runs: they are the network's own, not the batch's.
+        # The tail reads parameters from the network when it runs, so they are no boundary values.
         parameters = [node for node in nodes if node in sources and node.op == "get_attr"]
         boundary = [node for node in nodes if node in sources and node.op != "get_attr"]
         before = nodes[: 1 + max(map(nodes.index, boundary), default=-1)]
@@ -67,12 +67,12 @@ def _result_of(graph: fx.Graph) -> fx.Node:
     output = next(node for node in graph.nodes if node.op == "output")
     leading = next(_nodes_in(output.args), None)
     if leading is None:
-        raise UntraceableError("the output holds nothing that was computed")
+        raise UntraceableError("the output holds no computed value")
     return leading
 
 
 def _dependent_on(layer: fx.Node, graph: fx.Graph) -> set[fx.Node]:
-    """The layer and every node that uses its output, directly or not; not the graph's output node."""
+    """The layer and every node that depends on its output; not the graph's output node."""
     dependent = {layer}
     for node in graph.nodes:
         if node.op != "output" and any(source in dependent for source in node.all_input_nodes):
@@ -81,7 +81,7 @@ def _dependent_on(layer: fx.Node, graph: fx.Graph) -> set[fx.Node]:
 
 
 def _subgraph(inputs: Sequence[fx.Node], nodes: Sequence[fx.Node], result: fx.Node | tuple[fx.Node, ...]) -> fx.Graph:
-    """A graph of copies of ``nodes``, in which the values of ``inputs`` are given."""
+    """A graph of copies of ``nodes`` with ``inputs`` as its arguments."""
     graph = fx.Graph()
     copies = {node: graph.placeholder(node.name) for node in inputs}
     for node in nodes:
@@ -94,21 +94,21 @@ class GraphRunner(fx.Interpreter):
     """Runs one of a split's graphs on a network.
 
     Args:
-        model: the network that was traced, whatever its weights are now.
-        split: whose constants the graph may use.
+        model: the network that was traced; its current weights are used.
+        split: provides the constants that the graph may use.
         graph: the split's head or tail.
     """
 
     def __init__(self, model: nn.Module, split: Split, graph: fx.Graph) -> None:
         root = nn.Module()
-        root.network = model  # the name that the traced entry has for it
+        root.network = model  # the attribute's name in `_Entry`, which was traced
         for path, constant in split.constants.items():
             setattr(root, path, constant)
         super().__init__(root, graph=graph)
         self.extra_traceback = False  # errors keep the network's own message
 
     def __call__(self, *values: Any) -> Any:
-        """Run the graph. A value that no later node uses is freed, as in the network's own forward pass."""
+        """Run the graph. Each value is freed after its last use, as in the network's own forward pass."""
         try:
             return self.run(*values, enable_io_processing=False)
         finally:
@@ -116,16 +116,16 @@ class GraphRunner(fx.Interpreter):
 
 
 def split_at(model: nn.Module, layer: nn.Module, inputs: Inputs) -> Split:
-    """Trace ``model``, which is in eval mode, and cut behind ``layer``.
+    """Trace ``model``, which is in eval mode, and split it behind ``layer``.
 
     Raises:
-        UntraceableError: it cannot be done; the message says why.
+        UntraceableError: the network cannot be split there; the message says why.
     """
     around = [module for module in model.modules() if module is not layer and _contains(module, layer)]
     if any(getattr(module, name) for module in around for name in _HOOKS) or any(
         getattr(hooks, name) for name in _GLOBAL_HOOKS
     ):
-        raise UntraceableError("a hook would see the tracer's stand-ins")
+        raise UntraceableError("a hook would receive the tracer's proxies")
     if any(getattr(module, "_compiled_call_impl", None) is not None for module in around):
         raise UntraceableError("a compiled module cannot be traced through")
     signature(inputs)
@@ -133,33 +133,33 @@ def split_at(model: nn.Module, layer: nn.Module, inputs: Inputs) -> Split:
     before = set(vars(entry))
     tracer = _Tracer(frozenset(around))
     with _TRACING, _attributes_kept(around), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they speak of the tracer's stand-ins, not of the user's data
+        warnings.simplefilter("ignore")  # these warnings are about the tracer's proxies, not about the user's data
         try:
             graph = tracer.trace(entry)
-        except Exception as error:  # the user's code meets a stand-in it does not expect: anything may be raised
+        except Exception as error:  # the user's code receives proxies that it does not expect: it may raise anything
             raise UntraceableError(str(error)) from error
     constants = {name: value for name, value in vars(entry).items() if name not in before}
-    found = [node for node in graph.nodes if node.op == "call_module" and _attribute(model, str(node.target)) is layer]
-    if len(found) != 1:
-        raise UntraceableError(f"the layer runs {len(found)} times")
-    return Split(graph, found[0], constants)
+    calls = [node for node in graph.nodes if node.op == "call_module" and _attribute(model, str(node.target)) is layer]
+    if len(calls) != 1:
+        raise UntraceableError(f"the layer runs {len(calls)} times")
+    return Split(graph, calls[0], constants)
 
 
 def signature(inputs: Inputs) -> tuple[object, ...]:
-    """What a traced graph depends on besides the tensors.
+    """The arguments that a traced graph depends on, with "tensor" instead of each tensor.
 
     Raises:
-        UntraceableError: an argument is neither a tensor nor a plain value, so it would become part of the graph.
+        UntraceableError: an argument is neither a tensor nor a plain value, so the graph would contain it.
     """
     arguments = [*enumerate(inputs.args), *inputs.kwargs.items()]
     for _, value in arguments:
         if not isinstance(value, (Tensor, *_PLAIN)):
             raise UntraceableError(f"a {type(value).__name__} argument would become part of the graph")
-    return tuple((place, "tensor" if isinstance(value, Tensor) else (type(value), value)) for place, value in arguments)
+    return tuple((key, "tensor" if isinstance(value, Tensor) else (type(value), value)) for key, value in arguments)
 
 
 class _Tracer(fx.Tracer):
-    """Goes through the modules around the layer only, and leaves modules that other threads call alone."""
+    """Enters the modules around the layer only, and does not trace modules that other threads call."""
 
     def __init__(self, around: frozenset[nn.Module]) -> None:
         super().__init__()
@@ -183,12 +183,12 @@ class _Tracer(fx.Tracer):
 
 
 class _Entry(nn.Module):
-    """Calls the network. Being the traced module, it is the one that the tracer hangs its constants on."""
+    """Calls the network. The tracer stores constants on the module that it traces: on this one, not on the network."""
 
     def __init__(self, network: nn.Module, inputs: Inputs) -> None:
         super().__init__()
         self.network = network
-        # Not the tensors themselves: the tracer would take them for parts of the network.
+        # Slots instead of the tensors: the tracer would treat the tensors as attributes of the network.
         self._args = tuple(_Slot() if isinstance(value, Tensor) else value for value in inputs.args)
         self._kwargs = {n: _Slot() if isinstance(value, Tensor) else value for n, value in inputs.kwargs.items()}
 
@@ -207,20 +207,20 @@ class _Entry(nn.Module):
 
 
 class _Slot:
-    """Where a tensor goes."""
+    """A placeholder for a tensor argument."""
 
 
 def tensors_of(inputs: Inputs) -> tuple[Tensor, ...]:
-    """The tensors among a network's arguments, as the head takes them."""
+    """The tensors among a network's arguments, which are the head's input."""
     return tuple(value for value in (*inputs.args, *inputs.kwargs.values()) if isinstance(value, Tensor))
 
 
 def _attribute(model: nn.Module, path: str) -> Any:
-    """What lies at ``path``, which begins with the entry's name for the network."""
-    found: Any = model
-    for step in path.split(".")[1:]:
-        found = getattr(found, step)
-    return found
+    """The attribute of the network at ``path``, whose first part is the attribute of `_Entry` and is skipped."""
+    value: Any = model
+    for name in path.split(".")[1:]:
+        value = getattr(value, name)
+    return value
 
 
 def _contains(module: nn.Module, layer: nn.Module) -> bool:
@@ -241,18 +241,18 @@ def _nodes_in(structure: object) -> Iterator[fx.Node]:
 
 @contextmanager
 def _attributes_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """What a forward pass stores on its modules would be the tracer's stand-ins: put back what was there."""
+    """Restore the modules' attributes after the block: a forward pass may store the tracer's proxies in them."""
     attributes = [(module, dict(vars(module))) for module in modules]
-    inside: list[tuple[Any, Any]] = []
-    for _, kept in attributes:
-        inside += [(value, value.copy()) for value in kept.values() if type(value) in (list, dict, set)]
+    containers: list[tuple[Any, Any]] = []
+    for _, before in attributes:
+        containers += [(value, value.copy()) for value in before.values() if type(value) in (list, dict, set)]
     try:
         yield
     finally:
-        for module, kept in attributes:
+        for module, before in attributes:
             vars(module).clear()
-            vars(module).update(kept)
-        for value, content in inside:
+            vars(module).update(before)
+        for value, content in containers:
             if type(value) is list:
                 value[:] = content
             else:

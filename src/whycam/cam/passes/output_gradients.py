@@ -1,4 +1,4 @@
-"""Gradients at the outputs of modules, reported one by one while a backward pass runs."""
+"""Report the gradients at the outputs of modules, one by one, while a backward pass runs."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ class OutputWatcher:
     """Watches the outputs of ``modules`` in one forward pass, and reports their gradients in later backward passes.
 
     Args:
-        modules: which to watch; a module whose output is no tensor is never reported.
+        modules: the modules to watch. A module whose output is not a tensor is never reported.
     """
 
     def __init__(self, modules: Iterable[nn.Module] = ()) -> None:
         self.modules = frozenset(modules)
-        # A list of its own: a graph whose hooks referred to this object's owner would never be freed.
-        self._listeners: list[Report] = []
+        # The hooks refer to this list only: a graph whose hooks referred to this object's owner would never be freed.
+        self._callbacks: list[Report] = []
 
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Watch the forward pass inside the block."""
-        tell = partial(_tell, self._listeners)
+        call_all = partial(_call_all, self._callbacks)
 
         def watch(module: nn.Module, _inputs: object, output: object) -> None:
             if isinstance(output, Tensor) and output.requires_grad:
-                # A hook on the tensor reports the gradient there even if a ReLU then works in place on it, and nothing
-                # has to be kept: the gradient is used as it comes by.
-                output.register_hook(partial(tell, module))  # type: ignore[no-untyped-call]
+                # A hook on the tensor reports the gradient of the module's output even if a ReLU changes that output in
+                # place later. No gradient is stored: each is used when it is reported.
+                output.register_hook(partial(call_all, module))  # type: ignore[no-untyped-call]
 
         with hooked((module, watch) for module in self.modules):
             yield
@@ -44,17 +44,17 @@ class OutputWatcher:
         """Call ``report(module, gradient)`` for ``modules`` in the backward pass inside the block."""
         wanted = frozenset(modules)
 
-        def tell(module: nn.Module, gradient: Tensor) -> None:
+        def report_wanted(module: nn.Module, gradient: Tensor) -> None:
             if module in wanted:
                 report(module, gradient)
 
-        self._listeners.append(tell)
+        self._callbacks.append(report_wanted)
         try:
             yield
         finally:
-            self._listeners.clear()
+            self._callbacks.clear()
 
 
-def _tell(listeners: list[Report], module: nn.Module, gradient: Tensor) -> None:
-    for listen in listeners:
-        listen(module, gradient)
+def _call_all(callbacks: list[Report], module: nn.Module, gradient: Tensor) -> None:
+    for callback in callbacks:
+        callback(module, gradient)

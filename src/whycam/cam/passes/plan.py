@@ -1,4 +1,4 @@
-"""What one explanation asks of the network, worked out before its first pass."""
+"""The passes that one explanation needs, determined before the first pass."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from whycam.cam.targets.classification import Target
 
 @dataclass(frozen=True)
 class Plan:
-    """The passes of one explanation. Passes read the plan and know no method.
+    """The passes of one explanation. Modules in `whycam.cam.passes` read the plan and do not depend on methods.
 
     Attributes:
         layers: whose outputs are recorded.
-        targets: name → target; every score that is computed.
-        gradients: targets whose gradients at the layers are needed. Without any, no graph is built.
+        targets: name → target, for every score that is computed.
+        gradients: targets whose gradients at the layers are needed. If there are none, no graph is built.
         hvp: targets for which the Hessian-vector product H·A is needed as well: one more backward pass per layer.
         keep_input_graph: keep the graph from images to scores, so that later calls can differentiate with respect to
             the images.

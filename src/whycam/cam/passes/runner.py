@@ -1,4 +1,4 @@
-"""Every pass of one explanation: the capture, and all that methods ask of the network beyond it."""
+"""Run every pass of one explanation: the capture, and the further passes that methods ask for."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from whycam.nn_utils import at_least_float32, hookable_modules, refuse_opaque_pa
 from whycam.seeds import generator
 
 _CACHE_BYTES = 1 << 30
-"""How much one explanation keeps of the traces of perturbed images, for its other methods, layers and targets."""
+"""Memory for the traces of perturbed images that one explanation keeps for its other methods, layers and targets."""
 
 
 @dataclass
 class _Budget:
-    """Bytes that are left; shared by a runner and the runners of its perturbed copies."""
+    """The number of bytes left; shared by a runner and the runners of its perturbed copies."""
 
     left: int
 
@@ -44,18 +44,18 @@ class _Budget:
 
 
 class PassRunner:
-    """Captures what the plan asks for, and is the `ForwardBackend` of the methods. Lives inside `explaining`.
+    """Captures what the plan asks for, and is the `ForwardBackend` of the methods. Use it inside `explaining`.
 
     Args:
         model: unwrapped.
         inputs: the batch, without inference tensors.
         plan: what to capture.
-        layouts: layer name → layout, where it is given; "" for all layers.
-        seed: of everything that is drawn at random.
+        layouts: layer name → layout, for layers whose layout the user gave; the key "" stands for all layers.
+        seed: for everything that is drawn at random.
         budget: bytes for traces of perturbed images.
 
     Attributes:
-        trace: what was captured.
+        trace: the result of the capture.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class PassRunner:
     ) -> None:
         assert_explaining(model)
         self.model, self.inputs, self.plan, self.seed = model, inputs, plan, seed
-        # Methods compute in full precision, but the network runs again as it ran first.
+        # Methods compute in full precision, but further passes of the network run in the precision of the first.
         device = inputs.images.device.type
         self._autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
         self._layouts = dict(layouts or {})
@@ -94,15 +94,15 @@ class PassRunner:
         return self._autocast[0]
 
     def layout(self, layer: str) -> Layout:
-        """Where channels and positions lie in a layer's output."""
+        """The layout of channels and positions in a layer's output."""
         if layer not in self._layouts:
-            module = next(known.module for known in self.plan.layers if known.name == layer)
-            given, size = self._layouts.get(""), self.images.shape[2:]
-            self._layouts[layer] = given or detect_layout(self.trace.activations[layer], size, module, self._hints)
+            module = next(planned.module for planned in self.plan.layers if planned.name == layer)
+            common, size = self._layouts.get(""), self.images.shape[2:]
+            self._layouts[layer] = common or detect_layout(self.trace.activations[layer], size, module, self._hints)
         return self._layouts[layer]
 
     def view(self, layer: str, target: str) -> LayerTrace:
-        """What a method reads of ``layer`` (`INPUT` for the images) for one of the plan's targets."""
+        """The `LayerTrace` of ``layer`` (`INPUT` for the images) for one of the plan's targets."""
         trace = self.trace
         if layer == INPUT:
             images = at_least_float32(self.images.detach())
@@ -121,7 +121,7 @@ class PassRunner:
         """A captured tensor as (B, C, …positions), converted once; empty if there is none."""
         if tensor is None:
             return self.images.new_empty(0)
-        if id(tensor) not in self._maps:  # the trace keeps the tensor, so its id stays its own
+        if id(tensor) not in self._maps:  # the trace keeps the tensor alive, so no other tensor gets its id
             self._maps[id(tensor)] = at_least_float32(self.layout(layer).to_map(tensor))
         return self._maps[id(tensor)]
 
@@ -133,21 +133,21 @@ class PassRunner:
         """See `ForwardBackend`."""
         with self._pass():
             # A copy: the network may work in place.
-            given = self.inputs.with_images(images.to(self.images.dtype, copy=True), rows)
-            return self._scored(self.model(*given.args, **given.kwargs), rows, target)
+            inputs = self.inputs.with_images(images.to(self.images.dtype, copy=True), rows)
+            return self._scored(self.model(*inputs.args, **inputs.kwargs), rows, target)
 
     def score_activations(self, layer: str, maps: Tensor, rows: Tensor, target: str) -> Scored:
         """See `ForwardBackend`."""
-        layout, own = self.layout(layer), self.trace.activations[layer].detach()
-        # Only tokens without a position are taken from the layer's own output.
-        output = own[rows.to(own.device)] if layout.kind == "tokens" else own
-        replaced = layout.from_map(maps.to(own.dtype), output)
+        layout, captured = self.layout(layer), self.trace.activations[layer].detach()
+        # `from_map` reads the captured output only for tokens without a position.
+        output = captured[rows.to(captured.device)] if layout.kind == "tokens" else captured
+        replacement = layout.from_map(maps.to(captured.dtype), output)
         key = layer, self.reads_whole_output(target)
         with self._pass():
             if key not in self._tails:
-                found = next(known for known in self.plan.layers if known.name == layer)
-                self._tails[key] = Tail(self.model, found, self.inputs, whole_output=key[1])
-            return self._scored(self._tails[key](replaced, rows), rows, target)
+                planned = next(planned for planned in self.plan.layers if planned.name == layer)
+                self._tails[key] = Tail(self.model, planned, self.inputs, whole_output=key[1])
+            return self._scored(self._tails[key](replacement, rows), rows, target)
 
     def score_logits(self, logits: Tensor, rows: Tensor, target: str) -> Scored:
         """See `ForwardBackend`."""
@@ -161,18 +161,18 @@ class PassRunner:
         runner = self._perturbed.get(key)
         if runner is None:
             runner = self._run_perturbed(key, perturb, mirror=mirror)
-            # Beyond the budget a trace is made anew each time, so that memory does not grow with the number of copies.
+            # A trace beyond the budget is captured again each time, so memory does not grow with the number of copies.
             if self._budget.take(runner.captured_bytes()):
                 self._perturbed[key] = runner
         return runner.view(layer, target)
 
     def _run_perturbed(self, key: str, perturb: Callable[[Tensor], Tensor], *, mirror: bool) -> PassRunner:
-        """Capture k perturbed copies of the batch, and ask of them what was asked of the unperturbed images."""
+        """Capture k perturbed copies of the batch, with the targets of the unperturbed images."""
         with torch.no_grad():
             images = perturb(self.images)
         batch = len(self.images)
-        copies, rest = divmod(len(images), batch)
-        if rest or not copies:
+        copies, remainder = divmod(len(images), batch)
+        if remainder or not copies:
             raise WhycamError(f"{key}: {len(images)} images are no whole number of copies of {batch}")
         rows = torch.arange(batch, device=images.device).repeat(copies)
         logits, width = self.trace.logits, images.shape[-1]
@@ -186,10 +186,10 @@ class PassRunner:
                               seed=self.seed, budget=self._budget)  # fmt: skip
 
     def captured_bytes(self) -> int:
-        """How much memory the captured tensors and the images take."""
+        """The memory that the captured tensors and the images take, in bytes."""
         trace = self.trace
-        found = (*trace.activations.values(), *trace.gradients.values(), *trace.hvp.values(), self.images)
-        return sum(tensor.nbytes for tensor in found)
+        tensors = (*trace.activations.values(), *trace.gradients.values(), *trace.hvp.values(), self.images)
+        return sum(tensor.nbytes for tensor in tensors)
 
     def image_gradient(self, images: Tensor, rows: Tensor, target: str, *, guided: bool = False) -> Tensor:
         """See `ForwardBackend`."""
@@ -197,9 +197,9 @@ class PassRunner:
             refuse_opaque_parts(self.model, "guided backpropagation needs every ReLU")
         with self._pass(gradients=True), guided_relu(guided):
             leaf = images.detach().clone().requires_grad_()
-            given = self.inputs.with_images(leaf.clone(), rows)
+            inputs = self.inputs.with_images(leaf.clone(), rows)
             parameters = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
-            output = functional_call(self.model, parameters, given.args, given.kwargs)
+            output = functional_call(self.model, parameters, inputs.args, inputs.kwargs)
             return _gradient_at(leaf, self._scored(output, rows, target).scores, target)
 
     def output_gradients(self, modules: Collection[nn.Module], target: str, report: Report) -> Tensor:
@@ -211,7 +211,7 @@ class PassRunner:
                 plan = Plan(targets={target: trace.targets[target]}, keep_input_graph=True, frozen=True)
                 with watcher.recording():
                     trace = run_capture(self.model, self.inputs, plan)
-            assert trace.input_leaf is not None  # both plans keep it
+            assert trace.input_leaf is not None  # both plans set keep_input_graph
             with watcher.reporting(report, modules):
                 score, keep = trace.graph_scores[target], trace is self.trace
                 return _gradient_at(trace.input_leaf, score, target, retain_graph=keep)
@@ -221,13 +221,13 @@ class PassRunner:
         return generator(self.seed, *purpose)
 
     def _scored(self, output: object, rows: Tensor, target: str) -> Scored:
-        found = leading(output, len(rows))
-        logits = self.trace.logits.new_zeros(len(rows), 0) if found is None else found
+        tensor = leading(output, len(rows))
+        logits = self.trace.logits.new_zeros(len(rows), 0) if tensor is None else tensor
         return Scored(logits, score_rows(self.trace.targets[target], logits, rows, self.trace.logits, output))
 
     @contextmanager
     def _pass(self, *, gradients: bool = False) -> Iterator[None]:
-        """The network's own precision, which methods switch off for themselves, with gradients or without."""
+        """Restore the caller's autocast, which is off while methods compute, and set the grad mode."""
         enabled, dtype = self._autocast
         device = self.images.device.type
         with torch.set_grad_enabled(gradients), torch.autocast(device, dtype=dtype, enabled=enabled):
@@ -235,7 +235,7 @@ class PassRunner:
 
 
 def _gradient_at(images: Tensor, score: Tensor, target: str, *, retain_graph: bool = False) -> Tensor:
-    found = differentiate(score.sum(), [images], retain_graph=retain_graph)[0] if score.requires_grad else None
-    if found is None:
+    gradient = differentiate(score.sum(), [images], retain_graph=retain_graph)[0] if score.requires_grad else None
+    if gradient is None:
         raise WhycamError(f"the score of target {target!r} does not depend on the images")
-    return found
+    return gradient

@@ -1,4 +1,4 @@
-"""What a method reads: one layer (or the images) for one target, and the means to run the network again."""
+"""The input of a method: one layer (or the images) for one target, and a backend that runs the network again."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from whycam.errors import WhycamError
 
 INPUT = "input"
-"""The name that stands in a layer's place for methods that read the images alone."""
+"""The layer name of the maps of methods that read the images instead of a layer."""
 
 
 class ForwardBackend(Protocol):
-    """Further passes over the network. No call changes the model or leaves a graph behind."""
+    """Further passes over the network. No call changes the model or keeps a graph alive."""
 
     @property
     def model(self) -> nn.Module:
@@ -25,14 +25,14 @@ class ForwardBackend(Protocol):
 
     @property
     def images(self) -> Tensor:
-        """(B, C, H, W) as they were given."""
+        """(B, C, H, W), the batch that is explained."""
 
     @property
     def autocast(self) -> bool:
-        """Whether the network runs under autocast; methods themselves never do."""
+        """Whether the network runs under autocast. Methods themselves never run under it."""
 
     def reads_whole_output(self, target: str) -> bool:
-        """Whether the target's score takes more than logits, so that `score_logits` cannot compute it."""
+        """Whether the target's score needs more than the logits, so that `score_logits` cannot compute it."""
 
     def score_images(self, images: Tensor, rows: Tensor, target: str) -> Scored:
         """Run the whole network on (n, C, H, W), perturbed copies of the images at ``rows`` (n,)."""
@@ -41,23 +41,22 @@ class ForwardBackend(Protocol):
         """Run what follows ``layer`` on (n, C, h, w), which replace its output for the images at ``rows`` (n,)."""
 
     def score_logits(self, logits: Tensor, rows: Tensor, target: str) -> Scored:
-        """Run nothing: score (n, K) logits that are known already, of perturbed copies of the images at ``rows``."""
+        """Score (n, K) logits of perturbed copies of the images at ``rows`` (n,), without running the network."""
 
     def trace_perturbed(
         self, key: str, perturb: Callable[[Tensor], Tensor], layer: str, target: str, *, mirror: bool = False
     ) -> LayerTrace:
-        """Capture all layers and targets again on ``perturb(images)``, k copies of the batch one after the other.
+        """Capture all layers and targets again on ``perturb(images)``, which is k concatenated copies of the batch.
 
-        The result is kept under ``key`` while there is room for it, so ``perturb`` must return the same images each
-        time.
+        The result is cached under ``key`` while memory allows it, so ``perturb`` must return the same images each time.
 
         Args:
-            key: names the perturbation.
-            perturb: (B, C, H, W) → (k·B, C, H, W). Image b of each copy stands for image b of the batch, so targets
-                with one value per image stay with their images.
+            key: identifies the perturbation.
+            perturb: (B, C, H, W) → (k·B, C, H, W). Image b of each copy corresponds to image b of the batch, so
+                targets with one value per image stay with their images.
             layer: whose trace is returned.
             target: for which target.
-            mirror: the copies are mirrored; targets that look at positions are mirrored with them.
+            mirror: whether the copies are mirrored; targets that depend on positions are then mirrored too.
 
         Returns:
             A trace whose backend runs on the perturbed images.
@@ -69,11 +68,11 @@ class ForwardBackend(Protocol):
     def output_gradients(
         self, modules: Collection[nn.Module], target: str, report: Callable[[nn.Module, Tensor], None]
     ) -> Tensor:
-        """One backward pass, and a forward pass unless the method needs "outputs": ∂score/∂images, (B, C, H, W).
+        """∂score/∂images, (B, C, H, W), by one backward pass, and a forward pass unless the method needs "outputs".
 
-        During the pass ``report(module, gradient)`` receives ∂score/∂output of each of ``modules`` that returns a
-        tensor: once for each time that it ran, the last first. The gradient is for the output as the module returned
-        it, even if something later changed that in place.
+        During the backward pass ``report(module, gradient)`` receives ∂score/∂output of each of ``modules`` that
+        returns a tensor: once for each time that the module ran, the last run first. The gradient belongs to the output
+        as the module returned it, even if that was changed in place later.
         """
 
     def generator(self, *purpose: int | str) -> torch.Generator:
@@ -82,30 +81,30 @@ class ForwardBackend(Protocol):
 
 @dataclass(frozen=True)
 class Scored:
-    """What a further pass returned: (n, K) logits and the target's (n,) scores."""
+    """The result of a further pass: (n, K) logits and the target's (n,) scores."""
 
     logits: Tensor
     scores: Tensor
 
 
-def _nothing() -> Tensor:
+def _empty() -> Tensor:
     return torch.empty(0)
 
 
 @dataclass(frozen=True)
 class LayerTrace:
-    """What a method reads of one layer for one target. For scope "input", the layer is the batch of images.
+    """The input of a method: one layer for one target. For scope "input", the layer is the batch of images.
 
     Attributes:
         activations: (B, C, …positions), at least float32.
         gradients: like the activations, ∂score/∂activations; empty (0 elements) if the method does not need them.
         logits: (B, K).
         scores: (B,), the target's.
-        hvp: like the activations, the Hessian-vector product H·A, with H the second derivatives of the score in the
-            activations; empty if the method does not need it.
+        hvp: like the activations, the Hessian-vector product H·A, where H holds the second derivatives of the score
+            with respect to the activations; empty if the method does not need it.
         layer: its name.
         target: its name.
-        backend: how to run the network again; None in a trace made by hand.
+        backend: runs the network again; None in a trace made by hand.
         per_channel: return one map per channel, (B, C, …), instead of their sum; only set for methods that are
             registered with ``per_channel``.
     """
@@ -114,7 +113,7 @@ class LayerTrace:
     gradients: Tensor
     logits: Tensor
     scores: Tensor
-    hvp: Tensor = field(default_factory=_nothing)
+    hvp: Tensor = field(default_factory=_empty)
     layer: str = ""
     target: str = ""
     backend: ForwardBackend | None = None
@@ -122,10 +121,10 @@ class LayerTrace:
 
     @property
     def network(self) -> ForwardBackend:
-        """The means to run the network again.
+        """The backend, which runs the network again.
 
         Raises:
-            WhycamError: this trace was made without any.
+            WhycamError: this trace was made without a backend.
         """
         if self.backend is None:
             raise WhycamError("this method runs the network again: call it through whycam.explain")
@@ -138,12 +137,12 @@ class LayerTrace:
         return self.hvp
 
     def weighted(self, weights: Tensor, maps: Tensor | None = None) -> Tensor:
-        """Σ_c w_c · A_c, (B, C) → (B, …), of the activations or of ``maps`` (B, C, …); its terms if `per_channel`."""
+        """Σ_c w_c · A_c, (B, C) → (B, …), for the activations or ``maps`` (B, C, …); the terms if `per_channel`."""
         maps = self.activations if maps is None else maps
         if self.per_channel:
             return maps * weights.reshape(*weights.shape, *[1] * (maps.ndim - 2))
         return torch.einsum("bc...,bc->b...", maps, weights)
 
     def with_(self, **changes: Tensor) -> LayerTrace:
-        """The same trace with some tensors exchanged."""
+        """The same trace with some tensors replaced."""
         return replace(self, **changes)  # type: ignore[arg-type]
