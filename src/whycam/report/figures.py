@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from whycam.study.folder import Study
-
 DPI = 150
 GALLERY = 20
 LAYER_ROWS = 6
@@ -33,7 +31,7 @@ PALETTE = "viridis"
 INK, SOFT, LINE = "#1b1d22", "#575b63", "#dedad1"
 
 
-def write_figures(study: Study, folder: Path) -> list[Path]:
+def write_figures(payload: Payload, folder: Path) -> list[Path]:
     """Draw a study's figures as PNG.
 
     ``misclassified.png`` shows the most confident errors with "Prediction / Actual"; ``<method>-<layer path>.png``
@@ -41,8 +39,8 @@ def write_figures(study: Study, folder: Path) -> list[Path]:
     ``confusion.png`` is the confusion matrix. A study without errors gets the last one only.
 
     Args:
-        study: the study to show.
-        folder: where to write; made if need be.
+        payload: the study to show.
+        folder: where to write; it is made if it does not exist.
 
     Returns:
         The files written.
@@ -54,7 +52,6 @@ def write_figures(study: Study, folder: Path) -> list[Path]:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise missing_extra("matplotlib", "study", "drawing figures") from error
-    payload = Payload(study)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     figures: list[tuple[str, Figure]] = [("confusion", draw_confusion(payload))]
@@ -100,7 +97,7 @@ def draw_layer(payload: Payload, method: str, layer: dict[str, Any], count: int 
     import matplotlib.cm
     import matplotlib.colors
 
-    maps = {c.target: c for c in payload.bank.combinations if c.method == method and c.layer == layer["name"]}
+    maps = {c.target: c for c in payload.maps.combinations if c.method == method and c.layer == layer["name"]}
     explained = [i for i in range(len(payload.ids)) if maps["predicted"].rows[i] >= 0][:count]
     pairs = 2 if len(explained) > LAYER_ROWS else 1
     rows = max(1, -(-len(explained) // pairs))
@@ -109,7 +106,7 @@ def draw_layer(payload: Payload, method: str, layer: dict[str, Any], count: int 
         figure, rows, 3 * pairs, top=0.6, bottom=0.12, left=0.15, right=0.95, gap=(0.1, 0.3),
         breaks=0.35 if pairs == 2 else 0.0,
     )  # fmt: skip
-    values = {target: payload.bank.raw(c, np.asarray(explained, np.int64)) for target, c in maps.items()}
+    values = {target: payload.maps.raw(c, np.asarray(explained, np.int64)) for target, c in maps.items()}
     scale = _scale(list(values.values()))
     title = method_note(method)["title"]
     _title(

@@ -43,8 +43,8 @@ const errorById = new Map(core.ids.map((id, i) => [id, i]));
 const combinationOf = (method, layer, target) => (method * core.layers.length + layer) * TARGETS.length + target;
 const layerCells = core.layers.map((layer) => layer.height * layer.width);
 
-const album = core.album || []; // pictures of neighbors, in chunks that follow the errors'
-const blocks = [...core.chunks, ...album];
+const neighborImages = core.neighborImages || []; // chunks of neighbors' images, after those of the errors
+const blocks = [...core.chunks, ...neighborImages];
 const chunkOf = new Uint32Array(N);
 core.chunks.forEach((chunk, c) => chunkOf.fill(c, chunk.start, chunk.stop));
 const chunks = blocks.map(() => null); // null: not asked for; "asked"; LOST; or what decodeChunk made

@@ -85,3 +85,5 @@ function drawDetail(keys) {
     }, 300);
   }
 }
+
+sections.push({ start: startDetail, draw: drawDetail });

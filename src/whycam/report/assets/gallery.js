@@ -186,3 +186,5 @@ function moveBy(by) {
   const place = Math.max(0, Math.min(selection.length - 1, placeOf[state.image] + by));
   update({ image: selection[place] });
 }
+
+sections.push({ start: startGallery, draw: drawGallery });

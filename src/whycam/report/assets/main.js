@@ -13,7 +13,7 @@ function startNavigation() {
 }
 
 // Sections below the gallery ask for their pictures when they come near: in a paged report those are files.
-const PICTURED = { patterns: drawClusters, suspects: drawSuspects };
+const PICTURED = Object.fromEntries(sections.filter(({ pictures }) => pictures).map(({ pictures, draw }) => [pictures, draw]));
 
 function watchPictures() {
   const observer = new IntersectionObserver((entries) => {
@@ -57,22 +57,12 @@ function printTiles() {
 }
 
 function draw(keys) {
-  drawControls(keys);
-  drawMatrix(keys);
-  drawGallery(keys);
-  drawDetail(keys);
-  drawPatterns(keys);
-  drawClusters(keys);
-  drawSuspects(keys);
+  for (const section of sections) section.draw(keys);
 }
 
 function start() {
   state.theme = OPTIONS.theme.includes(recall("whycam-theme")) ? recall("whycam-theme") : "auto";
-  startControls();
-  startMatrix();
-  startGallery();
-  startDetail();
-  startSuspects();
+  for (const section of sections) section.start?.();
   startExport();
   startKeyboard(KEYS, (layer) => update({ layer }));
   startNavigation();
@@ -107,7 +97,7 @@ function start() {
 // For the chunk files of a paged report, the live app and the tests.
 window.whycam = {
   addChunk, core, errors, state, update, flush, mapOf, evidenceOf, palettes, entryOf, sceneOf, sceneToCanvas, sceneToSvg,
-  selectionCsv, scalesOf, studyScale, tileOf, relations, clusters, clusterMean, albumPicture,
+  selectionCsv, scalesOf, studyScale, tileOf, relations, clusters, clusterMean, neighborPicture,
   get selection() { return selection; },
   drawn: () => state.image < 0 || ["missing", "lost"].includes(mapOf(state.image, 0, 0, 0).state) || pictureOf(state.image) !== null,
 };

@@ -123,3 +123,5 @@ function drawMatrix(keys) {
     document.querySelector(`#pairs [data-pair="${key}"]`)?.setAttribute("aria-pressed", "true");
   }
 }
+
+sections.push({ start: startMatrix, draw: drawMatrix });

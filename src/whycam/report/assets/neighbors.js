@@ -34,7 +34,7 @@ function drawPlace({ slot, element, canvas, words, similarity, sure, line }, err
   if (n < 0) return;
   setText(similarity, relations.similarity[error * relations.slots + slot].toFixed(2));
   setText(sure, probability(relations.confidence[n]));
-  const picture = albumPicture(n);
+  const picture = neighborPicture(n);
   const none = picture === undefined; // then the image is named instead
   canvas.hidden = none;
   words.hidden = !none;

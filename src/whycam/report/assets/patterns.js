@@ -22,3 +22,5 @@ function drawPatterns(keys) {
     make("div", { className: "triple" }, ...groups.slice(0, baseline ? 3 : 2).map((mean, g) => meanFigure(mean, scale,
       `${plain(core.classes[c])}: mean over ${GROUP_WORDS[g](mean.n)}`, GROUP_WORDS[g](mean.n), core.means.groups[g]))))));
 }
+
+sections.push({ draw: drawPatterns });

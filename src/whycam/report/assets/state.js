@@ -8,8 +8,8 @@ const DEFAULTS = {
   opacityMode: "value", opacity: 0.85, scale: "layer", theme: "auto",
 };
 const OPTIONS = {
-  flag: ["", "none", "non-finite", "missing"], label: ["", "suspect"],
-  sort: ["confident", "unsure", "margin", "close", "loss", "pair", "suspect", "cluster", "data"],
+  flag: ["", "none", "non-finite", "missing"], label: ["", "issue"],
+  sort: ["confident", "unsure", "margin", "close", "loss", "pair", "issue", "cluster", "data"],
   target: KINDS, values: ["positive", "signed"], palette: core.sequential, grid: ["nearest", "bilinear"],
   opacityMode: ["value", "fixed"], scale: ["layer", "image", "study", "map"], theme: ["auto", "light", "dark"],
 };
@@ -19,6 +19,9 @@ const state = { ...DEFAULTS };
 let selection = []; // errors that pass the filters, in order
 let placeOf = new Int32Array(N).fill(-1); // error → its place in the selection
 const listeners = [];
+// The report's parts, in order: {start, draw, pictures}. `start` runs once. `draw` is told the changed keys of the state.
+// `pictures` is the section whose arrival near the window calls `draw` with "pictures": then it may load images.
+const sections = [];
 
 const byName = (list, names) => new Map(list.map((item, i) => [names(item), i]));
 const classByName = byName(core.classes, (name) => name);
@@ -103,7 +106,7 @@ const ORDERS = {
   close: (a, b) => errors.margin[a] - errors.margin[b] || a - b,
   loss: (a, b) => errors.loss[b] - errors.loss[a] || a - b,
   pair: (a, b) => pairCounts.get(pairOf(b)) - pairCounts.get(pairOf(a)) || pairOf(a) - pairOf(b) || a - b,
-  suspect: (a, b) => relations.suspect[b] - relations.suspect[a] || relations.score[b] - relations.score[a] || a - b,
+  issue: (a, b) => relations.labelIssue[b] - relations.labelIssue[a] || relations.score[b] - relations.score[a] || a - b,
   cluster: (a, b) => relations.cluster[a] - relations.cluster[b] || relations.closeness[b] - relations.closeness[a] || a - b,
   data: (a, b) => errors.index[a] - errors.index[b],
 };
@@ -133,7 +136,7 @@ function select() {
     if (predicted >= 0 && errors.predicted[e] !== predicted) continue;
     if (wanted && !searchable[e].includes(wanted)) continue;
     if (flag && !passesFlag(e, flag)) continue;
-    if (label && !relations.suspect[e]) continue;
+    if (label && !relations.labelIssue[e]) continue;
     if (cluster >= 0 && relations.cluster[e] !== cluster) continue;
     found.push(e);
   }
