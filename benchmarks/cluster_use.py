@@ -51,7 +51,7 @@ def main() -> None:
                 "shared_with_label": round(shared(clusters, [a for a, _ in pairs]), 3),
                 "shared_with_pair": round(shared(clusters, pairs), 3),
                 "clusters_mostly_one_confusion": sum(share > 0.5 for share in known),
-                "suspects": study.suspects["suspect"].to_pylist().count(True),
+                "label_issues": study.label_issues["suspect"].to_pylist().count(True),
             },
             indent=1,
         )
