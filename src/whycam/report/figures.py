@@ -71,7 +71,7 @@ def write_figures(payload: Payload, folder: Path) -> list[Path]:
 
 
 def draw_errors(payload: Payload, count: int = GALLERY, columns: int = 5) -> Figure:
-    """The most confident errors, each under its prediction and its actual class."""
+    """Draw the most confident errors with their predicted and actual classes."""
     count = min(count, len(payload.ids))
     rows = -(-count // columns)
     figure = _figure(1.72 * columns + 0.3, 2.06 * rows + 0.75)
@@ -90,9 +90,9 @@ def draw_errors(payload: Payload, count: int = GALLERY, columns: int = 5) -> Fig
 
 
 def draw_layer(payload: Payload, method: str, layer: dict[str, Any], count: int = 2 * LAYER_ROWS) -> Figure:
-    """The most confident errors with their evidence at one layer: image, for the predicted, for the true class.
+    """Draw the most confident errors at one layer: the image, the map of the predicted and that of the true class.
 
-    Positive evidence in the native grid; every map of the figure is on one scale, which the color bar states.
+    Maps show positive evidence in the native grid. All maps of the figure share one scale, shown by the color bar.
     """
     import matplotlib.cm
     import matplotlib.colors
@@ -138,7 +138,7 @@ def draw_layer(payload: Payload, method: str, layer: dict[str, Any], count: int 
 
 
 def draw_confusion(payload: Payload) -> Figure:
-    """The confusion matrix: rows actual, columns predicted; color is the share of the actual class."""
+    """Draw the confusion matrix: rows actual, columns predicted; color is the share of the actual class."""
     counts = np.asarray(payload.metrics["confusion"], dtype=np.int64)
     k = len(counts)
     side = float(np.clip(0.52 * k, 3.6, 14))
@@ -235,7 +235,7 @@ def _names(ax: Axes, payload: Payload, number: int) -> None:
 
 
 def _evidence(ax: Axes, raw: Floats, c: Combination, scale: float, *, present: bool) -> None:
-    """Native cells, colored by value and the more opaque the stronger; what cannot be shown is said."""
+    """Draw native cells, colored by value; stronger cells are more opaque. Maps that cannot be shown get a label."""
     values = raw.reshape(c.height, c.width)
     finite = np.isfinite(values)
     strength = np.where(finite, values, 0).clip(0, None) / scale if scale > 0 else np.zeros_like(values)
@@ -256,7 +256,7 @@ def _evidence(ax: Axes, raw: Floats, c: Combination, scale: float, *, present: b
 
 
 def _scale(maps: Sequence[Floats]) -> float:
-    """What 99% of the cells stay within, so that one strong cell does not darken all others; 0 without evidence."""
+    """The 99% quantile of the cells, so that one strong cell does not darken all others; 0 without evidence."""
     cells = np.concatenate([raw.ravel() for raw in maps])
     cells = cells[np.isfinite(cells)]
     if not (cells > 0).any():
@@ -269,7 +269,7 @@ def _class(payload: Payload, index: int) -> str:
 
 
 def printable(text: str, length: int) -> str:
-    """Text that a figure can draw: no controls, no bidi marks, no glyph that the font lacks, cut to length."""
+    """Text that a figure can draw: without control and bidi characters and missing glyphs, and cut to ``length``."""
     known = _glyphs()
     kept = (c for c in text if unicodedata.category(c) not in {"Cc", "Cf", "Cs", "Mn", "Zl", "Zp"})
     drawn = "".join(c if ord(c) in known else "\N{REPLACEMENT CHARACTER}" for c in kept)
