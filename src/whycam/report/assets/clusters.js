@@ -1,4 +1,4 @@
-// Clusters of errors: a card for each, with its most typical image, its mean map and the pairs of classes in it.
+// Clusters of errors: a card for each with its most typical image, its mean map and its pairs of classes.
 
 const clusterMean = relations && clusters.length ? meansOf(relations.means, 1, clusters.length) : null;
 const CLUSTER_PAIRS = 3;

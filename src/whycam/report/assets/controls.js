@@ -1,4 +1,4 @@
-// Filters and the view: forms that mirror the state.
+// The forms of filters and display: they show and change the state.
 
 const filters = document.getElementById("filters");
 

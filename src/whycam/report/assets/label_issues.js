@@ -1,4 +1,4 @@
-// Errors whose label may be the one that is wrong. Nothing is claimed: they are worth a look.
+// Errors whose label may be wrong.
 
 const LABEL_ISSUES_FIRST = 24;
 let allLabelIssues = false;

@@ -1,4 +1,4 @@
-// Mean maps by class: what errors have in common, beside the correct predictions where the study explained some.
+// Mean maps by class: of the errors and, if the study explained some, of correct predictions.
 
 const classMean = meansOf(core.means.bytes, core.means.groups.length, core.classes.length);
 const GROUP_WORDS = [

@@ -1,4 +1,4 @@
-// How images resemble each other: nearest neighbors, suspected labels, clusters. The live page has none of this.
+// Relations between images: nearest neighbors, label issues, clusters. The live page has none.
 
 const relations = core.relations && (() => {
   const { ids, shown, bytes } = core.relations;
@@ -23,7 +23,7 @@ function neighborPicture(neighbor) {
   return chunk.pictures?.[neighbor - blocks[neighborChunk[neighbor]].start];
 }
 
-const nearby = new Set(); // sections that have come near the window: they may ask for pictures
+const nearby = new Set(); // sections that have come near the window and may load pictures
 
 const labelIssues = relations ? [...errors.label.keys()].filter((e) => relations.labelIssue[e]) : [];
 

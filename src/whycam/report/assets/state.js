@@ -1,4 +1,4 @@
-// One state, kept in the URL's hash: a link to this page is a link to what it shows.
+// The page's state, kept in the URL's hash, so that a link reproduces what the page shows.
 
 const DEFAULTS = {
   actual: -1, predicted: -1, flag: "", label: "", cluster: -1, q: "", sort: "confident",
@@ -28,7 +28,7 @@ const classByName = byName(core.classes, (name) => name);
 const methodByName = byName(core.methods, (method) => method.name);
 const layerByName = byName(core.layers, (layer) => layer.name);
 
-// Class names are written as they are where that is unambiguous, else as #number.
+// A class name is written as it is if that is unambiguous, otherwise as #number.
 const classWord = (c) => {
   const name = core.classes[c];
   return classByName.get(name) === c && name.length <= 40 && !name.startsWith("#") ? name : `#${c}`;
@@ -67,7 +67,7 @@ function hashOf() {
   const words = new URLSearchParams();
   for (const key of Object.keys(DEFAULTS)) {
     if (state[key] === DEFAULTS[key]) continue;
-    // The first of the selection is shown anyway.
+    // The first error of the selection is the default.
     if (key === "image" && selection[0] === state.image) continue;
     words.set(key, WORDS[key] ? WORDS[key][0](state[key]) : state[key]);
   }
@@ -77,14 +77,14 @@ function hashOf() {
 let hashTimer = 0;
 let lastHash = location.hash.slice(1);
 function writeHash() {
-  // Browsers refuse many changes a second; held keys make many.
+  // Browsers refuse many changes a second, as a held key would make.
   clearTimeout(hashTimer);
   hashTimer = setTimeout(() => {
     lastHash = hashOf();
     try {
       history.replaceState(null, "", `#${lastHash}`);
     } catch {
-      // A page without an address of its own (in a notebook) keeps its state to itself.
+      // A page in a notebook has no address of its own.
     }
   }, 150);
 }
@@ -116,7 +116,7 @@ const searchable = core.ids.map((id, e) => {
   return `${id}\n${names}`.toLowerCase();
 });
 
-/** For each error the flags of its map of the predicted class, at the chosen method and layer. */
+/** Whether an error's map of the predicted class, at the chosen method and layer, passes the filter of evidence. */
 function passesFlag(error, flag) {
   const { method, layer } = state;
   const flags = bytesOfFlags[(method * core.layers.length + layer) * N + error];
@@ -177,7 +177,7 @@ function flush() {
   for (const listener of listeners) listener(keys);
 }
 
-/** How pictures are drawn now. */
+/** The current display settings of a picture. */
 function lookOf(kind, scale) {
   const { palette, overlay, grid, opacity, opacityMode } = state;
   return { scale, signed: kind === "difference" || state.values === "signed", palette, overlay, grid, opacity, opacityMode };
@@ -190,7 +190,7 @@ function largest(evidence) {
   return most;
 }
 
-/** Scales of the detail for these errors (the current one, the pinned one): layer, kind → number. */
+/** The scales of the detail for these errors (current and pinned): (error, layer, kind) → number. */
 function scalesOf(list) {
   const { method, scale } = state;
   const signed = state.values === "signed";
