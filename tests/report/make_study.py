@@ -18,7 +18,7 @@ from whycam.study.manifest import digests
 from whycam.study.neighbors import reduced
 from whycam.study.road_scores import sampled
 from whycam.study.shards import parquet_writer
-from whycam.study.similarity import WITH_FEATURES, shown_neighbors, with_features, write_neighbors
+from whycam.study.similarity import FORWARD, shown_neighbors, with_features, write_neighbors
 from whycam.study.summary import measure
 from whycam.study.tables import IMAGES, MAPS, PREDICTIONS, SCORES, Table, image_rows, prediction_rows
 
@@ -114,7 +114,7 @@ def write_folder(
         }  # fmt: skip
         for name in MAPS.schema.names:
             columns[name].append(cells[name])
-    table = MAPS.build(columns)
+    table = pa.table(columns, schema=MAPS.schema)
     write(path, PREDICTIONS, [predictions])
     recorded = {"features": {"layer": "linear", "length": 16}} if recipe.neighbors else {}
     write(path, IMAGES, pictures)
@@ -149,7 +149,7 @@ def write_folder(
 
 
 def write(path: Path, table: Table, rows: Sequence[pa.Table]) -> None:
-    with parquet_writer(table.path(path), table.schema) as writer:
+    with parquet_writer(table.path(path), table) as writer:
         for some in rows:
             writer.write_table(some)
 
@@ -214,7 +214,7 @@ def make_study(path: Path, recipe: Recipe | None = None) -> Path:
         features = centers[0, predicted] + 0.5 * centers[1, labels] + spread * rng.normal(size=(n, 16))
         predictions = prediction_rows(np.arange(n), ids, labels, torch.from_numpy(logits))
         shard = path / "forward.parquet"
-        with parquet_writer(shard, WITH_FEATURES) as writer:
+        with parquet_writer(shard, FORWARD) as writer:
             writer.write_table(with_features(predictions, torch.from_numpy(features)))
         write_neighbors([shard], path, lambda index: [ids[i] for i in index], quiet)
         shard.unlink()

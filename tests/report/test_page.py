@@ -16,8 +16,8 @@ from whycam.errors import WhycamError
 from whycam.report import write_report
 from whycam.report.charts import nice_ticks, reliability_bars, training_charts
 from whycam.report.frontend import asset
-from whycam.report.sections import MATRIX_LIMIT
 from whycam.report.payload import Payload
+from whycam.report.sections import MATRIX_LIMIT
 from whycam.report.summary import heat_levels, judge
 from whycam.study.folder import Study
 

@@ -11,6 +11,8 @@ from whycam.cli.main import build_parser
 from whycam.study import Config
 from whycam.study.config import WITHOUT_EFFECT
 
+STUDY = ["study", "model", "data", "--out", "s"]
+
 
 @pytest.mark.parametrize(
     ("values", "sentence"),
@@ -33,11 +35,13 @@ def test_the_manifest_holds_every_field():
         "score_images": 32,
     }  # fmt: skip
     assert set(config.to_manifest()) == {option.name for option in fields(Config)}
-    assert WITHOUT_EFFECT == {"batch_size"}
+    assert {"batch_size"} == WITHOUT_EFFECT
 
 
 def test_the_command_line_sets_every_field():
     parser = build_parser()
-    options = parser.parse_args("study model data --out s --layers a b --limit 9 --baseline 3 --score-images 4".split())
+    options = parser.parse_args(
+        [*STUDY, "--layers", "a", "b", "--limit", "9", "--baseline", "3", "--score-images", "4"]
+    )
     assert Config.from_options(vars(options)) == Config(("a", "b"), limit=9, baseline=3, score_images=4)
-    assert Config.from_options(vars(parser.parse_args("study model data --out s".split()))) == Config()
+    assert Config.from_options(vars(parser.parse_args(STUDY))) == Config()

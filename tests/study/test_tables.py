@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,43 +18,44 @@ from whycam.study.tables import (
     PREDICTIONS,
     REQUIRED,
     SCORES,
+    Table,
     stored_values,
 )
 
-CLUSTER = {"similarity": [0.5, 0.25], "id": ["a", "b"], "cluster": 3, "index": [7, 8]}
+ROWS = CLUSTERS.build([7, 8], ["a", "b"], similarity=[0.5, 0.25], cluster=3)
 
 
 def test_rows_follow_the_schema_whatever_the_order_of_the_columns():
-    rows = CLUSTERS.build(CLUSTER)
-    assert rows.schema.equals(CLUSTERS.schema)
-    assert rows.to_pylist() == [
+    assert ROWS.schema.equals(CLUSTERS.schema)
+    assert ROWS.to_pylist() == [
         {"index": 7, "id": "a", "cluster": 3, "similarity": 0.5},
         {"index": 8, "id": "b", "cluster": 3, "similarity": 0.25},
     ]
 
 
-@pytest.mark.parametrize("columns", [CLUSTER | {"size": 1}, {"index": [1], "id": ["a"]}])
+@pytest.mark.parametrize("columns", [{"similarity": 1.0, "cluster": 1, "size": 1}, {"cluster": 1}])
 def test_missing_and_unknown_columns_are_refused(columns):
     with pytest.raises(KeyError, match=r"clusters\.parquet: the columns .* do not match"):
-        CLUSTERS.build(columns)
+        CLUSTERS.build([1], ["a"], **columns)
 
 
 def test_a_table_is_read_by_name(tmp_path):
-    shuffled = CLUSTERS.build(CLUSTER).select(["similarity", "id", "cluster", "index"])
+    shuffled = ROWS.select(["similarity", "id", "cluster", "index"])
     pq.write_table(shuffled.append_column("later", pa.array([1, 2])), tmp_path / "clusters.parquet")
-    assert CLUSTERS.read(tmp_path).equals(CLUSTERS.build(CLUSTER))
-    assert CLUSTERS.read(tmp_path, ("cluster", "index")).column_names == ["cluster", "index"]
+    assert CLUSTERS.read(tmp_path).equals(ROWS)
+    assert CLUSTERS.read(tmp_path, "cluster", "index").column_names == ["cluster", "index"]
 
 
 def test_a_column_that_older_folders_lack_is_null(tmp_path):
-    pq.write_table(CLUSTERS.build(CLUSTER), tmp_path / "clusters.parquet")
-    size = CLUSTERS.schema.insert(2, pa.field("size", pa.int32()))
+    pq.write_table(ROWS, tmp_path / "clusters.parquet")
+    columns = {"cluster": pa.int16(), "size": pa.int32(), "similarity": pa.float32()}
     with pytest.raises(WhycamError, match="the column 'size' is missing; delete the study and make it again"):
-        dataclasses.replace(CLUSTERS, schema=size).read(tmp_path)
-    rows = dataclasses.replace(CLUSTERS, schema=size, added=frozenset({"size"})).read(tmp_path)
-    assert rows.schema.equals(size)
+        Table("clusters.parquet", **columns).read(tmp_path)
+    table = Table("clusters.parquet", added=["size"], **columns)
+    rows = table.read(tmp_path)
+    assert rows.schema.equals(table.schema)
     assert rows["size"].to_pylist() == [None, None]
-    assert rows.drop_columns("size").equals(CLUSTERS.build(CLUSTER))
+    assert rows.drop_columns("size").equals(ROWS)
 
 
 def test_damaged_files_are_named(tmp_path):

@@ -9,15 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a chart.
-
-    Attributes:
-        name: its label, at its end.
-        style: its CSS class.
-        points: for ``<polyline>``, in SVG units.
-        marks: (x, y, text) of every point.
-        end: place of the label.
-    """
+    """A line of a chart: label, CSS class, polyline, (x, y, text) of each point, place of the label; in SVG units."""
 
     name: str
     style: str
@@ -32,11 +24,6 @@ class Chart:
 
     Attributes:
         title: its heading.
-        width: of the chart.
-        height: of the chart.
-        left: x of the plot's left edge.
-        right: x of the plot's right edge.
-        bottom: y of the plot's bottom edge.
         ticks_x: (position, label) along the bottom.
         ticks_y: (position, label) along the left.
         lines: its lines, each labeled at the last point.
@@ -137,26 +124,11 @@ def _separate_labels(lines: list[Line]) -> list[Line]:
 
 def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Round numbers that cover [low, high], in steps of 1, 2 or 5 times a power of ten."""
+    from matplotlib.ticker import MaxNLocator
+
     if not high > low:
         return [low]
-    rough = (high - low) / about
-    power = 10.0 ** _floor_log10(rough)
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
-    first, last = _floor(low / step), -_floor(-high / step)
-    return [round(i * step, 10) for i in range(first, last + 1)]
-
-
-def _floor(value: float) -> int:
-    return int(value // 1)
-
-
-def _floor_log10(value: float) -> int:
-    exponent = 0
-    while value >= 10:
-        value, exponent = value / 10, exponent + 1
-    while value < 1:
-        value, exponent = value * 10, exponent - 1
-    return exponent
+    return [round(float(tick), 10) for tick in MaxNLocator(about, steps=[1, 2, 5, 10]).tick_values(low, high)]
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whycam.files import write_bytes, writing
-from whycam.report.chunks import ChunkWriter, remove_stale_chunks
 from whycam.report.frontend import asset, bundle, inert_json, policy, render
-from whycam.report.payload import Payload
-from whycam.report.sections import SECTIONS, Section, View
+from whycam.report.payload import Chunk, Payload
+from whycam.report.sections import SECTIONS
 from whycam.study.neighbors import SHOWN
 
 if TYPE_CHECKING:
@@ -51,9 +50,70 @@ def write_report(study: Study, path: Path, *, budget: int = BUDGET, payload: Pay
             chunks.add(chunk)
         core["relations"]["pictured"] = _add_neighbors(chunks, payload)
         core |= chunks.entries
-        write_bytes(path, render("template.html", page=_page(payload, core, chunks), live=False).encode())
-    remove_stale_chunks(chunks.folder, chunks.written)
+        write_bytes(path, render("template.html", page=Page(payload, core, chunks), live=False).encode())
+    _remove_stale(chunks.folder, chunks.written)
     return path
+
+
+class ChunkWriter:
+    """Keeps chunks for the page; once its room is used up, writes all of them into files beside it.
+
+    Args:
+        folder: the folder of the files.
+        room: bytes that the page has for chunks.
+
+    Attributes:
+        inline: the chunks for the page, as JSON.
+        written: the files.
+        entries: what the data block says of the chunks: "chunks" of errors, then "neighborImages".
+    """
+
+    def __init__(self, folder: Path, room: int) -> None:
+        self.folder, self.room = folder, room
+        self.inline: list[str] = []
+        self.written: list[Path] = []
+        self.entries: dict[str, list[dict[str, Any]]] = {"chunks": [], "neighborImages": []}
+
+    @property
+    def fits(self) -> bool:
+        """Whether the page still holds all chunks."""
+        return not self.written
+
+    def add(self, chunk: Chunk, kind: str = "chunks") -> None:
+        """Add a chunk; those of neighbors come after all chunks of errors."""
+        content = inert_json(chunk.content)
+        self.entries[kind].append({"start": chunk.start, "stop": chunk.stop, "src": None})
+        if self.fits and len(content) <= self.room:
+            self.inline.append(content)
+            self.room -= len(content)
+            return
+        # The room is used up: all chunks go into files, those kept so far first.
+        for number, text in enumerate(self.inline):
+            self._write(number, text)
+        self.inline.clear()
+        self._write(len(self.written), content)
+
+    def add_if_all_fit(self, chunks: Iterable[Chunk], kind: str) -> bool:
+        """Add chunks to the page if all of them fit, otherwise none."""
+        found: list[Chunk] = []
+        room = self.room
+        for chunk in chunks:
+            room -= len(inert_json(chunk.content))
+            if room < 0:
+                return False
+            found.append(chunk)
+        for chunk in found:
+            self.add(chunk, kind)
+        return True
+
+    def _write(self, number: int, content: str) -> None:
+        # Named by content, so that a page of an interrupted run never loads a chunk of another run.
+        name = f"{number:04d}-{hashlib.sha256(content.encode()).hexdigest()[:12]}.js"
+        self.folder.mkdir(exist_ok=True)
+        write_bytes(self.folder / name, f"whycam.addChunk({number},{content});\n".encode())
+        entries = [entry for kind in self.entries.values() for entry in kind]
+        entries[number]["src"] = f"{self.folder.name}/{name}"
+        self.written.append(self.folder / name)
 
 
 def _add_neighbors(chunks: ChunkWriter, payload: Payload) -> int:
@@ -72,51 +132,30 @@ def _add_neighbors(chunks: ChunkWriter, payload: Payload) -> int:
     return SHOWN
 
 
-@dataclass(frozen=True)
+def _remove_stale(folder: Path, keep: Iterable[Path]) -> None:
+    """Delete the chunk files of earlier reports, and nothing else."""
+    kept = set(keep)
+    if folder.is_dir():
+        for old in folder.glob("[0-9][0-9][0-9][0-9]-????????????.js"):
+            if old not in kept:
+                old.unlink()
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
 class Page:
-    """What the template reads.
+    """The context of the page's templates."""
 
-    Attributes:
-        manifest: the study's.
-        metrics: the study's.
-        sections: the sections that have something to show.
-        views: section name → what its template reads.
-        data: the data block as JSON.
-        inline: the chunks in the page, as JSON.
-        folder: name of the folder with the chunk files; "" if the page is one file.
-        script: the page's script.
-        style: the page's style sheet.
-        policy: the content security policy.
-    """
-
-    manifest: Mapping[str, Any]
-    metrics: Mapping[str, Any]
-    sections: tuple[Section, ...]
-    views: dict[str, View]
-    data: str
-    inline: list[str]
-    folder: str
-    script: str
-    style: str
-    policy: str
-
-
-def _page(payload: Payload, core: dict[str, Any], chunks: ChunkWriter) -> Page:
-    views = {section.name: section.view(payload) for section in SECTIONS}
-    scripts = [name for section in SECTIONS for name in section.scripts]
-    script = bundle((*SCRIPTS_BEFORE, *scripts, *SCRIPTS_AFTER))
-    style = "".join(asset(name) for name in ("report.css", *(name for section in SECTIONS for name in section.styles)))
-    paged = bool(chunks.written)
-    return Page(
-        manifest=payload.manifest,
-        metrics=payload.metrics,
-        sections=tuple(section for section in SECTIONS if views[section.name] is not None),
-        views={name: view for name, view in views.items() if view is not None},
-        data=inert_json(core),
-        inline=chunks.inline,
-        folder=chunks.folder.name if paged else "",
-        script=script,
-        style=style,
+    def __init__(self, payload: Payload, core: dict[str, Any], chunks: ChunkWriter) -> None:
+        self.manifest, self.metrics = payload.manifest, payload.metrics
+        views = {section.name: section.view(payload) for section in SECTIONS}
+        self.views = {name: view for name, view in views.items() if view is not None}
+        self.sections = [section for section in SECTIONS if section.name in self.views]
+        scripts = [name for section in SECTIONS for name in section.scripts]
+        styles = [name for section in SECTIONS for name in section.styles]
+        self.script = bundle((*SCRIPTS_BEFORE, *scripts, *SCRIPTS_AFTER))
+        self.style = "".join(asset(name) for name in ("report.css", *styles))
+        self.data, self.inline = inert_json(core), chunks.inline
+        self.folder = chunks.folder.name if chunks.written else ""
         # The page's own script may load the chunk files; a single file loads nothing at all.
-        policy=policy(script, style, script_extra=" 'strict-dynamic'" if paged else ""),
-    )
+        self.policy = policy(self.script, self.style, script_extra=" 'strict-dynamic'" if self.folder else "")

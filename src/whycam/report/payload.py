@@ -13,7 +13,7 @@ import numpy as np
 from whycam.cam.methods.registry import method_note
 from whycam.report.color import DIVERGING, SEQUENTIAL, lookup_table
 from whycam.report.columns import floats, integers, list_column, strings
-from whycam.report.encoding import FLAGS, MISSING, NON_FINITE, STATS, Bytes, Floats, Indices, MapStore, quantize
+from whycam.report.encoding import FLAGS, MISSING, NON_FINITE, STATS, Indices, MapStore, quantize
 from whycam.report.relations import Relations
 from whycam.report.sprites import pack_images
 
@@ -120,21 +120,12 @@ class Payload:
 
     def core(self) -> dict[str, Any]:
         """The data block that every section reads; sections add entries of their own."""
+        flags = [self.maps.flags(c, slice(None)) for c in self.maps.combinations if c.target == TARGETS[0]]
         return page_core(
-            classes=self.classes,
-            methods=self.method_notes,
-            layers=self.layers,
-            size=self.manifest["model"]["preprocess"]["size"],
-            n=int(self.metrics["n"]),
-            data=self.manifest["data"]["name"],
-            ids=self.ids,
-            predictions=self.errors,
-            ranges=self.maps.ranges(),
-            # Methods × layers × errors: the flags of the predicted class's map, so that filters need no chunk.
-            flags=b"".join(
-                self.maps.flags(c, slice(None)).tobytes() for c in self.maps.combinations if c.target == TARGETS[0]
-            ),
-        )
+            self.classes, self.method_notes, self.layers, size=self.manifest["model"]["preprocess"]["size"],
+            n=int(self.metrics["n"]), data=self.manifest["data"]["name"], ids=self.ids, predictions=self.errors,
+            ranges=self.maps.ranges(), flags=b"".join(found.tobytes() for found in flags),
+        )  # fmt: skip
 
     def relations_data(self) -> dict[str, Any]:
         """Neighbors, label issues and clusters with their mean maps, for the data block."""
@@ -157,19 +148,10 @@ class Payload:
 
 
 def page_core(
-    *,
-    classes: Sequence[str],
-    methods: Sequence[Mapping[str, Any]],
-    layers: Sequence[Mapping[str, Any]],
-    size: Sequence[int],
-    n: int,
-    data: str,
-    ids: Sequence[str],
-    predictions: Any,
-    ranges: Mapping[str, Any],
-    flags: bytes,
-    second: str = "actual",
-) -> dict[str, Any]:
+    classes: Sequence[str], methods: Sequence[Mapping[str, Any]], layers: Sequence[Mapping[str, Any]],
+    *, size: Sequence[int], n: int, data: str, ids: Sequence[str], predictions: Any, ranges: Mapping[str, Any],
+    flags: bytes, second: str = "actual",
+) -> dict[str, Any]:  # fmt: skip
     """The data block that every page of this front end has, small enough to be read before the first paint.
 
     Args:
@@ -177,12 +159,12 @@ def page_core(
         methods: name, title and description of each method.
         layers: name, height and width of each layer's maps.
         size: (height, width) of the network's input in pixels.
-        n: number of images in the data set.
-        data: the data set's name.
+        n: number of images in the data set ``data``.
+        data: its name.
         ids: of the listed images.
         predictions: their rows of ``Study.predictions``.
-        ranges: the display ranges of the maps, see `MapStore.ranges`.
-        flags: methods × layers × images: the flags of the predicted class's map.
+        ranges: the display ranges of their maps, see `MapStore.ranges`.
+        flags: methods × layers × images: the flags of the predicted class's map, so that filters need no chunk.
         second: the word for the second target, beside "predicted".
     """
     return {
@@ -213,33 +195,19 @@ def mean_maps(groups: Sequence[tuple[MapStore, str, Indices]], count: int) -> by
     Returns:
         For each group, method and layer: counts (int32), steps (float32), zeros (byte) and cells, block after block.
     """
-    counts: list[Indices] = []
-    steps: list[Floats] = []
-    zeros: list[Bytes] = []
-    cells: list[Bytes] = []
+    blocks = []
     for maps, target, group in groups:
         for c in (c for c in maps.combinations if c.target == target):
-            shape = (count, c.height * c.width)
-            total, n = np.zeros(shape, np.float64), np.zeros(count, np.int64)
+            total, n = np.zeros((count, c.height * c.width), np.float64), np.zeros(count, np.int64)
             for start in range(0, len(c.rows), 4096):
                 part = slice(start, start + 4096)
                 raw = maps.raw(c, part)
                 use = (c.rows[part] >= 0) & np.isfinite(raw).all(axis=1) & (group[part] >= 0)
                 np.add.at(total, group[part][use], raw[use])
                 np.add.at(n, group[part][use], 1)
-            mean = (total / np.maximum(n, 1)[:, None]).astype(np.float32)
-            quantized, step, zero = quantize(mean)
-            counts.append(n)
-            steps.append(step)
-            zeros.append(zero)
-            cells.append(quantized)
-    parts = (
-        *(block.astype("<i4").tobytes() for block in counts),
-        *(block.astype("<f4").tobytes() for block in steps),
-        *(block.tobytes() for block in zeros),
-        *(block.tobytes() for block in cells),
-    )
-    return b"".join(parts)
+            cells, step, zero = quantize((total / np.maximum(n, 1)[:, None]).astype(np.float32))
+            blocks.append((n.astype("<i4"), step.astype("<f4"), zero, cells))
+    return b"".join(block.tobytes() for kind in zip(*blocks, strict=True) for block in kind)
 
 
 def display_constants(second: str = "actual") -> dict[str, Any]:

@@ -10,7 +10,7 @@ from whycam.errors import WhycamError
 
 
 def _option(default: int, least: int, refusal: str, *, changes_result: bool = True) -> Any:
-    """A whole-number option with its smallest value and the sentence that refuses a smaller one."""
+    """A number with its smallest value and the sentence that refuses a smaller one."""
     return field(default=default, metadata={"least": least, "refusal": refusal, "changes_result": changes_result})
 
 

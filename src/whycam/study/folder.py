@@ -136,7 +136,7 @@ class Study:
 
         Neighbors larger than 96 pixels are reduced to 96.
         """
-        table = IMAGES.read(self.path, ("id", "png"))
+        table = IMAGES.read(self.path, "id", "png")
         return dict(zip(table["id"].to_pylist(), table["png"].to_pylist(), strict=True))
 
     def _optional(self, table: Table) -> pa.Table | None:

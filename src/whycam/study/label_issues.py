@@ -41,20 +41,10 @@ def label_issues(predictions: pa.Table, neighbors: pa.Table | None) -> pa.Table:
     score = np.where(total > 0, (margin + neighbor_margin) / 2, margin)
     suspect = confident & np.where(total > 0, votes[:, 0] > votes[:, 1], True)
     table = LABEL_ISSUES.build(
-        {
-            "index": predictions["index"].to_numpy()[wrong],
-            "id": predictions["id"].take(pa.array(wrong)).to_pylist(),
-            "label": label[wrong],
-            "predicted": predicted[wrong],
-            "margin": margin,
-            "votes": total,
-            "votes_predicted": votes[:, 0],
-            "votes_label": votes[:, 1],
-            "score": score,
-            "confident": confident,
-            "suspect": suspect,
-        }
-    )
+        predictions["index"].to_numpy()[wrong], predictions["id"].take(pa.array(wrong)).to_pylist(),
+        label=label[wrong], predicted=predicted[wrong], margin=margin, votes=total, votes_predicted=votes[:, 0],
+        votes_label=votes[:, 1], score=score, confident=confident, suspect=suspect,
+    )  # fmt: skip
     return table.take(pa.array(np.lexsort((wrong, -score, ~suspect))))
 
 

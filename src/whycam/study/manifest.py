@@ -90,14 +90,8 @@ def _git_commit() -> str | None:
     if not (checkout / ".git").exists():
         return None
     try:
-        result = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=checkout,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+        result = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return result.stdout.strip() or None if result.returncode == 0 else None

@@ -76,19 +76,14 @@ class Scorer:
         for layer, method, ranking in self._rankings(indices, images, maps):
             ranked = finite(ranking)
             road_scores = self._road(images, ranking, torch.from_numpy(predicted), indices, ranked)
-            columns = {
-                "index": indices,
-                "id": list(ids),
-                "layer": layer,
-                "method": method,
-                "target": TARGET,
-                "class_index": predicted,
-                "before": self.predictions["confidence"].to_numpy()[indices],
-                "morf": _with_gaps(road_scores.morf.mean(dim=1), ranked),
-                "lerf": _with_gaps(road_scores.lerf.mean(dim=1), ranked),
-                "combined": _with_gaps(road_scores.combined, ranked),
-            }
-            tables.append(SCORES.build(columns))
+            rows = SCORES.build(
+                indices, ids, layer=layer, method=method, target=TARGET, class_index=predicted,
+                before=self.predictions["confidence"].to_numpy()[indices],
+                morf=_with_gaps(road_scores.morf.mean(dim=1), ranked),
+                lerf=_with_gaps(road_scores.lerf.mean(dim=1), ranked),
+                combined=_with_gaps(road_scores.combined, ranked),
+            )  # fmt: skip
+            tables.append(rows)
         return images_outermost(tables)
 
     def _rankings(

@@ -34,7 +34,7 @@ from whycam.study.folder import MANIFEST, METRICS, SHARDS, Study, claim, write_j
 from whycam.study.predict import logits_of
 from whycam.study.road_scores import SEED, Scorer, sampled
 from whycam.study.shards import assemble, write_missing_shards
-from whycam.study.similarity import WITH_FEATURES, shown_neighbors, with_features, write_neighbors
+from whycam.study.similarity import FORWARD, shown_neighbors, with_features, write_neighbors
 from whycam.study.summary import MEASURED, measure
 from whycam.study.tables import MAPS, PREDICTIONS, SCORES, prediction_rows
 
@@ -122,10 +122,6 @@ class StudyRunner:
     def _shards(self) -> Path:
         return self.out / SHARDS
 
-    @property
-    def _device(self) -> torch.device:
-        return next(self.model.parameters()).device
-
     @cached_property
     def layers(self) -> tuple[str, ...]:
         """Names of the layers to explain."""
@@ -133,7 +129,7 @@ class StudyRunner:
 
     @cached_property
     def _first_input(self) -> torch.Tensor:
-        return self.spec.preprocess(self.source.read([0]).to(self._device))
+        return self.spec.preprocess(self.source.read([0]).to(next(self.model.parameters()).device))
 
     @cached_property
     def _head(self) -> Head | None:
@@ -176,13 +172,12 @@ class StudyRunner:
                     yield {"forward": with_features(table, features.pop()) if features else table}
                     self.progress("predict", batch.stop, len(self.source))
 
-        schema = PREDICTIONS.schema if self._head is None else WITH_FEATURES
         # The next stage reads the features from these shards.
-        shards = write_missing_shards(self._shards, {"forward": schema}, len(self.source), PREDICTIONS_PER_SHARD, rows)
+        table = PREDICTIONS if self._head is None else FORWARD
+        shards = write_missing_shards(self._shards, {"forward": table}, len(self.source), PREDICTIONS_PER_SHARD, rows)
         self.progress("predict", len(self.source), len(self.source))
-        path = PREDICTIONS.path(self.out)
-        if not path.exists():
-            assemble(path, shards["forward"], PREDICTIONS.schema)
+        if not PREDICTIONS.path(self.out).exists():
+            assemble(self.out, PREDICTIONS, shards["forward"])
 
     def _neighbors(self) -> None:
         if self._head is not None:
@@ -191,27 +186,24 @@ class StudyRunner:
     def _explain(self) -> None:
         predictions = PREDICTIONS.read(self.out)
         errors = np.flatnonzero(~predictions["correct"].to_numpy())
-        config, description = self.config, self.description
-        scorer = Scorer(
-            self.model, self.spec.preprocess, description["layers"], description["config"]["methods"], predictions,
-            config.batch_size,
-        )  # fmt: skip
+        config, described = self.config, self.description
+        methods, size = described["config"]["methods"], config.batch_size
+        scorer = Scorer(self.model, self.spec.preprocess, described["layers"], methods, predictions, size)
         ExplanationPass(
             source=self.source,
             preprocess=self.spec.preprocess,
             explainer=Explainer(self.model, self.layers, config.methods),
-            device=self._device,
+            scorer=scorer if config.score_images else None,
             predicted=predictions["predicted"].to_numpy(),
             errors=errors,
             scored=sampled(errors, config.score_images),
-            scorer=scorer if config.score_images else None,
             baseline=_first_of_each_class(predictions, config.baseline),
             neighbors=shown_neighbors(self.out),
-            batch_size=config.batch_size,
+            batch_size=size,
         ).write(self.out, self._shards, self.progress)
 
     def _measure(self) -> None:
-        predictions, maps = PREDICTIONS.read(self.out), MAPS.read(self.out, MEASURED)
+        predictions, maps = PREDICTIONS.read(self.out), MAPS.read(self.out, *MEASURED)
         scores = SCORES.read(self.out) if self.config.score_images else None
         write_json(self.out / METRICS, measure(predictions, maps, self.spec.classes, scores))
         self.progress("measure", 1, 1)

@@ -2,49 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from whycam.errors import WhycamError
 from whycam.files import replacing
-
-
-def blocks(total: int, size: int) -> Iterator[tuple[int, range]]:
-    """(number, positions) of consecutive blocks of ``size``. The total alone decides, so a rerun plans alike."""
-    for number, start in enumerate(range(0, total, size)):
-        yield number, range(start, min(start + size, total))
+from whycam.study.tables import Table
 
 
 def write_missing_shards(
     folder: Path,
-    schemas: Mapping[str, pa.Schema],
+    tables: Mapping[str, Table],
     total: int,
     size: int,
     compute: Callable[[range], Iterator[Mapping[str, pa.Table]]],
 ) -> dict[str, list[Path]]:
-    """Write ``<name>-00000.parquet`` … of every table for every block that lacks one of them.
+    """Write ``<name>-00000.parquet`` … of every name for every block of items that lacks one of them.
 
     Args:
         folder: where the shards lie.
-        schemas: name of the shards → their columns.
-        total: number of items.
+        tables: name of the shards → their table.
+        total: number of items. It alone decides on the blocks, so that a rerun has the same.
         size: items in a block.
         compute: gives the rows of a block, batch after batch: name → rows.
 
     Returns:
         For each name its shards in order, all of them present.
     """
-    paths: dict[str, list[Path]] = {name: [] for name in schemas}
-    for number, positions in blocks(total, size):
-        shard = {name: folder / f"{name}-{number:05d}.parquet" for name in schemas}
+    paths: dict[str, list[Path]] = {name: [] for name in tables}
+    for number, start in enumerate(range(0, total, size)):
+        shard = {name: folder / f"{name}-{number:05d}.parquet" for name in tables}
         if not all(path.exists() for path in shard.values()):
             with ExitStack() as stack:
-                writers = {name: stack.enter_context(parquet_writer(shard[name], schemas[name])) for name in schemas}
-                for batch in compute(positions):
+                writers = {name: stack.enter_context(parquet_writer(shard[name], tables[name])) for name in tables}
+                for batch in compute(range(start, min(start + size, total))):
                     for name, rows in batch.items():
                         writers[name].write_table(rows)
         for name, path in shard.items():
@@ -53,42 +47,14 @@ def write_missing_shards(
 
 
 @contextmanager
-def parquet_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-    """A writer of row groups into ``path``; the file appears only when the block has ended without an error."""
-    with replacing(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+def parquet_writer(path: Path, table: Table) -> Iterator[pq.ParquetWriter]:
+    """A writer of rows of ``table``; the file appears only when the block has ended without an error."""
+    with replacing(path) as partial, pq.ParquetWriter(partial, table.schema, compression="zstd") as writer:
         yield writer
 
 
-def assemble(path: Path, shards: Sequence[Path], schema: pa.Schema) -> None:
-    """Join the schema's columns of all shards into ``path``. One shard is in memory at a time."""
-    with parquet_writer(path, schema) as writer:
+def assemble(out: Path, table: Table, shards: Sequence[Path]) -> None:
+    """Join the table's columns of all shards into its file in ``out``. One shard is in memory at a time."""
+    with parquet_writer(table.path(out), table) as writer:
         for shard in shards:
-            writer.write_table(read_parquet(shard, schema.names, schema))
-
-
-def read_parquet(
-    path: Path, columns: Sequence[str], schema: pa.Schema, added: Collection[str] = frozenset()
-) -> pa.Table:
-    """Read columns of a Parquet file.
-
-    Args:
-        path: the file.
-        columns: their names.
-        schema: the types.
-        added: columns that an older file may lack; they are filled with null.
-
-    Raises:
-        WhycamError: the file is missing or damaged, or lacks another column.
-    """
-    try:
-        present = set(pq.read_schema(path).names)
-        table = pq.read_table(path, columns=[name for name in columns if name in present])
-    except (OSError, pa.ArrowException) as error:
-        raise WhycamError(f"{path}: cannot be read as Parquet; delete the study and make it again") from error
-    for place, name in enumerate(columns):
-        if name in present:
-            continue
-        if name not in added:
-            raise WhycamError(f"{path}: the column {name!r} is missing; delete the study and make it again")
-        table = table.add_column(place, schema.field(name), pa.nulls(len(table), schema.field(name).type))
-    return table
+            writer.write_table(table.read(shard))

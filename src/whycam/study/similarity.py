@@ -17,19 +17,18 @@ from whycam.progress import Progress
 from whycam.study.clusters import cluster_count, cluster_features
 from whycam.study.features import directions
 from whycam.study.neighbors import Block, nearest
-from whycam.study.shards import parquet_writer, read_parquet
-from whycam.study.tables import CLUSTERS, NEIGHBORS, PREDICTIONS, cluster_rows, neighbor_rows
+from whycam.study.shards import parquet_writer
+from whycam.study.tables import CLUSTERS, NEIGHBORS, PREDICTIONS, neighbor_rows
 
-FEATURES = "features"
-WITH_FEATURES = PREDICTIONS.schema.append(pa.field(FEATURES, pa.list_(pa.float16())))
-"""Columns of the shards that this stage reads: predictions, and the direction of each image's features."""
-_COLUMNS = ("index", "label", "predicted", "correct", FEATURES)
+FORWARD = PREDICTIONS.with_columns(features=pa.list_(pa.float16()))
+"""The rows that this stage reads from shards: predictions, and the direction of each image's features."""
+_COLUMNS = ("index", "label", "predicted", "correct", "features")
 
 
 def with_features(predictions: pa.Table, features: Tensor) -> pa.Table:
     """Add to rows of predictions the direction of each image's features, (D,) float16."""
-    column = pa.array(list(directions(features).numpy()), type=pa.list_(pa.float16()))
-    return predictions.append_column(WITH_FEATURES.field(FEATURES), column)
+    field = FORWARD.schema.field("features")
+    return predictions.append_column(field, pa.array(list(directions(features).numpy()), type=field.type))
 
 
 def write_neighbors(
@@ -49,18 +48,20 @@ def write_neighbors(
     errors, indices = _block(wrong), wrong["index"].to_numpy().astype(np.int64)
     count = cluster_count(len(indices))
     if count:
-        with parquet_writer(CLUSTERS.path(out), CLUSTERS.schema) as writer:
-            writer.write_table(cluster_rows(indices, ids(indices), *cluster_features(errors.features, count)))
+        cluster, similarity = cluster_features(errors.features, count)
+        rows = CLUSTERS.build(indices, ids(indices), cluster=cluster.numpy(), similarity=similarity.numpy())
+        with parquet_writer(CLUSTERS.path(out), CLUSTERS) as writer:
+            writer.write_table(rows)
 
     def blocks() -> Iterator[Block]:
         for number, shard in enumerate(shards):
             progress("neighbors", number, len(shards))
-            yield _block(read_parquet(shard, _COLUMNS, WITH_FEATURES))
+            yield _block(FORWARD.read(shard, *_COLUMNS))
 
     predicted = torch.from_numpy(wrong["predicted"].to_numpy().astype(np.int64))
     rows = neighbor_rows(indices, nearest(errors, predicted, blocks()), ids)
     # Written last: the stage is done when this file exists.
-    with parquet_writer(NEIGHBORS.path(out), NEIGHBORS.schema) as writer:
+    with parquet_writer(NEIGHBORS.path(out), NEIGHBORS) as writer:
         writer.write_table(rows)
     progress("neighbors", len(shards), len(shards))
 
@@ -69,18 +70,18 @@ def shown_neighbors(out: Path) -> IndexArray:
     """Positions of all images that are a neighbor of an error's true or predicted class, ascending."""
     if not NEIGHBORS.path(out).exists():
         return np.zeros(0, np.int64)
-    table = NEIGHBORS.read(out, ("kind", "neighbour_index"))
+    table = NEIGHBORS.read(out, "kind", "neighbour_index")
     shown = table.filter(pc.not_equal(table["kind"], "any"))
     return np.unique(shown["neighbour_index"].to_numpy()).astype(np.int64)
 
 
 def _errors(shard: Path) -> pa.Table:
-    table = read_parquet(shard, _COLUMNS, WITH_FEATURES)
+    table = FORWARD.read(shard, *_COLUMNS)
     return table.filter(pc.invert(table["correct"]))
 
 
 def _block(table: pa.Table) -> Block:
-    features = np.stack(table[FEATURES].to_numpy()) if len(table) else np.zeros((0, 1), np.float16)
+    features = np.stack(table["features"].to_numpy()) if len(table) else np.zeros((0, 1), np.float16)
     return Block(
         torch.from_numpy(table["index"].to_numpy().astype(np.int64)),
         torch.from_numpy(table["label"].to_numpy().astype(np.int64)),
