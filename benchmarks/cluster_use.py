@@ -12,19 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections import Counter
-from collections.abc import Hashable, Sequence
+
+from sklearn.metrics import normalized_mutual_info_score
 
 from whycam.study import Study
-
-
-def shared(a: Sequence[Hashable], b: Sequence[Hashable]) -> float:
-    """Return the normalized mutual information of two labelings of the same items."""
-    n, left, right, both = len(a), Counter(a), Counter(b), Counter(zip(a, b, strict=True))
-    mutual = sum(m / n * math.log(m * n / (left[x] * right[y])) for (x, y), m in both.items())
-    entropy = [-sum(m / n * math.log(m / n) for m in counts.values()) for counts in (left, right)]
-    return mutual / (sum(entropy) / 2) if sum(entropy) else 1.0
 
 
 def main() -> None:
@@ -40,19 +32,19 @@ def main() -> None:
     within = [
         Counter(pair for pair, c in zip(pairs, clusters, strict=True) if c == k) for k in range(max(clusters) + 1)
     ]
-    # A cluster with only one confusion (two classes, in either direction) tells nothing new.
-    known = [max(Counter(frozenset(p) for p in found.elements()).values()) / found.total() for found in within]
+    # A cluster of mostly one confusion (two classes, in either direction) tells nothing new.
+    shares = [max(Counter(frozenset(p) for p in found.elements()).values()) / found.total() for found in within]
     print(
         json.dumps(
             {
                 "errors": len(rows),
                 "clusters": len(within),
                 "pairs": len(set(pairs)),
-                "shared_with_predicted": round(shared(clusters, [p for _, p in pairs]), 3),
-                "shared_with_label": round(shared(clusters, [a for a, _ in pairs]), 3),
-                "shared_with_pair": round(shared(clusters, pairs), 3),
-                "clusters_mostly_one_confusion": sum(share > 0.5 for share in known),
-                "suspects": study.suspects["suspect"].to_pylist().count(True),
+                "shared_with_predicted": round(normalized_mutual_info_score(clusters, [p for _, p in pairs]), 3),
+                "shared_with_label": round(normalized_mutual_info_score(clusters, [a for a, _ in pairs]), 3),
+                "shared_with_pair": round(normalized_mutual_info_score(clusters, [str(pair) for pair in pairs]), 3),
+                "clusters_mostly_one_confusion": sum(share > 0.5 for share in shares),
+                "label_issues": study.label_issues["suspect"].to_pylist().count(True),
             },
             indent=1,
         )

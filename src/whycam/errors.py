@@ -36,6 +36,7 @@ _STUDY_PACKAGES = {
     "matplotlib": "matplotlib",
     "jinja2": "jinja2",
     "rich": "rich",
+    "sklearn": "scikit-learn",
 }
 _APP_PACKAGES = {"starlette": "starlette", "uvicorn": "uvicorn"}
 

@@ -237,7 +237,7 @@ def test_the_csv_export_is_the_selection(made, opened):
         assert (row["actual"], row["predicted"]) == (CIFAR10[stored["label"]], CIFAR10[3])
         for name in ("confidence", "margin", "loss"):
             assert np.float32(row[name]) == np.float32(stored[name])
-    suspicion = {row["id"]: row["score"] for row in report.study.suspects.to_pylist()}
+    suspicion = {row["id"]: row["score"] for row in report.study.label_issues.to_pylist()}
     assert all(np.float32(row["label_suspicion"]) == np.float32(suspicion[row["id"]]) for row in rows)
 
 

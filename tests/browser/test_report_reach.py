@@ -126,7 +126,7 @@ STATES = {
     "filtered": {"actual": 3},
     "nothing": {"q": "no such thing"},
     "pinned": {"pin": 4, "target": "difference"},
-    "suspects": {"label": "suspect", "sort": "suspect"},
+    "label-issues": {"label": "issue", "sort": "issue"},
     "cluster": {"cluster": 0},
     "signed": {"values": "signed", "grid": "bilinear", "scale": "map"},
 }

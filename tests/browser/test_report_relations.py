@@ -1,4 +1,4 @@
-"""Neighbors, suspected labels and clusters: what the page shows is what the study's tables hold."""
+"""Neighbors, label issues and clusters: the page shows what the tables of the study hold."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def press(view, *keys):
     view.settle()
 
 
-def wait_for_album(view):
-    view.page.wait_for_function("() => whycam.relations.ids.every((_, n) => whycam.albumPicture(n) !== null)")
+def wait_for_neighbor_images(view):
+    view.page.wait_for_function("() => whycam.relations.ids.every((_, n) => whycam.neighborPicture(n) !== null)")
     view.settle()
 
 
@@ -44,7 +44,7 @@ def selected(view):
 def test_neighbors_are_the_tables(made, opened):
     report = made("clustered", RECIPES["clustered"])
     view = opened(report.page)
-    wait_for_album(view)
+    wait_for_neighbor_images(view)
     study, classes = report.study, report.study.classes
     rows, truth = study.neighbors.to_pylist(), {row["id"]: row for row in study.predictions.to_pylist()}
     for error in (0, 7, 119):
@@ -68,25 +68,25 @@ def test_neighbors_are_the_tables(made, opened):
         assert [int(n) for n in found.groups()] == ballot
 
 
-def test_suspects_are_the_studys_in_its_order(made, opened):
+def test_label_issues_are_in_the_order_of_the_study(made, opened):
     report = made("clustered", RECIPES["clustered"])
     view = opened(report.page)
-    wanted = [row["id"] for row in report.study.suspects.to_pylist() if row["suspect"]]
+    wanted = [row["id"] for row in report.study.label_issues.to_pylist() if row["suspect"]]
     assert len(wanted) > 24
     said = f"{len(wanted)} errors of 120 are worth a look by this rule"
-    assert view.page.inner_text("#suspects-count") == f"{said}; the 24 with the highest score are shown."
-    assert view.page.locator(".suspect").count() == 24
-    view.page.click("#suspects-more")
-    assert view.page.inner_text("#suspects-count") == f"{said}."
-    assert view.page.locator(".suspect").count() == len(wanted)
-    view.page.select_option("#filters [name=label]", "suspect")
-    view.page.select_option("#filters [name=sort]", "suspect")
+    assert view.page.inner_text("#label-issues-count") == f"{said}; the 24 with the highest score are shown."
+    assert view.page.locator(".label-issue").count() == 24
+    view.page.click("#label-issues-more")
+    assert view.page.inner_text("#label-issues-count") == f"{said}."
+    assert view.page.locator(".label-issue").count() == len(wanted)
+    view.page.select_option("#filters [name=label]", "issue")
+    view.page.select_option("#filters [name=sort]", "issue")
     view.settle()
     assert selected(view) == wanted
     assert view.count() == f"{len(wanted)} of 120 errors"
     view.page.select_option("#filters [name=label]", "")
     view.settle()
-    assert selected(view) == report.study.suspects["id"].to_pylist()
+    assert selected(view) == report.study.label_issues["id"].to_pylist()
 
 
 def test_clusters_are_the_tables_and_hold_every_error_once(made, opened):
@@ -171,10 +171,10 @@ def test_new_parts_are_reached_and_worked_by_keyboard(made, opened):
     assert view.run("whycam.state.cluster") == -1
     for _ in range(view.run("whycam.clusters.length")):
         press(view, "Tab")
-    assert view.run("document.activeElement.className") == "suspect"
+    assert view.run("document.activeElement.className") == "label-issue"
     press(view, "Tab", "Enter")
     second = view.run("whycam.selection[1]")
-    assert view.run("[whycam.state.label, whycam.state.sort, whycam.state.image]") == ["suspect", "suspect", second]
+    assert view.run("[whycam.state.label, whycam.state.sort, whycam.state.image]") == ["issue", "issue", second]
     assert view.run("document.activeElement.error") == second
 
 
@@ -192,9 +192,9 @@ def test_studies_without_neighbors_say_why(name, made, opened):
     assert "made before whycam scored its maps" in view.page.inner_text("#scores-lead")
     assert view.page.locator("table.scores").count() == 0
     assert not view.page.is_visible("#filters [name=cluster]")
-    assert "nearest images" not in view.page.inner_text("#suspects .lead")
-    view.set(sort="suspect")
-    assert selected(view) == report.study.suspects["id"].to_pylist()
+    assert "nearest images" not in view.page.inner_text("#label-issues .lead")
+    view.set(sort="issue")
+    assert selected(view) == report.study.label_issues["id"].to_pylist()
 
 
 def test_what_the_budget_leaves_out_is_named(made, opened, tmp_path):
@@ -228,10 +228,10 @@ def test_paged_neighbors_come_from_files(made, opened):
         ".every(c => c.getContext('2d').getImageData(5, 5, 1, 1).data[3] === 255)"
     )
     # Neighbors of images of 224 pixels are kept at 96.
-    assert view.run("whycam.albumPicture(whycam.relations.links[0]).width") == 96
+    assert view.run("whycam.neighborPicture(whycam.relations.links[0]).width") == 96
 
 
-def test_no_error_has_nothing_to_suspect(made, opened):
+def test_without_errors_there_are_no_label_issues(made, opened):
     view = opened(made("none", Recipe(n=50, errors=0)).page)
-    assert view.page.inner_text("#suspects-count") == "There is no error, so there is nothing to suspect."
+    assert view.page.inner_text("#label-issues-count") == "There is no error, so there is nothing to suspect."
     assert "fewer than 80" in view.page.inner_text("#clusters-lead")

@@ -12,15 +12,15 @@ import pyarrow as pa
 import torch
 
 from whycam.cam.maps import flags_of
-from whycam.study.folder import MANIFEST, METRICS, OPTIONAL, TABLES, write_json
+from whycam.progress import quiet
+from whycam.study.folder import MANIFEST, METRICS, write_json
 from whycam.study.manifest import digests
 from whycam.study.neighbors import reduced
-from whycam.study.predict import quiet
-from whycam.study.road_scores import SCORES, sampled
-from whycam.study.shards import write_table
-from whycam.study.similarity import relate, shown_neighbors, with_features
+from whycam.study.road_scores import sampled
+from whycam.study.shards import parquet_writer
+from whycam.study.similarity import FORWARD, shown_neighbors, with_features, write_neighbors
 from whycam.study.summary import measure
-from whycam.study.tables import IMAGES, MAPS, PREDICTIONS, image_rows, prediction_rows
+from whycam.study.tables import IMAGES, MAPS, PREDICTIONS, SCORES, Table, image_rows, prediction_rows
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 HOSTILE = (
@@ -100,7 +100,7 @@ def write_folder(
         image_rows(np.array([i]), [ids[i]], torch.from_numpy(images[i]).permute(2, 0, 1)[None].contiguous())
         for i in order
     ]
-    columns: dict[str, list[Any]] = {name: [] for name in MAPS.names}
+    columns: dict[str, list[Any]] = {name: [] for name in MAPS.schema.names}
     for row in maps:
         raw = row["raw"].astype(np.float32)
         magnitude = np.where(np.isfinite(raw), np.abs(raw), 0)
@@ -112,17 +112,17 @@ def write_folder(
             "negative_sum": float(np.minimum(raw, 0).sum()),
             "flags": list(flags_of(torch.from_numpy(raw)[None])[0]),
         }  # fmt: skip
-        for name in MAPS.names:
+        for name in MAPS.schema.names:
             columns[name].append(cells[name])
-    table = pa.table(columns, schema=MAPS)
-    write_table(path / TABLES["predictions"], iter([predictions]), PREDICTIONS)
+    table = pa.table(columns, schema=MAPS.schema)
+    write(path, PREDICTIONS, [predictions])
     recorded = {"features": {"layer": "linear", "length": 16}} if recipe.neighbors else {}
-    write_table(path / TABLES["images"], iter(pictures), IMAGES)
-    write_table(path / TABLES["maps"], iter([table]), MAPS)
+    write(path, IMAGES, pictures)
+    write(path, MAPS, [table])
     scores = None
     if recipe.scores:
         scores = make_scores(recipe, predictions, table)
-        write_table(path / OPTIONAL["scores"], iter([scores]), SCORES)
+        write(path, SCORES, [scores])
     write_json(path / METRICS, measure(predictions, table, recipe.classes, scores))
     scoring = {} if recipe.scores is None else {"score_images": recipe.scores}
     training = {"history": list(recipe.history)} if recipe.history else {}
@@ -148,6 +148,12 @@ def write_folder(
     return path
 
 
+def write(path: Path, table: Table, rows: Sequence[pa.Table]) -> None:
+    with parquet_writer(table.path(path), table) as writer:
+        for some in rows:
+            writer.write_table(some)
+
+
 def make_scores(recipe: Recipe, predictions: pa.Table, maps: pa.Table) -> pa.Table:
     """Scores of a sample of the explained errors: the later the layer, the better, and noise about 0."""
     rng, known = np.random.default_rng(recipe.seed + 1), predictions.to_pylist()
@@ -164,7 +170,7 @@ def make_scores(recipe: Recipe, predictions: pa.Table, maps: pa.Table) -> pa.Tab
                 "class_index": known[i]["predicted"], "before": known[i]["confidence"], "morf": morf, "lerf": lerf,
                 "combined": (lerf - morf) / 2,
             })  # fmt: skip
-    return pa.Table.from_pylist(rows, schema=SCORES)
+    return pa.Table.from_pylist(rows, schema=SCORES.schema)
 
 
 def make_study(path: Path, recipe: Recipe | None = None) -> Path:
@@ -207,10 +213,11 @@ def make_study(path: Path, recipe: Recipe | None = None) -> Path:
         centers, spread = rng.normal(size=(2, k, 16)), rng.uniform(0.35, 0.6, (n, 1))
         features = centers[0, predicted] + 0.5 * centers[1, labels] + spread * rng.normal(size=(n, 16))
         predictions = prediction_rows(np.arange(n), ids, labels, torch.from_numpy(logits))
-        part = path / "forward.parquet"
-        write_table(part, iter([with_features(predictions, torch.from_numpy(features))]))
-        relate([part], path, lambda index: [ids[i] for i in index], quiet)
-        part.unlink()
+        shard = path / "forward.parquet"
+        with parquet_writer(shard, FORWARD) as writer:
+            writer.write_table(with_features(predictions, torch.from_numpy(features)))
+        write_neighbors([shard], path, lambda index: [ids[i] for i in index], quiet)
+        shard.unlink()
         for i in shown_neighbors(path).tolist():
             if i not in images:
                 images[i] = reduced(torch.from_numpy(paint(i)).permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()

@@ -22,7 +22,7 @@ def odd_map(rng, error, method, layer, target, side):
 
 def test_one_gallery_per_layer_and_method(tmp_path):
     study = Study.load(make_study(tmp_path / "s", Recipe(n=120, errors=25, methods=("gradcam", "hirescam"))))
-    written = write_figures(study, tmp_path / "figures")
+    written = write_figures(Payload(study), tmp_path / "figures")
     names = {path.name for path in written}
     assert names == {"confusion.png", "misclassified.png"} | {
         f"{method}-{layer}.png" for method in ("gradcam", "hirescam") for layer in ("layer2.0", "layer3.0", "layer4.1")
@@ -47,12 +47,12 @@ def test_one_gallery_per_layer_and_method(tmp_path):
 )
 def test_nothing_breaks_them(recipe, tmp_path):
     study = Study.load(make_study(tmp_path / "s", recipe))
-    assert len(write_figures(study, tmp_path / "figures")) == 5
+    assert len(write_figures(Payload(study), tmp_path / "figures")) == 5
 
 
 def test_without_errors_there_is_the_matrix_alone(tmp_path):
     study = Study.load(make_study(tmp_path / "s", Recipe(n=40, errors=0)))
-    assert [path.name for path in write_figures(study, tmp_path / "figures")] == ["confusion.png"]
+    assert [path.name for path in write_figures(Payload(study), tmp_path / "figures")] == ["confusion.png"]
 
 
 def test_what_a_map_cannot_show_is_written_on_it(tmp_path):
@@ -93,4 +93,4 @@ def test_an_unwritable_folder_is_one_sentence(tmp_path):
     study = Study.load(make_study(tmp_path / "s", Recipe(n=40, errors=3)))
     (tmp_path / "file").write_text("")
     with pytest.raises(WhycamError, match=r"file: cannot be written"):
-        write_figures(study, tmp_path / "file")
+        write_figures(Payload(study), tmp_path / "file")

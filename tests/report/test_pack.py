@@ -78,7 +78,7 @@ def test_chunks_hold_every_map_where_the_page_looks_for_it(study):
     stored = {(r["id"], r["method"], r["layer"], r["target"]): r for r in study.maps.to_pylist()}
     covered = 0
     for chunk in payload.chunks():
-        n, combinations = chunk.stop - chunk.start, payload.bank.combinations
+        n, combinations = chunk.stop - chunk.start, payload.maps.combinations
         values, zero, flags, data = numbers_of(chunk.content["maps"], len(combinations) * n)
         at = 0
         for number, c in enumerate(combinations):
@@ -104,7 +104,7 @@ def test_chunks_hold_every_map_where_the_page_looks_for_it(study):
 
 def test_mean_maps_equal_a_slow_mean(study):
     payload = Payload(study)
-    data = base64.b64decode(payload._means()["bytes"])
+    data = base64.b64decode(payload.means_data()["bytes"])
     k, blocks = len(CIFAR10), 3 * 2 * 3
     counts = np.frombuffer(data, "<i4", blocks * k).reshape(3, 2, 3, k)
     step = np.frombuffer(data, "<f4", blocks * k, counts.nbytes).reshape(3, 2, 3, k)
@@ -132,7 +132,7 @@ def test_mean_maps_equal_a_slow_mean(study):
 
 
 def test_ranges_hold_98_percent_of_the_maps(study):
-    ranges = Payload(study).bank.ranges()
+    ranges = Payload(study).maps.ranges()
     for method, layers in ranges.items():
         for layer, found in layers.items():
             rows = [r for r in study.maps.to_pylist() if (r["method"], r["layer"]) == (method, layer)]

@@ -16,8 +16,8 @@ from whycam.errors import WhycamError
 from whycam.report import write_report
 from whycam.report.charts import nice_ticks, reliability_bars, training_charts
 from whycam.report.frontend import asset
-from whycam.report.html import MATRIX_LIMIT
 from whycam.report.payload import Payload
+from whycam.report.sections import MATRIX_LIMIT
 from whycam.report.summary import heat_levels, judge
 from whycam.study.folder import Study
 
@@ -156,8 +156,8 @@ def test_findings_are_true(study):
     )
     sure = sum(row["confidence"] >= 0.9 for row in table)
     assert words(verdict.findings[2]).startswith(f"{sure} of 40 errors")
-    suspects = sum(row["suspect"] for row in study.suspects.to_pylist())
-    assert words(verdict.findings[-1]).startswith(f"Of {suspects} of the errors ({suspects / 40:.0%}) the label")
+    issues = sum(row["suspect"] for row in study.label_issues.to_pylist())
+    assert words(verdict.findings[-1]).startswith(f"Of {issues} of the errors ({issues / 40:.0%}) the label")
     assert any("300 images are few" in caveat for caveat in verdict.caveats)
     assert any("54 are confirmed wrong" in caveat for caveat in verdict.caveats)
 

@@ -1,4 +1,4 @@
-"""Small charts as static SVG: they need no script, print sharply and carry their numbers as text."""
+"""Small charts laid out for static SVG: no script, sharp in print, numbers as text, colors from the page's theme."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Line:
-    """A polyline in SVG units with the text that names it."""
+    """A line of a chart: label, CSS class, polyline, (x, y, text) of each point, place of the label; in SVG units."""
 
     name: str
     style: str
@@ -20,14 +20,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """A line chart laid out in SVG units.
+    """A line chart in SVG units.
 
     Attributes:
-        title: what it shows.
+        title: its heading.
         ticks_x: (position, label) along the bottom.
         ticks_y: (position, label) along the left.
-        lines: what is drawn; the last point of each is labeled.
-        summary: the chart in one sentence, its text alternative.
+        lines: its lines, each labeled at the last point.
+        summary: the text alternative, one sentence.
     """
 
     title: str
@@ -47,7 +47,7 @@ SERIES = {"train": ("training", "s1"), "test": ("test", "s2")}
 
 
 def training_charts(history: Sequence[dict[str, Any]]) -> list[Chart]:
-    """Loss, accuracy and learning rate by epoch, as far as the history has them."""
+    """Charts of loss, accuracy and learning rate by epoch, of those that the history holds."""
     charts = []
     for key, title, form in (
         ("loss", "Loss", lambda v: f"{v:.3f}"),
@@ -100,7 +100,7 @@ def _chart(
         lines.append(
             Line(f"{name} {form(points[-1][1])}", style, " ".join(f"{x},{y}" for x, y in placed), marks, placed[-1])
         )
-    lines = _apart(lines)
+    lines = _separate_labels(lines)
     last = max(xs)
     words = "; ".join(f"{name} from {form(points[0][1])} to {form(points[-1][1])}" for name, _, points in series)
     epochs = [tick for tick in nice_ticks(x0, x1) if tick == round(tick) and x0 <= tick <= x1]
@@ -112,8 +112,8 @@ def _chart(
     )  # fmt: skip
 
 
-def _apart(lines: list[Line]) -> list[Line]:
-    """Move end labels that would overlap away from each other."""
+def _separate_labels(lines: list[Line]) -> list[Line]:
+    """Move the end labels of two lines apart if they would overlap."""
     if len(lines) == 2 and abs(lines[0].end[1] - lines[1].end[1]) < 14:
         upper, lower = sorted(lines, key=lambda line: line.end[1])
         middle = (upper.end[1] + lower.end[1]) / 2
@@ -123,32 +123,17 @@ def _apart(lines: list[Line]) -> list[Line]:
 
 
 def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers that cover [low, high]: steps of 1, 2 or 5 times a power of ten."""
+    """Round numbers that cover [low, high], in steps of 1, 2 or 5 times a power of ten."""
+    from matplotlib.ticker import MaxNLocator
+
     if not high > low:
         return [low]
-    rough = (high - low) / about
-    power = 10.0 ** _floor_log10(rough)
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
-    first, last = _floor(low / step), -_floor(-high / step)
-    return [round(i * step, 10) for i in range(first, last + 1)]
-
-
-def _floor(value: float) -> int:
-    return int(value // 1)
-
-
-def _floor_log10(value: float) -> int:
-    exponent = 0
-    while value >= 10:
-        value, exponent = value / 10, exponent + 1
-    while value < 1:
-        value, exponent = value * 10, exponent - 1
-    return exponent
+    return [round(float(tick), 10) for tick in MaxNLocator(about, steps=[1, 2, 5, 10]).tick_values(low, high)]
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One bin of the reliability diagram, in units of its square of 200."""
+    """One bin of the reliability diagram, in SVG units of a square with side 200."""
 
     x: float
     width: float
@@ -159,7 +144,7 @@ class Bar:
 
 
 def reliability_bars(bins: Sequence[dict[str, Any]], side: int = 200) -> list[Bar]:
-    """The filled bins of the reliability diagram; weight is the bin's share of the largest bin."""
+    """The nonempty bins of the reliability diagram; ``weight`` is the bin's size divided by the largest bin's."""
     most = max((row["n"] for row in bins), default=0)
     return [
         Bar(

@@ -1,4 +1,4 @@
-"""The palettes of figures and report: perceptually uniform ones for evidence, one diverging for signed values."""
+"""The palettes of figures and report: perceptually uniform ones for evidence, a diverging one for signed values."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def integers(table: Any, name: str) -> npt.NDArray[np.int64]:
 
 
 def list_column(table: Any, name: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """A list column as its flat values and, for each row, where its values start in them."""
+    """A list column as flat values, and the position of each row's first value in them."""
     values, starts, offset = [], [np.zeros(0, np.int64)], 0
     for chunk in table[name].chunks:
         offsets = chunk.offsets.to_numpy().astype(np.int64)

@@ -1,8 +1,8 @@
-"""Raw maps as bytes: one unsigned byte a cell, an exact zero, and the numbers that make the byte a value again.
+"""Raw maps as bytes for the browser: one unsigned byte a cell, and each map's step and zero.
 
-A cell's value is ``(byte − zero) × step``; byte 255 stands for a value that is not finite. Step and zero are chosen
-per map, so that its own range, widened to hold 0, fills the 255 levels. Zero evidence is therefore exactly zero in
-the browser, and every other value is off by at most one step.
+A cell's value is ``(byte − zero) × step``; byte 255 marks a value that is not finite. Step and zero are chosen for each
+map so that its range, extended to include 0, fills the other 255 levels. Zero evidence is therefore exactly zero in the
+browser, and every other value is off by at most one step.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STATS = ("score", "raw_min", "raw_max", "raw_sum", "negative_sum")
 
 
 def quantize(raw: Floats) -> tuple[Bytes, Floats, Bytes]:
-    """Turn raw maps into bytes.
+    """Quantize raw maps.
 
     Args:
         raw: (N, cells) signed values; NaN and infinities are allowed.
@@ -43,7 +43,7 @@ def quantize(raw: Floats) -> tuple[Bytes, Floats, Bytes]:
     low = np.minimum(known.min(axis=1, initial=0.0), 0.0)
     high = np.maximum(known.max(axis=1, initial=0.0), 0.0)
     step = (high - low) / TOP
-    # Ranges below float32's smallest normal number would give a step of zero: such a map shows as zero.
+    # A range below float32's smallest normal number would give a step of zero; such a map is shown as zero.
     step = np.where(step < np.finfo(np.float32).tiny, 1.0, step).astype(np.float32).astype(np.float64)
     zero = np.rint(-low / step).clip(0, TOP)
     cells = (np.rint(known / step[:, None]) + zero[:, None]).clip(0, TOP)
@@ -52,17 +52,17 @@ def quantize(raw: Floats) -> tuple[Bytes, Floats, Bytes]:
 
 
 def dequantize(cells: Bytes, step: Floats, zero: Bytes) -> Floats:
-    """The values that the browser sees: (N, cells) float32, NaN where the byte is 255."""
+    """The values that the browser computes: (N, cells) float32, NaN where the byte is 255."""
     values = (cells.astype(np.float32) - zero.astype(np.float32)[:, None]) * step[:, None]
     values[cells == NON_FINITE] = np.nan
     return values
 
 
 def differences(cells: Bytes) -> Bytes:
-    """(N, h, w) bytes → what each has more, modulo 256, than the mean (rounded down) of its left and upper neighbor.
+    """Subtract from each cell of (N, h, w) bytes the mean, rounded down, of its left and upper neighbor, modulo 256.
 
-    In the first row and column the one neighbor there is stands for the mean, in the corner 0. Neighboring cells are
-    alike, so the differences are small and deflate better: PNG's "average" filter (ISO/IEC 15948, 9.2).
+    In the first row and column the only neighbor replaces the mean, in the corner 0 does. Neighboring cells are alike,
+    so the differences are small and compress better. This is PNG's "average" filter (ISO/IEC 15948, 9.2).
     """
     wide = cells.astype(np.int16)
     guess = np.zeros_like(wide)
@@ -73,7 +73,16 @@ def differences(cells: Bytes) -> Bytes:
 
 @dataclass(frozen=True)
 class Combination:
-    """One method, layer and target: where its maps lie in the study's table."""
+    """The maps of one method, layer and target.
+
+    Attributes:
+        method: the method's name.
+        layer: the layer's name.
+        target: the target's name.
+        height: of the maps, in cells.
+        width: of the maps, in cells.
+        rows: for each image in the order given to `MapStore`, its row in the study's table, or −1.
+    """
 
     method: str
     layer: str
@@ -81,7 +90,6 @@ class Combination:
     height: int
     width: int
     rows: Indices
-    """For every explained image, in the order given to ``MapStore``, its row in the table, or −1."""
 
 
 class MapStore:
@@ -89,13 +97,13 @@ class MapStore:
 
     Args:
         table: ``Study.maps``.
-        ids: image ids in the order in which the report lists them.
+        ids: image ids in the report's order.
         methods: method names in the report's order.
         layers: the manifest's layers (name, height, width).
         targets: target names in the report's order.
 
     Raises:
-        WhycamError: a map has another shape than the manifest says its layer has.
+        WhycamError: a map's shape differs from its layer's in the manifest.
     """
 
     def __init__(
@@ -127,19 +135,19 @@ class MapStore:
                 )
 
     def raw(self, combination: Combination, where: slice | Indices) -> Floats:
-        """Raw values (n, cells) float32 of the images at ``where``; zeros where a map is missing."""
+        """Raw values (n, cells) float32 of the images at ``where``; a missing map is zeros."""
         rows = combination.rows[where]
         cells = combination.height * combination.width
         out = np.zeros((len(rows), cells), np.float32)
         present = rows >= 0
         index = self._starts[rows[present], None] + np.arange(cells)
-        # A map without finite extent is stored as it is, with scale 0.
+        # A map without finite extent has scale 0 and is stored unscaled.
         scale = self._scale[rows[present], None]
         out[present] = self._values[index].astype(np.float32) * np.where(scale > 0, scale, np.float32(1))
         return out
 
     def stats(self, combination: Combination, where: slice | Indices) -> dict[str, Floats]:
-        """The recorded numbers (n,) of the maps at ``where``; NaN where a map is missing."""
+        """Each of ``STATS`` as (n,) for the images at ``where``; NaN for a missing map."""
         rows = combination.rows[where]
         return {
             name: np.where(rows >= 0, values[rows], np.float32(np.nan)) if len(values) else _nan(len(rows))
@@ -147,18 +155,18 @@ class MapStore:
         }
 
     def flags(self, combination: Combination, where: slice | Indices) -> Bytes:
-        """The flags (n,) of the maps at ``where`` as bits of ``FLAGS``, ``MISSING`` where there is none."""
+        """The flags (n,) of the maps at ``where`` as bits of ``FLAGS``; ``MISSING`` for a missing map."""
         rows = combination.rows[where]
         if not len(self._flags):
             return np.full(len(rows), MISSING, np.uint8)
         return np.where(rows >= 0, self._flags[rows], np.uint8(MISSING)).astype(np.uint8)
 
     def encode(self, where: slice | Indices) -> bytes:
-        """One chunk, deflated: float block, byte block, cells; each ordered by combination, then image.
+        """The maps of a chunk, compressed by zlib: float block, byte block, cells, each by combination, then image.
 
-        Float block: for each of step and ``STATS``, combinations × n float32 (little endian), in four planes: all
-        first bytes, all second ones and so on. Byte block: zero and flags, combinations × n each. Cells: combinations ×
-        n × height·width, each as its difference from the mean of the cells to the left and above (``differences``).
+        Float block: for step and each of ``STATS``, combinations × n float32 (little endian), in four planes: all first
+        bytes, all second bytes and so on. Byte block: zero and flags, combinations × n each. Cells: combinations × n ×
+        height·width, as ``differences``.
         """
         floats: list[list[Floats]] = [[] for _ in range(1 + len(STATS))]
         small: list[list[Bytes]] = [[], []]
@@ -177,9 +185,9 @@ class MapStore:
         return zlib.compress(b"".join([planes, *parts, *(block.tobytes() for block in cells)]), 9)
 
     def ranges(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Method → layer → the study's display ranges: 98% of its maps stay within them.
+        """Method → layer → display ranges that hold 98% of the maps.
 
-        "positive" is that quantile of the maps' largest values, "signed" of their largest absolute values.
+        "positive" is the 98% quantile of the maps' largest values, "signed" that of their largest absolute values.
         """
         found: dict[str, dict[str, list[tuple[Floats, Floats]]]] = {}
         for c in self.combinations:
@@ -223,8 +231,8 @@ def _locate(
             if key not in found:
                 found[key] = np.full(len(ids), -1, np.int64)
             found[key][position[image]] = row
-    nowhere = np.full(len(ids), -1, np.int64)
+    no_rows = np.full(len(ids), -1, np.int64)
     for method in methods:
         for layer in layers:
             for target in targets:
-                yield method, layer, target, found.get((method, layer["name"], target), nowhere)
+                yield method, layer, target, found.get((method, layer["name"], target), no_rows)

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from whycam.study.folder import Study
-
 DPI = 150
 GALLERY = 20
 LAYER_ROWS = 6
@@ -33,7 +31,7 @@ PALETTE = "viridis"
 INK, SOFT, LINE = "#1b1d22", "#575b63", "#dedad1"
 
 
-def write_figures(study: Study, folder: Path) -> list[Path]:
+def write_figures(payload: Payload, folder: Path) -> list[Path]:
     """Draw a study's figures as PNG.
 
     ``misclassified.png`` shows the most confident errors with "Prediction / Actual"; ``<method>-<layer path>.png``
@@ -41,8 +39,8 @@ def write_figures(study: Study, folder: Path) -> list[Path]:
     ``confusion.png`` is the confusion matrix. A study without errors gets the last one only.
 
     Args:
-        study: the study to show.
-        folder: where to write; made if need be.
+        payload: the study to show.
+        folder: where to write; it is made if it does not exist.
 
     Returns:
         The files written.
@@ -54,7 +52,6 @@ def write_figures(study: Study, folder: Path) -> list[Path]:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise missing_extra("matplotlib", "study", "drawing figures") from error
-    payload = Payload(study)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     figures: list[tuple[str, Figure]] = [("confusion", draw_confusion(payload))]
@@ -74,7 +71,7 @@ def write_figures(study: Study, folder: Path) -> list[Path]:
 
 
 def draw_errors(payload: Payload, count: int = GALLERY, columns: int = 5) -> Figure:
-    """The most confident errors, each under its prediction and its actual class."""
+    """Draw the most confident errors with their predicted and actual classes."""
     count = min(count, len(payload.ids))
     rows = -(-count // columns)
     figure = _figure(1.72 * columns + 0.3, 2.06 * rows + 0.75)
@@ -93,14 +90,14 @@ def draw_errors(payload: Payload, count: int = GALLERY, columns: int = 5) -> Fig
 
 
 def draw_layer(payload: Payload, method: str, layer: dict[str, Any], count: int = 2 * LAYER_ROWS) -> Figure:
-    """The most confident errors with their evidence at one layer: image, for the predicted, for the true class.
+    """Draw the most confident errors at one layer: the image, the map of the predicted and that of the true class.
 
-    Positive evidence in the native grid; every map of the figure is on one scale, which the color bar states.
+    Maps show positive evidence in the native grid. All maps of the figure share one scale, shown by the color bar.
     """
     import matplotlib.cm
     import matplotlib.colors
 
-    maps = {c.target: c for c in payload.bank.combinations if c.method == method and c.layer == layer["name"]}
+    maps = {c.target: c for c in payload.maps.combinations if c.method == method and c.layer == layer["name"]}
     explained = [i for i in range(len(payload.ids)) if maps["predicted"].rows[i] >= 0][:count]
     pairs = 2 if len(explained) > LAYER_ROWS else 1
     rows = max(1, -(-len(explained) // pairs))
@@ -109,7 +106,7 @@ def draw_layer(payload: Payload, method: str, layer: dict[str, Any], count: int 
         figure, rows, 3 * pairs, top=0.6, bottom=0.12, left=0.15, right=0.95, gap=(0.1, 0.3),
         breaks=0.35 if pairs == 2 else 0.0,
     )  # fmt: skip
-    values = {target: payload.bank.raw(c, np.asarray(explained, np.int64)) for target, c in maps.items()}
+    values = {target: payload.maps.raw(c, np.asarray(explained, np.int64)) for target, c in maps.items()}
     scale = _scale(list(values.values()))
     title = method_note(method)["title"]
     _title(
@@ -141,7 +138,7 @@ def draw_layer(payload: Payload, method: str, layer: dict[str, Any], count: int 
 
 
 def draw_confusion(payload: Payload) -> Figure:
-    """The confusion matrix: rows actual, columns predicted; color is the share of the actual class."""
+    """Draw the confusion matrix: rows actual, columns predicted; color is the share of the actual class."""
     counts = np.asarray(payload.metrics["confusion"], dtype=np.int64)
     k = len(counts)
     side = float(np.clip(0.52 * k, 3.6, 14))
@@ -238,7 +235,7 @@ def _names(ax: Axes, payload: Payload, number: int) -> None:
 
 
 def _evidence(ax: Axes, raw: Floats, c: Combination, scale: float, *, present: bool) -> None:
-    """Native cells, colored by value and the more opaque the stronger; what cannot be shown is said."""
+    """Draw native cells, colored by value; stronger cells are more opaque. Maps that cannot be shown get a label."""
     values = raw.reshape(c.height, c.width)
     finite = np.isfinite(values)
     strength = np.where(finite, values, 0).clip(0, None) / scale if scale > 0 else np.zeros_like(values)
@@ -259,7 +256,7 @@ def _evidence(ax: Axes, raw: Floats, c: Combination, scale: float, *, present: b
 
 
 def _scale(maps: Sequence[Floats]) -> float:
-    """What 99% of the cells stay within, so that one strong cell does not darken all others; 0 without evidence."""
+    """The 99% quantile of the cells, so that one strong cell does not darken all others; 0 without evidence."""
     cells = np.concatenate([raw.ravel() for raw in maps])
     cells = cells[np.isfinite(cells)]
     if not (cells > 0).any():
@@ -272,7 +269,7 @@ def _class(payload: Payload, index: int) -> str:
 
 
 def printable(text: str, length: int) -> str:
-    """Text that a figure can draw: no controls, no bidi marks, no glyph that the font lacks, cut to length."""
+    """Text that a figure can draw: without control and bidi characters and missing glyphs, and cut to ``length``."""
     known = _glyphs()
     kept = (c for c in text if unicodedata.category(c) not in {"Cc", "Cf", "Cs", "Mn", "Zl", "Zp"})
     drawn = "".join(c if ord(c) in known else "\N{REPLACEMENT CHARACTER}" for c in kept)

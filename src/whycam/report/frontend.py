@@ -1,4 +1,4 @@
-"""The front end's pieces put into a page: scripts, styles, inert data and the policy that fits them."""
+"""Helpers that assemble a page of the front end: scripts, styles, inert data and the matching security policy."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ def asset(name: str) -> str:
 
 
 def bundle(names: Sequence[str]) -> str:
-    """Script files as one script, in a scope of its own."""
+    """Join script files into one script with its own scope."""
     parts = "\n".join(asset(name) for name in names)
     return f'"use strict";\n(() => {{\n{parts}\n}})();\n'
 
 
 def inert_json(value: Any) -> str:
-    """JSON that is inert inside a script element and as a script: no markup, no line separators, no NaN."""
+    """JSON that cannot end its script element or act as markup: ``<``, ``>`` and ``&`` are escaped, NaN is refused."""
     out = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return out.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def source_hash(text: str) -> str:
-    """How a content security policy names an inline script or style."""
+    """The source expression of an inline script or style in a content security policy."""
     return f"'sha256-{b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def policy(script: str, style: str, *extra: str, script_extra: str = "") -> str:
-    """A content security policy that lets a page run its own script and style and show its own pictures.
+    """A content security policy that allows a page's own script, style and images, and nothing else.
 
     Args:
-        script: the page's one script.
-        style: the page's one style sheet.
+        script: the page's only script.
+        style: the page's only style sheet.
         extra: further directives.
-        script_extra: what else ``script-src`` allows.
+        script_extra: further sources of ``script-src``, with a leading space.
     """
     return "; ".join(
         [
@@ -57,7 +57,7 @@ def policy(script: str, style: str, *extra: str, script_extra: str = "") -> str:
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill in a template of the front end; everything that is not marked safe is escaped.
+    """Fill in a template of the front end. Values that are not marked safe are escaped.
 
     Raises:
         MissingExtraError: jinja2 is not installed.

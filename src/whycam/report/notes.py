@@ -1,4 +1,4 @@
-"""What the report says about methods and about reading heat maps."""
+"""The report's sentences on how to read a map."""
 
 from __future__ import annotations
 

@@ -1,31 +1,32 @@
-"""Everything a study folder shows to a person: figures and the report."""
+"""Figures and report of a study, drawn into its folder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
+from whycam.progress import Progress, quiet
 from whycam.report.figures import write_figures
 from whycam.report.html import write_report
+from whycam.report.payload import Payload
 from whycam.study.folder import FIGURES, REPORT, Study
 
 
-def publish(study: Study, *, progress: Callable[[str, int, int], None] | None = None) -> Path:
+def publish(study: Study, *, progress: Progress = quiet) -> Path:
     """Draw a study's figures and write its report, into the study folder.
 
     Args:
-        study: a finished one.
+        study: a finished study.
         progress: told (stage, done, total).
 
     Returns:
-        The report.
+        The report's path.
 
     Raises:
         WhycamError: the folder cannot be written to, or the study is damaged.
     """
-    tell = progress or (lambda _stage, _done, _total: None)
-    write_figures(study, study.path / FIGURES)
-    tell("figures", 1, 1)
-    page = write_report(study, study.path / REPORT)
-    tell("report", 1, 1)
+    payload = Payload(study)
+    write_figures(payload, study.path / FIGURES)
+    progress("figures", 1, 1)
+    page = write_report(study, study.path / REPORT, payload=payload)
+    progress("report", 1, 1)
     return page

@@ -1,4 +1,4 @@
-"""What the front end is told about how images resemble each other: neighbors, suspected labels, clusters."""
+"""Relations between images for the front end: neighbors, label issues, clusters."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 
 class Relations:
-    """The study's tables of neighbors, suspects and clusters, in the report's order of errors.
+    """The study's tables of neighbors, label issues and clusters, in the report's order of errors.
 
     Args:
         study: the study.
         ids: the errors as the report lists them.
 
     Attributes:
-        ids: the neighbors, each once: first all that are somebody's nearest, then those that are second, and so on.
+        ids: the neighbors, each once: first those of rank 1 for some error, then further ones of rank 2, and so on.
         starts: where in ``ids`` the neighbors of rank 1, 2, … begin, and the end.
-        clusters: (N,) each error's cluster, −1 where there is none.
-        cluster_count: how many clusters there are.
+        clusters: (N,) each error's cluster, −1 for none.
+        cluster_count: number of clusters.
     """
 
     def __init__(self, study: Study, ids: list[str]) -> None:
@@ -45,16 +45,16 @@ class Relations:
             self.clusters[rows], self._closeness[rows] = integers(table, "cluster"), floats(table, "similarity")
         self.cluster_count = int(self.clusters.max(initial=-1)) + 1
 
-    def core(self) -> dict[str, Any]:
-        """The part of the data block; number blocks are bytes, in the order in which they are listed here."""
+    def data(self) -> dict[str, Any]:
+        """The entries of the data block. ``bytes`` holds the number blocks in the order of the tuple below."""
         study, n = self._study, len(self._place)
-        suspects = study.suspects
-        rows = self._rows(suspects)
+        issues = study.label_issues
+        rows = self._rows(issues)
         votes = np.zeros((3, n), np.uint8)
         for row, name in zip(votes, ("votes", "votes_predicted", "votes_label"), strict=True):
-            row[rows] = integers(suspects, name)
+            row[rows] = integers(issues, name)
         score, suspect = np.zeros(n, np.float32), np.zeros(n, np.uint8)
-        score[rows], suspect[rows] = floats(suspects, "score"), suspects["suspect"].to_numpy(zero_copy_only=False)
+        score[rows], suspect[rows] = floats(issues, "score"), issues["suspect"].to_numpy(zero_copy_only=False)
         predictions = study.predictions
         position = {name: i for i, name in enumerate(strings(predictions, "id"))} if self.ids else {}
         where = np.array([position[name] for name in self.ids], np.int64)

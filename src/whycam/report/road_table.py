@@ -1,4 +1,4 @@
-"""What the report says about how faithful the maps are: the table of scores per layer, and its sentences."""
+"""The report's part on how faithful the maps are: the table of scores per layer, and its sentences."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ if TYPE_CHECKING:
 
 BAR_WIDTH, _MARGIN = 160.0, 8.0
 NAMED = 6
-"""Up to so many maps are named in a sentence; of more it gives the number."""
+"""Largest number of maps that a sentence names; of more it gives the number."""
 _CONTROLS = {NOISE: "Control: noise", CENTER: "Control: center"}
 _AGAINST = {"above": "above", "below": "below", "unclear": "not told apart", None: "–"}
 
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """One line of the table, as it is printed.
+    """One row of the table, as printed.
 
     Attributes:
-        method: its title, or the control's name.
-        layer: its name, or "" for a control.
-        score: the combined score; "–" where no map could be ranked.
-        interval: "0.07 to 0.18", or "" where one image or none was scored.
+        method: the method's title, or the control's name.
+        layer: the layer's name, or "" for a control.
+        score: the combined score; "–" if no map could be ranked.
+        interval: for example "0.07 to 0.18"; "" if fewer than two images were scored.
         morf: mean probability without the most relevant pixels.
         lerf: mean probability without the least relevant pixels.
-        n: images.
+        n: number of images.
         against: "above", "below" or "not told apart" from noise; "–" for a control.
-        bar: places of the score and of the interval's ends on the bar, in its units; empty without an interval.
+        bar: positions of the score and of the interval's ends on the bar, in its units; empty without an interval.
     """
 
     method: str
@@ -51,12 +51,12 @@ class ScoreTable:
     """The part "Scores per layer".
 
     Attributes:
-        why: why there are no scores, as a sentence; None where there are.
-        lead: what was done.
-        findings: which layers' intervals lie above those of the controls.
+        why: a sentence that says why there are no scores; None if there are scores.
+        lead: the description of the experiment.
+        findings: sentences that compare the maps with the controls.
         rows: the table.
-        zero: the place of 0 on the bars.
-        band: the places of the noise control's interval on the bars; empty without one.
+        zero: the position of 0 on the bars.
+        band: the positions of the noise control's interval on the bars; empty without an interval.
     """
 
     why: str | None
@@ -68,7 +68,7 @@ class ScoreTable:
 
 
 def score_table(study: Study) -> ScoreTable:
-    """Read the table off a study's metrics."""
+    """Make the table from a study's metrics."""
     if study.why_no_scores is not None:
         return ScoreTable(study.why_no_scores)
     entries: Sequence[Mapping[str, Any]] = study.metrics.get("map_scores") or []

@@ -1,4 +1,4 @@
-"""Images in lossless sheets: one WebP instead of a thousand files."""
+"""Sprite sheets: many images in one lossless WebP file."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from typing import Any
 from whycam.errors import WhycamError
 
 SHEET_SIDE = 2048
-"""The largest sheet in pixels: 16 MB once the browser has unpacked it."""
+"""Pixels of the largest sheet's side; unpacked in the browser, such a sheet takes 16 MB."""
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """One picture that holds many, and where each of them lies in it.
+    """A picture that holds many images.
 
     Attributes:
         webp: the lossless WebP file.
-        boxes: (number, x, y, width, height) for each image; the number is its place in the given order.
+        boxes: (number, x, y, width, height) of each image in the sheet.
     """
 
     webp: bytes
     boxes: tuple[tuple[int, int, int, int, int], ...]
 
     def to_dict(self, encoded: str) -> dict[str, Any]:
-        """The form in the report's data block."""
+        """Its entry in the report's data; ``encoded`` is ``webp`` as base64."""
         return {"webp": encoded, "boxes": [list(box) for box in self.boxes]}
 
 
 def pack_images(images: Sequence[tuple[int, bytes]]) -> list[Sheet]:
-    """LayerInfo PNG files into as few sheets as hold them, row by row, all cells as large as the largest image.
+    """Pack PNG files into as few sheets as possible, row by row, in cells of the largest image's size.
 
     Args:
         images: (number, PNG bytes) pairs.
@@ -57,7 +57,7 @@ def pack_images(images: Sequence[tuple[int, bytes]]) -> list[Sheet]:
     sheets = []
     for start in range(0, len(pictures), columns * rows):
         part = pictures[start : start + columns * rows]
-        # A squarer sheet than one long row: neighbors above help the lossless coder as much as those beside.
+        # Nearly square: the lossless coder uses pixels above as well as pixels to the left.
         across = min(columns, max(1, round((len(part) * height / width) ** 0.5)))
         down = -(-len(part) // across)
         if down > rows:

@@ -1,4 +1,4 @@
-"""The study in sentences: what was found, and what to be careful about. Everything is computed, nothing supposed."""
+"""The study in sentences: findings and caveats, all computed from its tables."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from whycam.report.columns import floats
 from whycam.report.payload import Payload
 
 Sentence = tuple[tuple[str, bool], ...]
-"""Runs of text; True where the run is a class name."""
+"""Pieces of text; True marks a class name."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The report's first screen.
+    """The sentences at the top of the report.
 
     Attributes:
         headline: one line, for example "1,323 of 10,000 images misclassified".
-        findings: sentences about this study, each as runs of (text, is a class name).
-        caveats: sentences about what this study cannot show.
+        findings: sentences about this study, each in pieces of (text, is a class name).
+        caveats: sentences about the limits of this study.
         overconfidence: mean confidence minus accuracy over all images, in [−1, 1].
     """
 
@@ -36,7 +36,7 @@ class Verdict:
 
 
 def judge(payload: Payload) -> Verdict:
-    """Read the verdict off a study."""
+    """Write the verdict on a study."""
     metrics, n, errors = payload.metrics, int(payload.metrics["n"]), int(payload.metrics["errors"])
     confidence = floats(payload.study.predictions, "confidence")
     over = float(confidence.mean()) - float(metrics["accuracy"]) if n else 0.0
@@ -76,22 +76,22 @@ def _findings(payload: Payload, over: float) -> list[Sentence]:
         f"(expected calibration error {payload.metrics['ece']:.1%}).", False,
     ),))  # fmt: skip
     out.extend(_evidence(payload))
-    suspects = payload.study.suspects["suspect"].to_pylist().count(True)
-    if suspects:
+    issues = payload.study.label_issues["suspect"].to_pylist().count(True)
+    if issues:
         out.append(((
-            f"Of {suspects:,} of the errors ({_share(suspects, errors)}) the label is worth a look: it may be what is "
+            f"Of {issues:,} of the errors ({_share(issues, errors)}) the label is worth a look: it may be what is "
             "wrong.", False,
         ),))  # fmt: skip
     return out
 
 
 def _evidence(payload: Payload) -> list[Sentence]:
-    """How often the deepest layer's first method finds no evidence for what was predicted."""
+    """How often the first method finds no evidence for the predicted class at the deepest layer."""
     last = payload.layers[-1]["name"] if payload.layers else None
-    for c in payload.bank.combinations:
+    for c in payload.maps.combinations:
         if (c.method, c.layer, c.target) != (payload.methods[0], last, "predicted"):
             continue
-        flags = payload.bank.flags(c, slice(None))
+        flags = payload.maps.flags(c, slice(None))
         have = int((flags < 128).sum())
         none = int(((flags < 128) & ((flags & 3) > 0)).sum())
         broken = int(((flags < 128) & ((flags & 8) > 0)).sum())
@@ -144,7 +144,7 @@ def _list(items: Sequence[str]) -> str:
 def heat_levels(confusion: Sequence[Sequence[int]]) -> list[list[str]]:
     """A style class for each cell of a confusion matrix.
 
-    "d" is the diagonal, "z" an empty cell, "c1" to "c6" rise with the square root of the count, so that single
+    "d" is the diagonal and "z" an empty cell. "c1" to "c6" grow with the square root of the count, so that rare
     confusions stay visible beside the most common one.
     """
     counts = np.asarray(confusion, dtype=np.float64).reshape(len(confusion), -1)
@@ -159,7 +159,7 @@ def heat_levels(confusion: Sequence[Sequence[int]]) -> list[list[str]]:
 
 
 def manifest_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The manifest's facts as (name, value) pairs for reading; the whole of it is in manifest.json."""
+    """The main entries of the manifest as (name, value) texts."""
     model, data, config = manifest["model"], manifest["data"], manifest["config"]
     preprocess = model["preprocess"]
     rows = [

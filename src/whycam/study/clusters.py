@@ -1,89 +1,54 @@
-"""Groups of errors that look alike to the network: spherical k-means on the features that its head is given.
-
-Dhillon and Modha, "Concept decompositions for large sparse text data using clustering", 2001: k-means with the cosine
-as similarity and unit vectors as centers. Starts are drawn as in k-means++ (Arthur and Vassilvitskii, 2007).
-"""
+"""Clusters of errors: k-means on the features that the network's last linear layer receives, at unit length."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from whycam.data.source import IndexArray
+from whycam.errors import missing_extra
 
 SEED = 0
 PER_CLUSTER = 40
-"""Errors that a cluster holds on average; with fewer errors than twice as many there are no clusters."""
-MOST = 24
-_STARTS, _ROUNDS = 8, 50
-
-CLUSTERS = pa.schema(
-    [
-        ("index", pa.int32()),
-        ("id", pa.string()),
-        ("cluster", pa.int16()),  # 0 is the largest
-        ("similarity", pa.float32()),  # cosine to the cluster's center; the largest is the cluster's medoid
-    ]
-)
+"""Mean number of errors in a cluster. With fewer than two clusters' worth of errors there are no clusters."""
+MAX_CLUSTERS = 24
+_STARTS = 8
 
 
 def cluster_count(errors: int) -> int:
-    """How many clusters so many errors are sorted into: about one in ``PER_CLUSTER``, at most ``MOST``."""
-    return min(MOST, errors // PER_CLUSTER) if errors >= 2 * PER_CLUSTER else 0
+    """Number of clusters for so many errors: about one in ``PER_CLUSTER``, at most ``MAX_CLUSTERS``; 0 below two."""
+    return min(MAX_CLUSTERS, errors // PER_CLUSTER) if errors >= 2 * PER_CLUSTER else 0
 
 
-def spherical_kmeans(features: Tensor, k: int, seed: int = SEED) -> tuple[Tensor, Tensor]:
-    """Sort unit vectors into ``k`` clusters: the best of a few seeded starts, so the same input gives the same ones.
+def cluster_features(features: Tensor, k: int, seed: int = SEED) -> tuple[Tensor, Tensor]:
+    """Sort vectors of length 1 into ``k`` clusters by k-means (Lloyd) from k-means++ starts.
+
+    Between unit vectors the squared Euclidean distance is 2 − 2 × cosine, so k-means groups by cosine.
 
     Args:
         features: (N, D) float32 of length 1, N ≥ k ≥ 1.
-        k: how many.
-        seed: of the starts.
+        k: number of clusters. With fewer distinct vectors some clusters stay empty.
+        seed: of the starts; the same features and seed give the same clusters.
 
     Returns:
-        (N,) cluster, largest first, and (N,) cosine to its center. A cluster may be empty where vectors repeat.
+        (N,) int64 cluster, the largest first, and (N,) float32 cosine to its center.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
     """
-    generator = torch.Generator().manual_seed(seed)
-    best: tuple[float, Tensor, Tensor] | None = None
-    for _ in range(_STARTS):
-        centers = _spread(features, k, generator)
-        assigned = torch.full((len(features),), -1)
-        for _ in range(_ROUNDS):
-            similarity, nearest = (features @ centers.T).max(dim=1)
-            if torch.equal(nearest, assigned):
-                break
-            assigned = nearest
-            sums = torch.zeros_like(centers).index_add_(0, assigned, features)
-            # A center that lost all its members stays where it was.
-            centers = torch.where(sums.norm(dim=1, keepdim=True) > 0, F.normalize(sums, dim=1), centers)
-        score = float(similarity.double().sum())
-        if best is None or score > best[0]:
-            best = score, assigned, similarity
-    assert best is not None
-    _, assigned, similarity = best
-    by_size = torch.bincount(assigned, minlength=k).argsort(descending=True, stable=True)
-    return by_size.argsort()[assigned], similarity
-
-
-def _spread(features: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    """(k, D) of the vectors, each drawn with a probability that grows with its distance from those before."""
-    chosen = [int(torch.randint(len(features), (1,), generator=generator))]
-    far = 1 - features @ features[chosen[0]]
-    for _ in range(k - 1):
-        weights = far.clamp_min(0)
-        one = int(torch.multinomial(weights, 1, generator=generator)) if float(weights.sum()) > 0 else chosen[0]
-        chosen.append(one)
-        far = torch.minimum(far, 1 - features @ features[one])
-    return features[chosen]
-
-
-def cluster_rows(indices: IndexArray, ids: Sequence[str], clusters: Tensor, similarity: Tensor) -> pa.Table:
-    """One row per error."""
-    columns = [indices, list(ids), clusters.numpy(), similarity.numpy().astype(np.float32)]
-    arrays = [pa.array(values, type=field.type, safe=False) for values, field in zip(columns, CLUSTERS, strict=True)]
-    return pa.table(arrays, schema=CLUSTERS)
+    try:
+        from sklearn.cluster import KMeans
+        from sklearn.exceptions import ConvergenceWarning
+    except ImportError as error:
+        raise missing_extra("scikit-learn", "study", "clustering errors") from error
+    points = features.double().numpy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct vectors than clusters
+        fitted = KMeans(k, n_init=_STARTS, random_state=seed).fit(points)
+    labels = torch.from_numpy(fitted.labels_.astype(np.int64))
+    centers = F.normalize(torch.from_numpy(fitted.cluster_centers_), dim=1)
+    by_size = torch.bincount(labels, minlength=k).argsort(descending=True, stable=True)
+    return by_size.argsort()[labels], (features.double() * centers[labels]).sum(dim=1).float()

@@ -1,4 +1,4 @@
-"""Where the published study looked, and what a study can lay side by side."""
+"""The layers that a study explains by default, and the check that its methods can be shown side by side."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from whycam.errors import WhycamError
 from whycam.models.resnet import study_layers
 
 
-def chosen_layers(model: nn.Module, images: Tensor) -> tuple[str, ...]:
-    """Where to look if nobody says: the study's three layers, or else the last spatial layer.
+def default_layers(model: nn.Module, images: Tensor) -> tuple[str, ...]:
+    """The layers to explain by default: the published study's three, or else the last spatial layer.
 
     Args:
         model: the network.
-        images: a batch as it takes them.
+        images: a batch of its input.
     """
     return study_layers(model) or (default_layer(model, images).name,)
 
 
 def check_grids(methods: Sequence[Method], trial: Explanation) -> None:
-    """A study lays maps of the same layer side by side: every method has to give one per layer, on the layer's grid.
+    """Check that maps of the same layer can be shown side by side: one map per method and layer, all of one size.
 
     Args:
         methods: the study's.
-        trial: what they give for one image.
+        trial: the methods' maps of one image.
 
     Raises:
-        WhycamError: a method gives no map of its own for each layer, or one on another grid.
+        WhycamError: a method gives no separate map for each layer, or maps of another size.
     """
     grids = {layer: raw.shape for (name, layer, _), raw in trial.maps.items() if name == methods[0].name}
     for method in methods:

@@ -1,4 +1,4 @@
-"""The features that a classifier's head turns into logits: what its last linear layer is given."""
+"""The features of an image: the input of the network's last linear layer, its head."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from whycam.nn_utils import instrumented, unwrapped
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """The linear layer whose output is the network's.
+    """The linear layer whose output is the network's output.
 
     Attributes:
-        path: where it is in the network.
+        path: its name in the network.
         features: D, the length of its input.
         module: the layer.
     """
@@ -31,24 +31,24 @@ class Head:
 
 @torch.inference_mode()
 def find_head(model: nn.Module, inputs: Tensor) -> Head | None:
-    """The linear layer whose output is, number for number, the network's logits; None where there is no such layer.
+    """Find the linear layer whose output equals the network's logits exactly; None if there is no such layer.
 
-    It is found by running the network once, so it does not matter how the network is written: ResNets, VGGs and vision
-    transformers have one; a network that ends in a convolution, or that scales its logits, has not. Wrapped and
-    compiled parts are looked into.
+    The network runs once and its linear layers are compared, so the network's code does not matter. ResNets, VGGs and
+    vision transformers have a head; a network that ends in a convolution or scales its logits has none. Heads inside
+    wrapped and compiled parts are found.
 
     Args:
-        model: in whatever mode; afterwards as it was.
+        model: in any mode; it is left as it was.
         inputs: (1, 3, H, W), normalized as the network expects.
 
     Raises:
-        WhycamError: a lazy module has not met its first batch.
+        WhycamError: a lazy module was not initialized by a first batch.
     """
     seen: list[tuple[str, nn.Linear, Tensor, Tensor]] = []
 
     def record(path: str) -> Any:
-        def hook(module: nn.Linear, given: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
-            seen.append((path, module, _input(given, named), output))
+        def hook(module: nn.Linear, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
+            seen.append((path, module, _input(args, kwargs), output))
 
         return hook
 
@@ -59,27 +59,27 @@ def find_head(model: nn.Module, inputs: Tensor) -> Head | None:
                 stack.callback(module.register_forward_hook(record(path), with_kwargs=True).remove)
         logits = model(inputs)
     found = [
-        Head(path, given.shape[1], module)
-        for path, module, given, output in seen
-        if given.ndim == 2 and output.shape == logits.shape and torch.equal(output, logits)
+        Head(path, features.shape[1], module)
+        for path, module, features, output in seen
+        if features.ndim == 2 and output.shape == logits.shape and torch.equal(output, logits)
     ]
-    # A layer that is called twice for an image would give two features for it.
+    # A layer that runs twice for an image would give two features.
     return found[-1] if found and sum(found[-1].module is module for _, module, _, _ in seen) == 1 else None
 
 
 @contextmanager
 def features_of(model: nn.Module, head: Head | None) -> Iterator[list[Tensor]]:
-    """A list into which every forward inside the block puts the head's input, (B, D); with no head it stays empty.
+    """A list to which every forward inside the block appends the head's input, (B, D); without a head it stays empty.
 
-    With a head, the model's compiled parts run uncompiled inside the block: compiled, they would not tell.
+    Compiled parts run uncompiled inside the block, since compiled code does not call hooks.
     """
     seen: list[Tensor] = []
     if head is None:
         yield seen
         return
 
-    def record(_module: nn.Module, given: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
-        seen.append(_input(given, named).detach())
+    def record(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        seen.append(_input(args, kwargs).detach())
 
     with instrumented(model):
         handle = head.module.register_forward_pre_hook(record, with_kwargs=True)
@@ -89,11 +89,11 @@ def features_of(model: nn.Module, head: Head | None) -> Iterator[list[Tensor]]:
             handle.remove()
 
 
-def _input(given: tuple[Tensor, ...], named: dict[str, Tensor]) -> Tensor:
-    """What a linear layer was called with, by position or by keyword."""
-    return given[0] if given else named["input"]
+def _input(args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Tensor:
+    """A linear layer's argument, given by position or by keyword."""
+    return args[0] if args else kwargs["input"]
 
 
 def directions(features: Tensor) -> Tensor:
-    """(N, D) features as fp16 of length 1 on the CPU, all that a cosine needs; zeros stay zeros."""
+    """Scale (N, D) features to length 1, as float16 on the CPU. A cosine needs no more; zeros stay zeros."""
     return F.normalize(features.float(), dim=1).half().cpu()

@@ -1,8 +1,9 @@
-"""The study folder: what every tool hands on, and how it is read back."""
+"""The study folder: all other tools read it and nothing else."""
 
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,28 +17,23 @@ import pyarrow.compute as pc
 from whycam.errors import WhycamError
 from whycam.files import write_bytes, writing
 from whycam.study.label_issues import label_issues
-from whycam.study.shards import read_table
+from whycam.study.notebook import study_html
+from whycam.study.tables import CLUSTERS, IMAGES, MAPS, NEIGHBORS, PREDICTIONS, SCHEMA_VERSION, SCORES, Table
 
-FORMAT = 1
 MANIFEST = "manifest.json"
 METRICS = "metrics.json"
-TABLES = {"predictions": "predictions.parquet", "images": "images.parquet", "maps": "maps.parquet"}
-RELATIONS = {"neighbors": "neighbours.parquet", "clusters": "clusters.parquet"}
-"""Tables that a study has only if the network's head was recognized."""
-OPTIONAL = {**RELATIONS, "scores": "scores.parquet"}
-"""Tables that not every study has."""
-PARTS = "parts"
+SHARDS = "parts"
 FIGURES = "figures"
 REPORT = "report.html"
 
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """A finished study, read from its folder; tables are read on first use.
+    """A finished study, read from its folder. Each table is read on first use and kept.
 
     Attributes:
         path: the folder.
-        manifest: what was run, on what, with what.
+        manifest: model, data, options and environment of the run.
         metrics: the classifier's scores and a summary of the maps.
     """
 
@@ -50,7 +46,7 @@ class Study:
         """Read a study folder.
 
         Raises:
-            WhycamError: there is none, it is incomplete, or a file of it is missing or damaged.
+            WhycamError: the folder is missing or incomplete, or one of its files is missing or damaged.
         """
         path = Path(path)
         manifest = read_manifest(path)
@@ -71,7 +67,7 @@ class Study:
     @cached_property
     def predictions(self) -> pa.Table:
         """One row per image, in the data set's order."""
-        return read_table(self.path / TABLES["predictions"])
+        return PREDICTIONS.read(self.path)
 
     @cached_property
     def errors(self) -> pa.Table:
@@ -81,26 +77,36 @@ class Study:
     @cached_property
     def maps(self) -> pa.Table:
         """One row per explained image, method, layer and target."""
-        return read_table(self.path / TABLES["maps"])
+        return MAPS.read(self.path)
 
     @cached_property
     def neighbors(self) -> pa.Table | None:
-        """The nearest images of every error by the network's features, or None: ``why_no_neighbors`` says why."""
-        return self._optional("neighbors")
+        """The nearest images of every error by the network's features, or None; then ``why_no_neighbors`` says why."""
+        return self._optional(NEIGHBORS)
 
     @cached_property
     def clusters(self) -> pa.Table | None:
-        """One row per error with its cluster by the network's features, or None where there are none."""
-        return self._optional("clusters")
+        """One row per error with its cluster by the network's features, or None if there are no clusters."""
+        return self._optional(CLUSTERS)
 
     @cached_property
-    def suspects(self) -> pa.Table:
-        """One row per error: how much speaks against its *label*, the most suspicious first."""
+    def label_issues(self) -> pa.Table:
+        """One row per error with the evidence against its label, the most suspicious label first."""
         return label_issues(self.predictions, self.neighbors)
 
     @property
+    def suspects(self) -> pa.Table:
+        """The old name of `label_issues`."""
+        warnings.warn(
+            "Study.suspects is now Study.label_issues; the old name goes with version 0.3",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return self.label_issues
+
+    @property
     def why_no_neighbors(self) -> str | None:
-        """Why `neighbors` is None, as a sentence; None where it is not."""
+        """A sentence that says why `neighbors` is None, or None if there are neighbors."""
         if self.neighbors is not None:
             return None
         if "features" not in self.manifest:
@@ -109,15 +115,15 @@ class Study:
 
     @cached_property
     def scores(self) -> pa.Table | None:
-        """ROAD of every map of a sample of the errors, one row per image, layer and method, controls among them.
+        """ROAD of all maps of a sample of the errors and of two controls, one row per image, layer and method.
 
-        None where there are none: ``why_no_scores`` says why. `metrics` holds their means and intervals.
+        None if no map was scored; then ``why_no_scores`` says why. `metrics` holds means and intervals.
         """
-        return self._optional("scores")
+        return self._optional(SCORES)
 
     @property
     def why_no_scores(self) -> str | None:
-        """Why `scores` is None, as a sentence; None where it is not."""
+        """A sentence that says why `scores` is None, or None if there are scores."""
         if self.scores is not None:
             return None
         if "score_images" not in self.manifest["config"]:
@@ -126,27 +132,24 @@ class Study:
 
     @cached_property
     def images(self) -> Mapping[str, bytes]:
-        """Id → PNG of the pixels that the network saw, for every error and for the neighbors that are shown with it.
+        """Id → PNG of the pixels that the network saw, for every error and for its shown neighbors.
 
-        Neighbors larger than 96 pixels are reduced to that.
+        Neighbors larger than 96 pixels are reduced to 96.
         """
-        table = read_table(self.path / TABLES["images"])
+        table = IMAGES.read(self.path, "id", "png")
         return dict(zip(table["id"].to_pylist(), table["png"].to_pylist(), strict=True))
 
-    def _optional(self, name: str) -> pa.Table | None:
-        path = self.path / OPTIONAL[name]
-        # What the manifest lists has to be there; a file it does not list is not this study's.
-        return read_table(path) if path.name in self.manifest.get("files", {}) else None
+    def _optional(self, table: Table) -> pa.Table | None:
+        # A file that the manifest lists must exist; one that it does not list does not belong to this study.
+        return table.read(self.path) if table.file in self.manifest.get("files", {}) else None
 
     def __repr__(self) -> str:
         errors, n, accuracy = (self.metrics[name] for name in ("errors", "n", "accuracy"))
         return f"Study({str(self.path)!r}: {errors:,} errors of {n:,} images, accuracy {accuracy:.2%})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
-        from whycam.study.notebook import study_html
-
-        return study_html(self)
+        """The report, for a notebook."""
+        return study_html(self.path / REPORT, self.metrics)
 
     @staticmethod
     def raw_map(row: Mapping[str, Any]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
@@ -156,30 +159,33 @@ class Study:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a study folder, or None where there is none.
+    """The manifest of a study folder, or None if the folder has none.
 
     Raises:
-        WhycamError: there is one, but it cannot be read or is of another format.
+        WhycamError: the manifest cannot be read or has another schema version.
     """
     path = folder / MANIFEST
     if not path.exists():
         return None
     manifest = _read_json(path)
-    if manifest.get("format") != FORMAT or not {"status", "stage", "key"} <= manifest.keys():
+    if manifest.get("format") != SCHEMA_VERSION or not {"status", "stage", "key"} <= manifest.keys():
         raise WhycamError(f"{path}: not a study manifest that this whycam reads; choose another folder")
     return manifest
 
 
 def claim(folder: Path, key: str) -> dict[str, Any] | None:
-    """Make the folder that of the study with this key: the manifest of its begun run, or None for a fresh start.
+    """Reserve the folder for the study with this key.
+
+    Returns:
+        The manifest of the run that was begun there, or None for a fresh start.
 
     Raises:
-        WhycamError: it holds something else, another study, or cannot be written.
+        WhycamError: the folder holds another study or other files, or cannot be written.
     """
     if folder.exists() and not folder.is_dir():
         raise WhycamError(f"{folder}: is a file; give a folder")
     before = read_manifest(folder)
-    if before is None and folder.is_dir() and (found := _visible(folder)):
+    if before is None and folder.is_dir() and (found := _foreign_file(folder)):
         raise WhycamError(f"{folder}: holds something else ({found}); give a new or empty folder")
     if before is not None and before["key"] != key:
         raise WhycamError(
@@ -188,21 +194,22 @@ def claim(folder: Path, key: str) -> dict[str, Any] | None:
         )
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        # A finished study has no use for parts, and its folder may by now be read-only.
+        # A finished study needs no shards, and its folder may be read-only by now.
         if before is None or before["status"] != "complete":
-            (folder / PARTS).mkdir(exist_ok=True)
+            (folder / SHARDS).mkdir(exist_ok=True)
             for leftover in folder.rglob(".*.partial"):
                 leftover.unlink()
     return before
 
 
-def _visible(folder: Path) -> str | None:
-    """The name of something in the folder that is not our own leftover of a killed start."""
-    return next((p.name for p in sorted(folder.iterdir()) if p.name != PARTS and not p.name.endswith(".partial")), None)
+def _foreign_file(folder: Path) -> str | None:
+    """The name of a file that a killed start of a study cannot have left."""
+    names = (path.name for path in sorted(folder.iterdir()))
+    return next((name for name in names if name != SHARDS and not name.endswith(".partial")), None)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write JSON that appears whole or not at all; NaN, which JSON lacks, is refused."""
+    """Write JSON whole or not at all; NaN, which JSON lacks, is refused."""
     write_bytes(path, (json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 

@@ -20,12 +20,12 @@ from whycam.models.resnet import study_layers
 
 @dataclass(frozen=True, eq=False)
 class ExplainedImage:
-    """One file and what the network makes of it.
+    """An image file with its prediction and its maps.
 
     Attributes:
         path: the file.
         ranking: (class name, probability), most probable first.
-        explanation: of this image alone.
+        explanation: the maps, a batch of one image.
     """
 
     path: Path
@@ -45,21 +45,22 @@ def explain_files(
     """Explain each file for its predicted class, and for each named one.
 
     Args:
-        model: as `whycam.load` gives it.
-        spec: likewise.
+        model: the network, as `whycam.load` returns it.
+        spec: its description, from the same call.
         paths: image files.
-        layers: where to look; None for the study's three (or the last spatial layer of another network).
+        layers: names of the layers to explain; None for the published study's three (or, in another network, the last
+            spatial layer).
         methods: names of methods.
         targets: class names or indices.
 
     Raises:
-        WhycamError: a file is no readable image, or a layer, method or class is unknown.
+        WhycamError: a file is not a readable image, or a layer, method or class is unknown.
     """
     wanted: dict[str, TargetLike] = {"predicted": None}
     wanted |= {spec.classes[index]: index for index in (class_index(name, spec.classes) for name in targets)}
     explainer = Explainer(model, layers or study_layers(model), methods, wanted)
     device = next(model.parameters()).device
-    # All files are read before any is explained: a bad one is said at once.
+    # All files are read before any is explained, so that a bad one is reported at once.
     inputs = [spec.preprocess(read_image(path).to(device)) for path in paths]
 
     def results() -> Iterator[ExplainedImage]:

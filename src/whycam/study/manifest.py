@@ -1,4 +1,4 @@
-"""What was run, on what, with what: enough to repeat a study and to notice that it is another one."""
+"""The manifest: model, data, options and environment of a study, enough to repeat it and to tell studies apart."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from whycam.device import device_name
 from whycam.files import sha256_of
 from whycam.models.checkpoint import ModelSpec
 from whycam.models.summary import summarize
-from whycam.study.folder import FORMAT, METRICS, OPTIONAL, TABLES
+from whycam.study.config import WITHOUT_EFFECT
+from whycam.study.folder import METRICS
+from whycam.study.tables import OPTIONAL, REQUIRED, SCHEMA_VERSION
 
 
 def describe(
@@ -31,7 +33,7 @@ def describe(
 ) -> dict[str, Any]:
     """The manifest's entries that are known before the work starts.
 
-    ``key`` covers all that determines the numbers: parts of studies with different keys never mix.
+    ``key`` is a digest of everything that determines the numbers. Shards of studies with different keys never mix.
     """
     channels = 1 if spec.preprocess.channels == "L" else 3
     described_model = {
@@ -47,10 +49,10 @@ def describe(
         "digest": source.digest,
         "classes": list(source.classes),
     }
-    decisive = {name: value for name, value in config.items() if name != "batch_size"}
-    key = [FORMAT, __version__, described_model, described_data, decisive]
+    decisive = {name: value for name, value in config.items() if name not in WITHOUT_EFFECT}
+    key = [SCHEMA_VERSION, __version__, described_model, described_data, decisive]
     return {
-        "format": FORMAT,
+        "format": SCHEMA_VERSION,
         "key": hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest(),
         "whycam": __version__,
         "config": config,
@@ -71,8 +73,9 @@ def describe(
 
 def digests(folder: Path) -> dict[str, dict[str, Any]]:
     """SHA-256 and size of every finished file of a study."""
-    names = [*TABLES.values(), *(name for name in OPTIONAL.values() if (folder / name).exists()), METRICS]
-    return {name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size} for name in names}
+    tables = [*REQUIRED, *(table for table in OPTIONAL if table.path(folder).exists())]
+    paths = [*(table.path(folder) for table in tables), folder / METRICS]
+    return {path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in paths}
 
 
 def peak_memory_mib() -> float:
@@ -82,19 +85,13 @@ def peak_memory_mib() -> float:
 
 
 def _git_commit() -> str | None:
-    """The commit of whycam's own checkout, None for an installed package."""
+    """The commit of whycam's own checkout, or None for an installed package."""
     checkout = Path(__file__).parents[3]
     if not (checkout / ".git").exists():
         return None
     try:
-        result = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=checkout,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+        result = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return result.stdout.strip() or None if result.returncode == 0 else None

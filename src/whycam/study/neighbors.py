@@ -1,46 +1,30 @@
-"""For every error the nearest images, by the cosine of the features that the classifier's head is given."""
+"""The nearest images of every error, by the cosine of the features that the network's last linear layer receives."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from whycam.data.source import IndexArray
-
 SHOWN = 3
-"""Nearest correct predictions of each of the two classes."""
+"""Number of nearest correct predictions of the error's true and of its predicted class, each."""
 VOTES = 10
-"""Nearest images of any class, whose labels are compared with the error's."""
+"""Number of nearest images of any class. Their labels are compared with the error's."""
 KINDS = ("true", "predicted", "any")
 SIDE = 96
-"""Neighbors are there to be looked at, not measured: larger ones are kept reduced to this many pixels."""
-_ROWS = 1024  # errors at a time: bounds the matrix of similarities
-
-NEIGHBORS = pa.schema(
-    [
-        ("index", pa.int32()),
-        ("id", pa.string()),  # the error
-        ("kind", pa.string()),  # correct predictions of its "true" or its "predicted" class, or "any" image
-        ("rank", pa.int16()),  # 1 is the nearest
-        ("neighbour_index", pa.int32()),
-        ("neighbour_id", pa.string()),
-        ("similarity", pa.float32()),  # cosine of the two images' features, −1 to 1
-    ]
-)
+"""Pixels of a neighbor's longer side; larger ones are stored reduced, since neighbors are only looked at."""
+_ROWS = 1024  # errors at a time; bounds the matrix of similarities
 
 
 @dataclass(frozen=True)
 class Block:
-    """A run of the data set's images.
+    """Consecutive images of the data set.
 
     Attributes:
-        index: (M,) positions in the data set, rising.
+        index: (M,) positions in the data set, ascending.
         label: (M,) their labels.
         correct: (M,) whether they were classified correctly.
         features: (M, D) of length 1.
@@ -55,18 +39,18 @@ class Block:
 def nearest(
     errors: Block, predicted: Tensor, blocks: Iterable[Block], shown: int = SHOWN, votes: int = VOTES
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """The nearest images of every error, found a block at a time, so that memory grows with the errors alone.
+    """Find the nearest images of every error. Only one block is in memory, so memory grows with the errors alone.
 
     Args:
-        errors: E images, all of them wrong.
-        predicted: (E,) the classes they were taken for.
+        errors: E misclassified images.
+        predicted: (E,) their predicted classes.
         blocks: all images, in the data set's order.
-        shown: how many of kind "true" and of kind "predicted".
-        votes: how many of kind "any"; an error is not its own neighbor.
+        shown: number of neighbors of kind "true" and of kind "predicted", each.
+        votes: number of neighbors of kind "any"; an error is not its own neighbor.
 
     Returns:
-        For each of ``KINDS`` the similarities (E, k), falling, and the positions (E, k); −1 where there are fewer.
-        Which of equally similar images come first is not defined.
+        For each of ``KINDS`` the similarities (E, k), descending, and the positions (E, k), −1 where there are fewer.
+        Of equally similar images in one block any may be chosen.
     """
     count = len(errors.index)
     found = {
@@ -91,35 +75,19 @@ def nearest(
 
 
 def _merged(values: Tensor, positions: Tensor, similarity: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Keep the best of those found so far and of a block's candidates."""
     k = values.shape[1]
     best = similarity.topk(min(k, similarity.shape[1]), dim=1)
     new = torch.where(best.values > -torch.inf, index[best.indices], -1)
     values, positions = torch.cat([values, best.values], 1), torch.cat([positions, new], 1)
-    # Twice stable: by similarity, and what is equally similar by position.
+    # Two stable sorts: by similarity, equal similarities by position.
     order = positions.argsort(dim=1, stable=True)
     order = order.gather(1, values.gather(1, order).argsort(dim=1, descending=True, stable=True))[:, :k]
     return values.gather(1, order), positions.gather(1, order)
 
 
-def neighbor_rows(
-    errors: IndexArray, found: dict[str, tuple[Tensor, Tensor]], ids: Callable[[IndexArray], Sequence[str]]
-) -> pa.Table:
-    """One row per error, kind and rank, errors outermost; where there are fewer neighbors there are fewer rows."""
-    places = torch.cat([found[kind][1] for kind in KINDS], 1).numpy()
-    similar = torch.cat([found[kind][0] for kind in KINDS], 1).numpy()
-    slots = [(kind, rank) for kind in KINDS for rank in range(1, found[kind][1].shape[1] + 1)]
-    row, slot = np.nonzero(places >= 0)
-    position = places[row, slot]
-    columns = [
-        errors[row], list(ids(errors[row])), [slots[s][0] for s in slot], [slots[s][1] for s in slot], position,
-        list(ids(position)), similar[row, slot],
-    ]  # fmt: skip
-    arrays = [pa.array(values, type=field.type, safe=False) for values, field in zip(columns, NEIGHBORS, strict=True)]
-    return pa.table(arrays, schema=NEIGHBORS)
-
-
 def reduced(pixels: Tensor, side: int = SIDE) -> Tensor:
-    """(B, 3, H, W) uint8 with no side longer than ``side``: smaller images as they are, larger ones area-averaged."""
+    """Reduce (B, 3, H, W) uint8 so that no side is longer than ``side``, by area averages; smaller ones stay."""
     longest = max(pixels.shape[-2:])
     if longest <= side:
         return pixels

@@ -24,7 +24,7 @@ def logits_of(
     """(positions, (B, K) float32 logits on the CPU), batch after batch.
 
     Raises:
-        WhycamError: the network's answer is not finite.
+        WhycamError: the network's output is NaN or infinite.
     """
     device = next(model.parameters()).device
     with in_eval_mode(model):
@@ -48,22 +48,22 @@ def evaluate(
     """Score a network on a labeled data set.
 
     Args:
-        model: in whatever mode; it is run in eval mode and left as it was.
+        model: in any mode; it runs in eval mode and is left as it was.
         spec: its classes and preprocessing.
         source: the data.
         batch_size: images at a time.
         progress: told ("predict", images done, images in all).
 
     Raises:
-        WhycamError: there is no image, or the classes are not the network's.
+        WhycamError: there is no image, or the classes differ from the network's.
     """
     if batch_size < 1:
         raise WhycamError(f"the batch size must be at least 1, got {batch_size}")
     check_classes(spec, source)
     if not len(source):
         raise WhycamError(f"{source.name}: there is no image to evaluate")
-    answers = []
+    outputs = []
     for batch, logits in logits_of(model, spec.preprocess, source, range(len(source)), batch_size):
-        answers.append(logits)
+        outputs.append(logits)
         progress("predict", batch.stop, len(source))
-    return score_classification(torch.cat(answers), torch.from_numpy(np.asarray(source.labels)))
+    return score_classification(torch.cat(outputs), torch.from_numpy(np.asarray(source.labels)))

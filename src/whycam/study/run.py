@@ -1,4 +1,4 @@
-"""The main job: predict → errors → their neighbors → explain → score → measure → a study folder."""
+"""The main job: predict → neighbors of the errors → explain and score → measure → a study folder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -27,32 +27,18 @@ from whycam.nn_utils import unwrapped
 from whycam.progress import Progress, quiet
 from whycam.study import manifest as manifests
 from whycam.study.config import Config
-from whycam.study.default_layers import check_grids, chosen_layers
+from whycam.study.default_layers import check_grids, default_layers
+from whycam.study.explanation_pass import ExplanationPass
 from whycam.study.features import Head, features_of, find_head
-from whycam.study.folder import (
-    MANIFEST,
-    METRICS,
-    OPTIONAL,
-    PARTS,
-    TABLES,
-    Study,
-    claim,
-    write_json,
-)
-from whycam.study.neighbors import reduced
+from whycam.study.folder import MANIFEST, METRICS, SHARDS, Study, claim, write_json
 from whycam.study.predict import logits_of
-from whycam.study.road_scores import SCORES, SEED, Scorer, sampled
-from whycam.study.shards import assemble, read_table, write_missing
-from whycam.study.similarity import relate, shown_neighbors, with_features
-from whycam.study.summary import measure
-from whycam.study.tables import IMAGES, MAPS, PREDICTIONS, image_rows, map_rows, prediction_rows
+from whycam.study.road_scores import SEED, Scorer, sampled
+from whycam.study.shards import assemble, write_missing_shards
+from whycam.study.similarity import FORWARD, shown_neighbors, with_features, write_neighbors
+from whycam.study.summary import MEASURED, measure
+from whycam.study.tables import MAPS, PREDICTIONS, SCORES, prediction_rows
 
-# What a kill costs at most: about this many images' work is done again.
-PREDICTIONS_PER_PART = 2048
-EXPLANATIONS_PER_PART = 256
-SCORES_PER_PART = 16
-
-_Rows = Callable[[range], Iterator[pa.Table]]
+PREDICTIONS_PER_SHARD = 2048  # a kill costs at most the work on so many images
 
 
 def run_study(
@@ -67,29 +53,31 @@ def run_study(
 ) -> Study:
     """Explain every error of ``model`` on ``source`` for its predicted and its true class, and some right predictions.
 
-    Killed at any moment, ``out`` holds a study that says it is incomplete; the same call continues it. A finished one
-    is returned as it is.
+    If the process is killed, ``out`` holds a study that is marked as incomplete, and the same call continues it. A
+    finished study is returned as it is.
 
     Args:
-        model: a network; afterwards as it was. A compiled or ``DataParallel`` one is studied as the network inside,
-            since neither features nor activations can be read through the wrapper.
+        model: a network; it is left as it was. Of a compiled or ``DataParallel`` network the inner network is studied,
+            since features and activations cannot be read through the wrapper.
         spec: its classes, preprocessing and digest.
         source: labeled images.
         out: a folder: new, empty, or holding this very study, finished or not.
-        config: layers, methods, batch size.
+        config: the options.
         progress: told (stage, done, total).
-        publish: called with the study when its tables are done and before it calls itself complete, to add what people
-            look at.
+        publish: called with the study when its tables are written and before it is marked as complete; it may write
+            figures and a report.
 
     Raises:
-        WhycamError: the folder holds something else or cannot be written, a layer or method is unknown, or the data
-            do not fit the network.
+        WhycamError: the folder holds other files or cannot be written, a layer or method is unknown, or the data do
+            not fit the network.
     """
-    return _Run(unwrapped(model), spec, source, Path(out), config or Config(), progress, publish).run()
+    return StudyRunner(unwrapped(model), spec, source, Path(out), config or Config(), progress, publish).run()
 
 
 @dataclass(frozen=True, eq=False)
-class _Run:
+class StudyRunner:
+    """One call of `run_study`: its arguments, and the stages that fill the study folder."""
+
     model: nn.Module
     spec: ModelSpec
     source: ImageSource
@@ -99,6 +87,7 @@ class _Run:
     publish: Callable[[Study], object] | None
 
     def run(self) -> Study:
+        """Run the stages that are not done yet."""
         check_classes(self.spec, self.source)
         if not len(self.source):
             raise WhycamError(f"{self.source.name}: there is no image to study")
@@ -108,36 +97,39 @@ class _Run:
             return Study.load(self.out)
         timings: dict[str, float] = dict(before["timings"]) if before else {}
         manifest = description | {"status": "incomplete", "timings": timings}
-        for stage in (self._predict, self._relate, self._explain, self._score, self._measure):
-            name = stage.__name__.lstrip("_")
+        stages = {
+            "predict": self._predict,
+            "neighbors": self._neighbors,
+            "explain": self._explain,
+            "measure": self._measure,
+        }
+        for name, stage in stages.items():
             write_json(self.out / MANIFEST, manifest | {"stage": name})
             start = time.perf_counter()
             stage()
             timings[name] = round(timings.get(name, 0.0) + time.perf_counter() - start, 3)
         manifest |= {"files": manifests.digests(self.out), "peak_memory_mib": manifests.peak_memory_mib()}
+        complete = manifest | {"status": "complete", "stage": "complete"}
         if self.publish is not None:
             write_json(self.out / MANIFEST, manifest | {"stage": "publish"})
-            metrics = json.loads((self.out / METRICS).read_bytes())
-            self.publish(Study(self.out, manifest | {"status": "complete", "stage": "complete"}, metrics))
-        # Parts go first: a kill in between leaves an incomplete study whose tables are all there.
-        shutil.rmtree(self._parts)
-        write_json(self.out / MANIFEST, manifest | {"status": "complete", "stage": "complete"})
+            self.publish(Study(self.out, complete, json.loads((self.out / METRICS).read_bytes())))
+        # The shards are deleted first: if the process is killed in between, the study is incomplete but has all tables.
+        shutil.rmtree(self._shards)
+        write_json(self.out / MANIFEST, complete)
         return Study.load(self.out)
 
     @property
-    def _parts(self) -> Path:
-        return self.out / PARTS
+    def _shards(self) -> Path:
+        return self.out / SHARDS
 
     @cached_property
     def layers(self) -> tuple[str, ...]:
-        if self.config.layers is not None:
-            return self.config.layers
-        return chosen_layers(self.model, self._first_input)
+        """Names of the layers to explain."""
+        return self.config.layers if self.config.layers is not None else default_layers(self.model, self._first_input)
 
     @cached_property
     def _first_input(self) -> torch.Tensor:
-        device = next(self.model.parameters()).device
-        return self.spec.preprocess(self.source.read([0]).to(device))
+        return self.spec.preprocess(self.source.read([0]).to(next(self.model.parameters()).device))
 
     @cached_property
     def _head(self) -> Head | None:
@@ -145,22 +137,14 @@ class _Run:
 
     @cached_property
     def description(self) -> dict[str, Any]:
-        """All of the manifest that is known beforehand."""
+        """The part of the manifest that is known before the first stage."""
         resolved = resolve_layers(self.model, self.layers)
         methods = resolve_methods(self.config.methods)
-        # One image through everything: what cannot work is said before hours are spent.
+        # One image is explained first, so that what cannot work fails at once and not after hours.
         trial = Explainer(self.model, self.layers, methods)(self._first_input)
-        config = {
-            "layers": list(self.layers),
-            "methods": [method.name for method in methods],
-            "targets": ["predicted", "true"],
-            "limit": self.config.limit,
-            "split": self.source.split,
-            "batch_size": self.config.batch_size,
-            "baseline": self.config.baseline,
-            "score_images": self.config.score_images,
-        }
         check_grids(methods, trial)
+        options = replace(self.config, layers=self.layers, methods=tuple(method.name for method in methods))
+        config = options.to_manifest() | {"targets": ["predicted", "true"], "split": self.source.split}
         layers = [
             {
                 "name": layer.name,
@@ -179,114 +163,56 @@ class _Run:
         }
 
     def _predict(self) -> None:
-        def rows(positions: range) -> Iterator[pa.Table]:
+        def rows(positions: range) -> Iterator[dict[str, pa.Table]]:
             preprocess, size = self.spec.preprocess, self.config.batch_size
             with features_of(self.model, self._head) as features:
                 for batch, logits in logits_of(self.model, preprocess, self.source, positions, size):
                     indices = np.asarray(batch, dtype=np.int64)
                     table = prediction_rows(indices, self._ids(indices), self.source.labels[indices], logits)
-                    yield with_features(table, features.pop()) if features else table
+                    yield {"forward": with_features(table, features.pop()) if features else table}
                     self.progress("predict", batch.stop, len(self.source))
 
-        # Kept until the study is complete: what is compared next is read from these parts.
-        parts = write_missing(self._parts, "forward", len(self.source), PREDICTIONS_PER_PART, rows)
+        # The next stage reads the features from these shards.
+        table = PREDICTIONS if self._head is None else FORWARD
+        shards = write_missing_shards(self._shards, {"forward": table}, len(self.source), PREDICTIONS_PER_SHARD, rows)
         self.progress("predict", len(self.source), len(self.source))
-        if not (self.out / TABLES["predictions"]).exists():
-            assemble(self.out / TABLES["predictions"], parts, PREDICTIONS)
+        if not PREDICTIONS.path(self.out).exists():
+            assemble(self.out, PREDICTIONS, shards["forward"])
 
-    def _relate(self) -> None:
-        if self._head is None:
-            return
-        parts = sorted(self._parts.glob("forward-*.parquet"))
-        relate(parts, self.out, self._ids, self.progress)
+    def _neighbors(self) -> None:
+        if self._head is not None:
+            write_neighbors(sorted(self._shards.glob("forward-*.parquet")), self.out, self._ids, self.progress)
 
     def _explain(self) -> None:
-        table = read_table(self.out / TABLES["predictions"])
-        wrong = np.flatnonzero(~table["correct"].to_numpy())
-        right = _first_of_each(table, self.config.baseline)
-        predicted = table["predicted"].to_numpy()
-        explainer = Explainer(self.model, self.layers, self.config.methods)
-        device = next(self.model.parameters()).device
-        total = len(wrong) + len(right)
-
-        def maps(chosen: IndexArray, targets: Sequence[str], before: int) -> _Rows:
-            def rows(positions: range) -> Iterator[pa.Table]:
-                done = before + positions.start
-                for indices in self._batches(chosen, positions):
-                    classes = {
-                        "predicted": predicted[indices].astype(np.int64),
-                        "true": np.asarray(self.source.labels[indices], dtype=np.int64),
-                    }
-                    classes = {name: classes[name] for name in targets}
-                    inputs = self.spec.preprocess(self.source.read(indices).to(device))
-                    explained = explainer(inputs, {name: torch.from_numpy(index) for name, index in classes.items()})
-                    yield map_rows(indices, self._ids(indices), classes, explained)
-                    done += len(indices)
-                    self.progress("explain", done, total)
-
-            return rows
-
-        def images(chosen: IndexArray, finish: Callable[[torch.Tensor], torch.Tensor]) -> _Rows:
-            def rows(positions: range) -> Iterator[pa.Table]:
-                for indices in self._batches(chosen, positions):
-                    pixels = self.spec.preprocess.invert(self.spec.preprocess(self.source.read(indices)))
-                    yield image_rows(indices, self._ids(indices), finish(pixels))
-
-            return rows
-
-        if not (self.out / TABLES["maps"]).exists():
-            both = maps(wrong, ("predicted", "true"), 0), maps(right, ("predicted",), len(wrong))
-            parts = write_missing(self._parts, "maps", len(wrong), EXPLANATIONS_PER_PART, both[0])
-            parts += write_missing(self._parts, "baseline", len(right), EXPLANATIONS_PER_PART, both[1])
-            assemble(self.out / TABLES["maps"], parts, MAPS)
-        if not (self.out / TABLES["images"]).exists():
-            near = shown_neighbors(self.out)
-            as_seen, small = images(wrong, lambda pixels: pixels), images(near, reduced)
-            parts = write_missing(self._parts, "images", len(wrong), EXPLANATIONS_PER_PART, as_seen)
-            parts += write_missing(self._parts, "neighbors", len(near), EXPLANATIONS_PER_PART, small)
-            assemble(self.out / TABLES["images"], parts, IMAGES)
-        self.progress("explain", total, total)
-
-    def _score(self) -> None:
-        path = self.out / OPTIONAL["scores"]
-        if not self.config.score_images or path.exists():
-            return
-        table = read_table(self.out / TABLES["predictions"])
-        chosen = sampled(np.flatnonzero(~table["correct"].to_numpy()), self.config.score_images)
-        layers, methods = self.description["layers"], self.description["config"]["methods"]
-        scorer = Scorer(
-            self.model, self.spec.preprocess, layers, methods, table, self.out / TABLES["maps"], chosen,
-            self.config.batch_size,
-        )  # fmt: skip
-
-        def rows(positions: range) -> Iterator[pa.Table]:
-            done = positions.start
-            for indices in self._batches(chosen, positions):
-                yield scorer.rows(indices, self._ids(indices), self.source.read(indices))
-                done += len(indices)
-                self.progress("score", done, len(chosen))
-
-        parts = write_missing(self._parts, "scores", len(chosen), SCORES_PER_PART, rows)
-        assemble(path, parts, SCORES)
-        self.progress("score", len(chosen), len(chosen))
-
-    def _batches(self, chosen: IndexArray, positions: range) -> Iterator[IndexArray]:
-        for start in range(positions.start, positions.stop, self.config.batch_size):
-            yield chosen[start : min(start + self.config.batch_size, positions.stop)]
+        predictions = PREDICTIONS.read(self.out)
+        errors = np.flatnonzero(~predictions["correct"].to_numpy())
+        config, described = self.config, self.description
+        methods, size = described["config"]["methods"], config.batch_size
+        scorer = Scorer(self.model, self.spec.preprocess, described["layers"], methods, predictions, size)
+        ExplanationPass(
+            source=self.source,
+            preprocess=self.spec.preprocess,
+            explainer=Explainer(self.model, self.layers, config.methods),
+            scorer=scorer if config.score_images else None,
+            predicted=predictions["predicted"].to_numpy(),
+            errors=errors,
+            scored=sampled(errors, config.score_images),
+            baseline=_first_of_each_class(predictions, config.baseline),
+            neighbors=shown_neighbors(self.out),
+            batch_size=size,
+        ).write(self.out, self._shards, self.progress)
 
     def _measure(self) -> None:
-        predictions, maps = (read_table(self.out / TABLES[name]) for name in ("predictions", "maps"))
-        scored = self.out / OPTIONAL["scores"]
-        scores = read_table(scored) if scored.exists() else None
+        predictions, maps = PREDICTIONS.read(self.out), MAPS.read(self.out, *MEASURED)
+        scores = SCORES.read(self.out) if self.config.score_images else None
         write_json(self.out / METRICS, measure(predictions, maps, self.spec.classes, scores))
         self.progress("measure", 1, 1)
 
-    def _ids(self, indices: Sequence[int] | np.ndarray[Any, Any]) -> list[str]:
-        ids = self.source.ids
-        return [ids[int(index)] for index in indices]
+    def _ids(self, indices: Sequence[int] | IndexArray) -> list[str]:
+        return [self.source.ids[int(index)] for index in indices]
 
 
-def _first_of_each(predictions: pa.Table, count: int) -> IndexArray:
+def _first_of_each_class(predictions: pa.Table, count: int) -> IndexArray:
     """The positions of each class's first ``count`` correct predictions, in the data set's order."""
     label, correct = predictions["label"].to_numpy(), predictions["correct"].to_numpy()
     chosen = [np.flatnonzero(correct & (label == value))[:count] for value in np.unique(label)]

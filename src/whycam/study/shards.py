@@ -1,77 +1,60 @@
-"""Long work in parts: each is written once, whole, so that work that was killed continues where it stopped."""
+"""Long work in shards: each is written whole or not at all, so that a killed run continues where it stopped."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from whycam.errors import WhycamError
 from whycam.files import replacing
+from whycam.study.tables import Table
 
 
-def blocks(total: int, size: int) -> Iterator[tuple[int, range]]:
-    """(number, positions) of consecutive blocks of ``size``; planned from the total alone, so a rerun plans alike."""
-    for number, start in enumerate(range(0, total, size)):
-        yield number, range(start, min(start + size, total))
-
-
-def write_missing(
+def write_missing_shards(
     folder: Path,
-    name: str,
+    tables: Mapping[str, Table],
     total: int,
     size: int,
-    compute: Callable[[range], Iterator[pa.Table]],
-) -> list[Path]:
-    """Write ``name-00000.parquet`` … for every block that has none yet.
+    compute: Callable[[range], Iterator[Mapping[str, pa.Table]]],
+) -> dict[str, list[Path]]:
+    """Write ``<name>-00000.parquet`` … of every name for every block of items that lacks one of them.
 
     Args:
-        folder: where the parts lie.
-        name: what they are parts of.
-        total: how many items there are.
+        folder: where the shards lie.
+        tables: name of the shards → their table.
+        total: number of items. It alone decides on the blocks, so that a rerun has the same.
         size: items in a block.
-        compute: gives the rows of a block, in pieces.
+        compute: gives the rows of a block, batch after batch: name → rows.
 
     Returns:
-        The parts in order, all of them present.
+        For each name its shards in order, all of them present.
     """
-    paths = []
-    for number, positions in blocks(total, size):
-        path = folder / f"{name}-{number:05d}.parquet"
-        if not path.exists():
-            write_table(path, compute(positions))
-        paths.append(path)
+    paths: dict[str, list[Path]] = {name: [] for name in tables}
+    for number, start in enumerate(range(0, total, size)):
+        shard = {name: folder / f"{name}-{number:05d}.parquet" for name in tables}
+        if not all(path.exists() for path in shard.values()):
+            with ExitStack() as stack:
+                writers = {name: stack.enter_context(parquet_writer(shard[name], tables[name])) for name in tables}
+                for batch in compute(range(start, min(start + size, total))):
+                    for name, rows in batch.items():
+                        writers[name].write_table(rows)
+        for name, path in shard.items():
+            paths[name].append(path)
     return paths
 
 
-def write_table(path: Path, pieces: Iterator[pa.Table], schema: pa.Schema | None = None) -> None:
-    """Stream tables into one Parquet file, which appears whole or not at all; with no pieces, an empty table."""
-    with replacing(path) as partial:
-        writer = pq.ParquetWriter(partial, schema, compression="zstd") if schema is not None else None
-        try:
-            for piece in pieces:
-                if writer is None:
-                    writer = pq.ParquetWriter(partial, piece.schema, compression="zstd")
-                writer.write_table(piece)
-        finally:
-            if writer is not None:
-                writer.close()
+@contextmanager
+def parquet_writer(path: Path, table: Table) -> Iterator[pq.ParquetWriter]:
+    """A writer of rows of ``table``; the file appears only when the block has ended without an error."""
+    with replacing(path) as partial, pq.ParquetWriter(partial, table.schema, compression="zstd") as writer:
+        yield writer
 
 
-def assemble(path: Path, parts: list[Path], schema: pa.Schema) -> None:
-    """Join the schema's columns of parts into ``path``, one at a time: memory does not grow with their number."""
-    write_table(path, (read_table(part, schema.names) for part in parts), schema)
-
-
-def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a Parquet file whole, or some of its columns.
-
-    Raises:
-        WhycamError: it is missing or damaged.
-    """
-    try:
-        return pq.read_table(path, columns=None if columns is None else list(columns))
-    except (OSError, pa.ArrowException) as error:
-        raise WhycamError(f"{path}: cannot be read as Parquet; delete the study and make it again") from error
+def assemble(out: Path, table: Table, shards: Sequence[Path]) -> None:
+    """Join the table's columns of all shards into its file in ``out``. One shard is in memory at a time."""
+    with parquet_writer(table.path(out), table) as writer:
+        for shard in shards:
+            writer.write_table(table.read(shard))

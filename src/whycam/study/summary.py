@@ -14,15 +14,25 @@ import torch
 from whycam.metrics.classification import score_classification
 from whycam.study.road_scores import summarize_scores
 
+MEASURED = ("index", "method", "layer", "target", "score", "raw_sum", "negative_sum", "flags")
+"""The columns of the table of maps that `measure` needs."""
+
 
 def measure(
     predictions: pa.Table, maps: pa.Table, classes: Sequence[str], map_scores: pa.Table | None = None
 ) -> dict[str, Any]:
-    """What ``metrics.json`` holds, from the study's tables alone."""
+    """The contents of ``metrics.json``.
+
+    Args:
+        predictions: the study's table.
+        maps: likewise; ``MEASURED`` columns suffice.
+        classes: class names.
+        map_scores: the table of scores, or None if no map was scored.
+    """
     logits = np.stack(predictions["logits"].to_numpy())
     labels = predictions["label"].to_numpy().astype(np.int64)
     scores = score_classification(torch.from_numpy(logits), torch.from_numpy(labels))
-    # The maps of right predictions are there to compare with, not to be counted among the errors'.
+    # Maps of correct predictions are only compared with; the summary is of the errors' maps.
     wrong = predictions.filter(pc.invert(predictions["correct"]))["index"]
     errors = maps.filter(pc.is_in(maps["index"], wrong.combine_chunks()))
     measured = scores.to_dict(classes) | {"maps": summarize_maps(errors)}
@@ -30,7 +40,7 @@ def measure(
 
 
 def summarize_maps(maps: pa.Table) -> list[dict[str, Any]]:
-    """One entry per method, layer and target: flags counted, and medians of the maps' sums in units of the logit."""
+    """One entry per method, layer and target: counts of flags, and medians of the maps' sums in units of the logit."""
     keys = list(zip(*(maps[name].to_pylist() for name in ("method", "layer", "target")), strict=True))
     result = []
     for method, layer, target in dict.fromkeys(keys):

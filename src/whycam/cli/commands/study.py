@@ -137,14 +137,7 @@ def _study(options: Namespace, model: nn.Module, spec: ModelSpec, source: ImageS
     from whycam.report.publish import publish
     from whycam.study import Config, run_study
 
-    config = Config(
-        layers=tuple(options.layers) if options.layers else None,
-        methods=tuple(options.methods),
-        limit=options.limit,
-        batch_size=options.batch_size,
-        baseline=options.baseline,
-        score_images=options.score_images,
-    )
+    config = Config.from_options(vars(options))
     drawn: list[Path] = []
     with console.progress() as show:
         finished = run_study(
@@ -153,7 +146,7 @@ def _study(options: Namespace, model: nn.Module, spec: ModelSpec, source: ImageS
         )  # fmt: skip
         page = drawn[0] if drawn else publish(finished, progress=show)
     metrics = finished.metrics
-    suspects = finished.suspects["suspect"].to_pylist().count(True)
+    issues = finished.label_issues["suspect"].to_pylist().count(True)
     if options.json:
         console.say_json(
             {
@@ -162,7 +155,7 @@ def _study(options: Namespace, model: nn.Module, spec: ModelSpec, source: ImageS
                 "n": metrics["n"],
                 "errors": metrics["errors"],
                 "accuracy": metrics["accuracy"],
-                "labels_worth_a_look": suspects,
+                "labels_worth_a_look": issues,
                 "timings": finished.manifest["timings"],
                 "peak_memory_mib": finished.manifest["peak_memory_mib"],
             }
@@ -174,8 +167,8 @@ def _study(options: Namespace, model: nn.Module, spec: ModelSpec, source: ImageS
         f"(95% interval {console.percent(low)} to {console.percent(high)})"
     )
     console.say(f"{metrics['errors']} errors explained at {', '.join(finished.manifest['config']['layers'])}")
-    if suspects:
-        console.say(f"{suspects} of them may be the label's error: the report lists them as worth a look")
+    if issues:
+        console.say(f"{issues} of them may be the label's error: the report lists them as worth a look")
     console.say(f"report:  {page}")
     console.say(f"figures: {finished.path / 'figures'}")
     console.say(f"study:   {finished.path}")

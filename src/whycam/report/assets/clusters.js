@@ -1,4 +1,4 @@
-// Clusters of errors: a card for each, with its most typical image, its mean map and the pairs of classes in it.
+// Clusters of errors: a card for each with its most typical image, its mean map and its pairs of classes.
 
 const clusterMean = relations && clusters.length ? meansOf(relations.means, 1, clusters.length) : null;
 const CLUSTER_PAIRS = 3;
@@ -7,7 +7,7 @@ function drawClusters(keys) {
   drawClusterButtons();
   if (!MEAN_KEYS.some((key) => keys.has(key)) && !keys.has("pictures")) return;
   document.getElementById("clusters-lead").textContent = clusters.length
-    ? `The ${count(N)} errors in ${clusters.length} groups that the network’s features put together (spherical k-means on what its last layer is given, seeded). Groups mostly follow the predicted class, and some cut across the pairs above; another seed would draw some borders elsewhere. Each is shown by the error nearest to its center and by its mean map, ${core.methods[state.method].title} at ${core.layers[state.layer].name}, evidence for the predicted class.`
+    ? `The ${count(N)} errors in ${clusters.length} groups that the network’s features put together (k-means on the input of its last layer, at unit length, seeded). Groups mostly follow the predicted class, and some cut across the pairs above; another seed would draw some borders elsewhere. Each is shown by the error nearest to its center and by its mean map, ${core.methods[state.method].title} at ${core.layers[state.layer].name}, evidence for the predicted class.`
     : relations.why || "There are too few errors to be sorted into clusters: fewer than 80.";
   if (!clusters.length) return;
   const means = clusters.map((_, c) => shownMean(clusterMean(0, state.method, state.layer, c)));
@@ -38,3 +38,5 @@ function drawClusterButtons() {
 }
 
 const pairNames = (key) => [nameOf(Math.floor(key / core.classes.length)), make("span", { className: "as", text: " seen as " }), nameOf(key % core.classes.length)];
+
+sections.push({ draw: drawClusters, pictures: "patterns" });

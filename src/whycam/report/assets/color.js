@@ -1,4 +1,4 @@
-// Values → colors → canvas. A palette is a table of 256 colors; looking a value up is all there is to it.
+// Values → colors → canvas. A palette is a table of 256 colors.
 
 const palettes = Object.fromEntries(Object.entries(core.palettes).map(([name, text]) => [name, bytesOf(text)]));
 const BROKEN = [128, 128, 128]; // cells that are not finite; a cross marks them too
@@ -64,7 +64,7 @@ function scratch(width, height) {
   return canvas;
 }
 
-/** The canvas side near `wanted` that gives every pixel of a picture the same whole number of canvas pixels. */
+/** The canvas side near `wanted` that shows every pixel of a picture as the same whole number of canvas pixels. */
 function sideFor(wanted, pixels) {
   return Math.max(1, Math.round(wanted / pixels)) * pixels;
 }

@@ -1,4 +1,4 @@
-// Filters and the view: forms that mirror the state.
+// The forms of filters and display: they show and change the state.
 
 const filters = document.getElementById("filters");
 
@@ -22,7 +22,7 @@ function startControls() {
     filters.elements.cluster.parentElement.hidden = true;
     filters.querySelector("[value=cluster]").remove();
   }
-  filters.querySelector("[value=suspect]").textContent += ` (${count(suspects.length)})`;
+  filters.querySelector("[value=issue]").textContent += ` (${count(labelIssues.length)})`;
   filters.addEventListener("input", (event) => {
     const { name, value } = event.target;
     update({ [name]: typeof NO_FILTER[name] === "number" ? (value === "" ? -1 : Number(value)) : value });
@@ -66,3 +66,5 @@ function goTo(id, focus) {
     : element.hasAttribute("tabindex") ? element : element.querySelector("[tabindex='-1']");
   target?.focus({ preventScroll: true });
 }
+
+sections.push({ start: startControls, draw: drawControls });

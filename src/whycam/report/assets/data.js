@@ -43,13 +43,13 @@ const errorById = new Map(core.ids.map((id, i) => [id, i]));
 const combinationOf = (method, layer, target) => (method * core.layers.length + layer) * TARGETS.length + target;
 const layerCells = core.layers.map((layer) => layer.height * layer.width);
 
-const album = core.album || []; // pictures of neighbors, in chunks that follow the errors'
-const blocks = [...core.chunks, ...album];
+const neighborImages = core.neighborImages || []; // chunks of neighbors' images, after those of the errors
+const blocks = [...core.chunks, ...neighborImages];
 const chunkOf = new Uint32Array(N);
 core.chunks.forEach((chunk, c) => chunkOf.fill(c, chunk.start, chunk.stop));
-const chunks = blocks.map(() => null); // null: not asked for; "asked"; LOST; or what decodeChunk made
-const KEPT_CHUNKS = 24; // paged folders: about 40 MB of maps and pictures stay in memory
-const LOST = {}; // its file is not there
+const chunks = blocks.map(() => null); // null: not requested; "asked": requested; LOST; or a decoded chunk
+const KEPT_CHUNKS = 24; // of a paged report about 40 MB of maps and pictures stay in memory
+const LOST = {}; // the chunk's file is missing
 let clock = 0;
 let whenChunkArrives = () => {};
 
@@ -66,7 +66,7 @@ function fromPlanes(planes) {
   return new Float32Array(bytes.buffer);
 }
 
-/** Turn maps of differences from the mean of left and upper neighbor back into the maps themselves, in place. */
+/** Restore maps from their differences from the mean of the left and upper neighbor, in place. */
 function undoDifferences(cells, width, height) {
   for (let at = 0; at < cells.length; at += width * height) {
     for (let x = 1; x < width; x++) cells[at + x] += cells[at + x - 1];
@@ -79,7 +79,7 @@ function undoDifferences(cells, width, height) {
   return cells;
 }
 
-/** The maps that a chunk of n errors has of these layers, from its block of bytes. */
+/** The maps of a chunk of n errors at these layers, from its bytes. */
 function readMaps(bytes, n, layers) {
   const take = reader(bytes);
   const combinations = core.methods.length * layers.length * TARGETS.length;
@@ -117,7 +117,7 @@ async function unpack(content, n, layers) {
   return { ...maps, pictures, used: ++clock };
 }
 
-/** Unpack a chunk; until that is done it counts as asked for. */
+/** Unpack a chunk. Until then it stays marked as requested. */
 async function decodeChunk(number, content) {
   const { start, stop } = blocks[number];
   chunks[number] = await unpack(content, stop - start, core.layers);
@@ -125,7 +125,7 @@ async function decodeChunk(number, content) {
   whenChunkArrives(number);
 }
 
-/** Of a paged report only so much stays in memory; what is written in the page cannot be read twice. */
+/** Forget the least recently used chunks of a paged report. Chunks inside the page cannot be read again and stay. */
 function forgetOldest() {
   const loaded = blocks.map((block, c) => c).filter((c) => blocks[c].src && chunks[c]?.used);
   loaded.sort((a, b) => chunks[b].used - chunks[a].used);
@@ -195,7 +195,7 @@ function mapOf(error, method, layer, target) {
   return { state: "ok", values, cells, width, height, flags, stats };
 }
 
-/** What a picture shows: a target's map, cut at zero unless signed, or predicted minus true of exactly that. */
+/** The values that a picture shows: a target's map, cut at zero unless signed, or predicted minus true of such maps. */
 function evidenceOf(error, method, layer, kind, signed) {
   if (kind !== "difference") {
     const map = mapOf(error, method, layer, TARGETS.indexOf(kind));

@@ -1,4 +1,4 @@
-// One error in full: the image, what the network thought, and its evidence layer by layer on a stated scale.
+// One error in detail: the image, the probabilities, and the evidence at each layer on a stated scale.
 
 const detail = document.getElementById("detail");
 let parts = null;
@@ -85,3 +85,5 @@ function drawDetail(keys) {
     }, 300);
   }
 }
+
+sections.push({ start: startDetail, draw: drawDetail });

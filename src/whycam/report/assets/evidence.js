@@ -1,4 +1,4 @@
-// Evidence as pictures: one row per layer, {predicted, true, difference} on one stated scale, and what belongs to it.
+// Evidence as pictures: a row per layer with predicted, true and difference on one stated scale; bars and numbers.
 
 /** Rows of pictures, one per layer: predicted, true, difference. `pick` is the title of a layer's button, what it
  * does, whether it looks pressed, and the layer's number, or -1 for what stands in a layer's place and has no button. */
@@ -31,7 +31,7 @@ function makeEvidence(owner, pick) {
   return { element, layers, heads, pick };
 }
 
-/** The folded table of the maps' numbers. */
+/** The collapsed table of the maps' numbers. */
 function makeNumbers() {
   const numbers = make("table", { className: "plain" });
   const table = make("details", { className: "numbers" }, make("summary", { text: "Numbers of these maps" }),
@@ -40,7 +40,7 @@ function makeNumbers() {
   return { table, numbers };
 }
 
-/** The image as the network saw it; `ofClass` ends its text alternative, without `ask` it stays empty for now. */
+/** The image as the network saw it. `ofClass` ends its text alternative; without `ask` it is not drawn yet. */
 function drawImage(canvas, error, wanted, ofClass, ask = true) {
   const side = sideFor(wanted, core.image.width);
   Object.assign(canvas, { width: side, height: Math.round((side * core.image.height) / core.image.width) });
@@ -48,7 +48,7 @@ function drawImage(canvas, error, wanted, ofClass, ask = true) {
   canvas.setAttribute("aria-label", `The image ${plain(core.ids[error])}, ${core.image.width} by ${core.image.height} pixels${ofClass}.`);
 }
 
-/** The most probable classes and the true one, {c, p, role} each, and in words how many of all that is. */
+/** The most probable classes and the true one as {c, p, role}, and a note if classes are left out. */
 function topClasses(error) {
   const rows = [];
   const k = core.top;

@@ -1,4 +1,4 @@
-// What is on screen, as a file: one scene, drawn to a canvas for PNG or written as SVG.
+// Export: one scene, drawn on a canvas for PNG or written as SVG; lists as CSV and text.
 
 const fileName = (end) => `whycam-${core.ids[state.image]?.replace(/[^A-Za-z0-9._-]+/g, "-").slice(0, 60) || "selection"}.${end}`;
 
@@ -11,16 +11,16 @@ function save(blob, name) {
 const [SIDE, GAP, LEFT] = [192, 16, 132];
 const INK = "#1d1f24";
 const PALE = "#5c6068";
-// The page's own colors on paper: a file has no theme.
+// The colors of the light theme: a file has no theme.
 const BARS = { predicted: "#a63c08", actual: "#08665c", other: "#8b8880", track: "#efede7" };
 
-/** A name in lines of fifteen characters at most, broken where it has joints. */
+/** A name in lines of at most fifteen characters, broken at dots and pluses where possible. */
 function broken(name, lines) {
   const parts = name.match(/.{1,14}(?:[+.]|$)|.{1,15}/gsu) || [];
   return parts.length > lines ? [...parts.slice(0, lines - 1), `${parts[lines - 1]}…`] : parts;
 }
 
-/** What the detail shows, as texts, bars and pictures with places, in units of CSS pixels. */
+/** The contents of the detail as texts, bars and pictures with positions in CSS pixels. */
 function sceneOf() {
   const both = state.pin >= 0 && state.pin !== state.image ? [state.image, state.pin] : [state.image];
   const scaleOf = scalesOf(both);
@@ -33,7 +33,7 @@ function sceneOf() {
 
 const write = (items, x, y, text, size = 13, weight = 400, fill = INK) => items.push({ x, y, text, size, weight, fill });
 
-/** One error from `y` on: heading, bars, a row of pictures per layer; returns where it ends. */
+/** Add one error below `y`: heading, bars, a row of pictures per layer. Returns the y of its end. */
 function errorScene(items, y, error, scaleOf) {
   const tall = (SIDE * core.image.height) / core.image.width;
   const [a, b] = [errors.label[error], errors.predicted[error]].map((c) => plain(clip(shown(core.classes[c]), 40)));
@@ -66,7 +66,7 @@ function errorScene(items, y, error, scaleOf) {
   return y;
 }
 
-/** The classes' probabilities as bars; returns where they end. */
+/** Add the classes' probabilities as bars. Returns the y of their end. */
 function barsScene(items, y, error) {
   const { rows, note } = topClasses(error);
   const [start, length] = [LEFT + 64, 2 * SIDE];
@@ -115,11 +115,11 @@ function sceneToCanvas({ width, height, items }) {
   return canvas;
 }
 
-// XML has no way at all to write most control characters.
+// XML cannot represent most control characters.
 const xml = (text) => text.replace(/[\u0000-\u0008\u000b\u000c\u000e-\u001f\ufffe\uffff]/g, "\u25a1")
   .replace(/[<>&"']/g, (c) => `&#${c.codePointAt(0)};`);
 
-/** Native cells as rectangles, so that the drawing stays sharp at any size and its colors can be read off. */
+/** Native cells as rectangles: sharp at any size, with exact colors. */
 function cellsToSvg({ x, y, side, tall, evidence, look }) {
   const { width, height, values } = evidence;
   const colors = colorsOf(values, look);

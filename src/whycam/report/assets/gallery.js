@@ -1,4 +1,4 @@
-// The gallery: a grid of which only the rows in sight exist. One tile is in the tab order; arrows move it.
+// The gallery: a grid that holds only its visible rows. One tile is in the tab order; arrow keys move it.
 
 const gallery = document.getElementById("gallery");
 const spacer = make("div", { className: "spacer", role: "rowgroup" });
@@ -74,7 +74,7 @@ function fillRow(element, row) {
   }
 }
 
-/** Draw the rows in sight; `again` also redraws those that were there. */
+/** Draw the visible rows; with `again` also those that are drawn already. */
 function drawRows(again) {
   if (!sizes || !selection.length) return;
   const rows = Math.ceil(selection.length / sizes.columns);
@@ -82,7 +82,7 @@ function drawRows(again) {
   const last = Math.min(rows - 1, Math.ceil((gallery.scrollTop + gallery.clientHeight) / sizes.row));
   const wanted = new Set();
   for (let row = first; row <= last; row++) wanted.add(row);
-  // The tile that has the focus, or would get it, always exists.
+  // The tile that has the focus, or would get it, is always kept.
   if (placeOf[state.image] >= 0) wanted.add(Math.floor(placeOf[state.image] / sizes.columns));
   for (const [row, element] of shownRows) {
     if (wanted.has(row)) continue;
@@ -180,9 +180,11 @@ function startGallery() {
   }).observe(gallery);
 }
 
-/** Choose the error that many places on; at the ends stay there. */
+/** Move the choice by so many places, at most to the first or last error. */
 function moveBy(by) {
   if (!selection.length) return;
   const place = Math.max(0, Math.min(selection.length - 1, placeOf[state.image] + by));
   update({ image: selection[place] });
 }
+
+sections.push({ start: startGallery, draw: drawGallery });

@@ -1,4 +1,4 @@
-// Single keys. They can be switched off in the help, and never act while a field is being typed in.
+// Single-key shortcuts. They can be switched off in the help, and do nothing while the user types in a field.
 
 const cycle = (list, value) => list[(list.indexOf(value) + 1) % list.length];
 const DISPLAY_KEYS = [
@@ -12,7 +12,7 @@ const HELP_KEY = { keys: ["?"], label: "?", text: "this help", act: () => openHe
 const help = document.getElementById("help");
 const openHelp = () => help.open || help.showModal();
 
-/** Listen for `keys` ({keys, label, text, act}); `digit` is told the numbers, from 0, of the layers there are now. */
+/** Listen for `keys` ({keys, label, text, act}). A digit key calls `digit` with the number of its layer, from 0. */
 function startKeyboard(keys, digit) {
   const layers = core.layers.length;
   document.getElementById("keys").append(...keys.flatMap(({ label, text }) => [
@@ -25,7 +25,7 @@ function startKeyboard(keys, digit) {
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || help.open || !on.checked) return;
     if (event.target.closest("input:not([type=checkbox]):not([type=radio]), select, textarea")) return;
-    // Arrows belong to the radio buttons they move.
+    // In these elements arrow keys have their usual effect.
     if (event.key.startsWith("Arrow") && event.target.closest("input, summary, .scroll")) return;
     const layer = Number(event.key) - 1;
     const found = keys.find((entry) => entry.keys.includes(event.key));

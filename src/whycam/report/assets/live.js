@@ -1,4 +1,5 @@
-// Live: one image, sent on request, its maps colored here. The server keeps nothing; a new choice sends the image again.
+// The live page: it sends an image and colors the maps of the answer. The server keeps nothing, so every new choice sends
+// the image again.
 
 const byId = (id) => document.getElementById(id);
 const places = core.layers; // what can be chosen; core.layers is what there are maps of: the image itself for some methods
@@ -71,7 +72,7 @@ async function ask() {
   }
 }
 
-/** All that the page knows becomes this answer at once. */
+/** Replace the data of the page by an answer of the server. */
 function show(answer, chunk, trip) {
   answered = answer;
   chunks[0] = chunk;
@@ -122,7 +123,7 @@ function toggleLayer(place) {
   ask();
 }
 
-/** The form shows what is chosen. */
+/** Show the current choice in the form. */
 function mirror() {
   view.elements.method.value = choice.method;
   view.elements.chosen.value = choice.chosen;
@@ -205,7 +206,7 @@ function start() {
   block.element.hidden = true;
   byId("export-menu").hidden = true;
   byId("evidence").append(block.element, shownNumbers.table);
-  // Of a link, only how pictures are drawn makes sense here.
+  // Of a link only the display settings apply here.
   const linked = readHash();
   for (const key of [...DISPLAY, "theme"]) state[key] = linked[key];
   if (state.scale === "study") state.scale = "layer";

@@ -1,4 +1,4 @@
-// Put it together.
+// Start the report.
 
 const PRINTED = 60;
 
@@ -6,14 +6,14 @@ function startNavigation() {
   document.addEventListener("click", (event) => {
     const link = event.target.closest("a[data-goto]");
     if (!link) return;
-    // The hash belongs to the state.
+    // The hash holds the state.
     event.preventDefault();
     goTo(link.dataset.goto, true);
   });
 }
 
-// Sections below the gallery ask for their pictures when they come near: in a paged report those are files.
-const PICTURED = { patterns: drawClusters, suspects: drawSuspects };
+// Sections below the gallery load their pictures when they come near the window; in a paged report these are files.
+const PICTURED = Object.fromEntries(sections.filter(({ pictures }) => pictures).map(({ pictures, draw }) => [pictures, draw]));
 
 function watchPictures() {
   const observer = new IntersectionObserver((entries) => {
@@ -27,7 +27,7 @@ function watchPictures() {
   for (const id of Object.keys(PICTURED)) observer.observe(document.getElementById(id));
 }
 
-/** What lies in the page is unpacked bit by bit, so that scrolling and printing do not wait for it. */
+/** Unpack the chunks in the page one by one while the browser is idle: scrolling and printing then need not wait. */
 function unpackWhenIdle(number = 0) {
   if (number >= blocks.length) return;
   const later = window.requestIdleCallback || ((act) => setTimeout(act, 50));
@@ -37,7 +37,7 @@ function unpackWhenIdle(number = 0) {
   });
 }
 
-/** Paper shows a plain run of tiles, and says how many of how many. */
+/** For paper: the first tiles of the selection, and how many these are. */
 function printTiles() {
   const note = document.getElementById("print-note");
   for (const [id, draw] of Object.entries(PICTURED)) {
@@ -57,22 +57,12 @@ function printTiles() {
 }
 
 function draw(keys) {
-  drawControls(keys);
-  drawMatrix(keys);
-  drawGallery(keys);
-  drawDetail(keys);
-  drawPatterns(keys);
-  drawClusters(keys);
-  drawSuspects(keys);
+  for (const section of sections) section.draw(keys);
 }
 
 function start() {
   state.theme = OPTIONS.theme.includes(recall("whycam-theme")) ? recall("whycam-theme") : "auto";
-  startControls();
-  startMatrix();
-  startGallery();
-  startDetail();
-  startSuspects();
+  for (const section of sections) section.start?.();
   startExport();
   startKeyboard(KEYS, (layer) => update({ layer }));
   startNavigation();
@@ -107,7 +97,7 @@ function start() {
 // For the chunk files of a paged report, the live app and the tests.
 window.whycam = {
   addChunk, core, errors, state, update, flush, mapOf, evidenceOf, palettes, entryOf, sceneOf, sceneToCanvas, sceneToSvg,
-  selectionCsv, scalesOf, studyScale, tileOf, relations, clusters, clusterMean, albumPicture,
+  selectionCsv, scalesOf, studyScale, tileOf, relations, clusters, clusterMean, neighborPicture,
   get selection() { return selection; },
   drawn: () => state.image < 0 || ["missing", "lost"].includes(mapOf(state.image, 0, 0, 0).state) || pictureOf(state.image) !== null,
 };

@@ -1,4 +1,4 @@
-// The confusion matrix: the table that is there without script becomes a grid to walk through.
+// The confusion matrix: the static table becomes a grid in which arrow keys move.
 
 const matrix = document.getElementById("matrix");
 let matrixActive = null;
@@ -35,7 +35,7 @@ function activateCell(cell, focus) {
   if (focus) cell.focus();
 }
 
-/** A cell filters by both classes, a name by one; choosing what is chosen already clears it. */
+/** A cell filters by both classes, a name by one class. Choosing it again clears the filter. */
 function chooseCell(cell) {
   const wanted = filterOf(cell);
   if (wanted.actual === wanted.predicted && wanted.actual >= 0) wanted.predicted = -1; // the diagonal holds no errors
@@ -123,3 +123,5 @@ function drawMatrix(keys) {
     document.querySelector(`#pairs [data-pair="${key}"]`)?.setAttribute("aria-pressed", "true");
   }
 }
+
+sections.push({ start: startMatrix, draw: drawMatrix });

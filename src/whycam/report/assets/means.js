@@ -1,4 +1,4 @@
-// Mean maps, in the byte form in which Python wrote them.
+// Mean maps, from the bytes that Python wrote.
 
 /** (group, method, layer, c) → one mean: {state, n, values, width, height}, of blocks of K means. */
 function meansOf(base64, groups, K) {
@@ -21,12 +21,12 @@ function meansOf(base64, groups, K) {
   };
 }
 
-/** What a mean shows, cut at zero unless signed values are asked for. */
+/** The values of a mean that are shown: cut at zero, unless the display is signed. */
 function shownMean(mean) {
   return state.values === "signed" ? mean : { ...mean, values: mean.values.map((v) => Math.max(0, v)) };
 }
 
-/** A mean as a figure; `words` names it for those who do not see it. */
+/** A mean as a figure; `words` begins its text alternative. */
 function meanFigure(mean, scale, words, caption, className) {
   const canvas = make("canvas", { width: 112, height: 112, role: "img" });
   paint(canvas, null, mean, { ...lookOf("predicted", scale), overlay: true, opacityMode: "fixed", opacity: 1 });

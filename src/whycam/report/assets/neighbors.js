@@ -1,4 +1,4 @@
-// In the detail: the nearest images that the network got right, of both classes, and what the nearest of all are labeled.
+// In the detail: the nearest correctly classified images of both classes, and the labels of the nearest of any class.
 
 function makeNeighbors() {
   const most = relations.shown;
@@ -34,11 +34,11 @@ function drawPlace({ slot, element, canvas, words, similarity, sure, line }, err
   if (n < 0) return;
   setText(similarity, relations.similarity[error * relations.slots + slot].toFixed(2));
   setText(sure, probability(relations.confidence[n]));
-  const picture = albumPicture(n);
-  const none = picture === undefined; // then the image is named instead
+  const picture = neighborPicture(n);
+  const none = picture === undefined; // then the image's id is shown instead
   canvas.hidden = none;
   words.hidden = !none;
-  // A picture's description holds these numbers already.
+  // The picture's text alternative contains these numbers.
   line.setAttribute("aria-hidden", String(!none));
   if (none) return setText(words, shown(relations.ids[n]));
   canvas.title = shown(relations.ids[n]);
@@ -64,7 +64,7 @@ function drawNeighbors({ groups, pair, note }, error) {
     pictured < most ? ` Of each class the nearest ${pictured === 1 ? "one is" : `${pictured} are`} pictured and the others named, to keep the page small.` : ""}`);
 }
 
-/** What the nearest images of any class are labeled, in a sentence. */
+/** The labels of the nearest images of any class, in a sentence. */
 function votesWords(error) {
   const { votes, votesPredicted, votesLabel } = relations;
   if (!votes[error]) return "";

@@ -1,4 +1,4 @@
-// Mean maps by class: what errors have in common, beside the correct predictions where the study explained some.
+// Mean maps by class: of the errors and, if the study explained some, of correct predictions.
 
 const classMean = meansOf(core.means.bytes, core.means.groups.length, core.classes.length);
 const GROUP_WORDS = [
@@ -22,3 +22,5 @@ function drawPatterns(keys) {
     make("div", { className: "triple" }, ...groups.slice(0, baseline ? 3 : 2).map((mean, g) => meanFigure(mean, scale,
       `${plain(core.classes[c])}: mean over ${GROUP_WORDS[g](mean.n)}`, GROUP_WORDS[g](mean.n), core.means.groups[g]))))));
 }
+
+sections.push({ draw: drawPatterns });

@@ -1,4 +1,4 @@
-// How images resemble each other: nearest neighbors, suspected labels, clusters. The live page has none of this.
+// Relations between images: nearest neighbors, label issues, clusters. The live page has none.
 
 const relations = core.relations && (() => {
   const { ids, shown, bytes } = core.relations;
@@ -8,24 +8,24 @@ const relations = core.relations && (() => {
     ...core.relations, slots,
     score: take(Float32Array, N), closeness: take(Float32Array, N), similarity: take(Float32Array, N * slots),
     confidence: take(Float32Array, ids.length), links: take(Int32Array, N * slots), cluster: take(Int16Array, N),
-    suspect: take(Uint8Array, N), votes: take(Uint8Array, N), votesPredicted: take(Uint8Array, N), votesLabel: take(Uint8Array, N),
+    labelIssue: take(Uint8Array, N), votes: take(Uint8Array, N), votesPredicted: take(Uint8Array, N), votesLabel: take(Uint8Array, N),
   };
 })();
 
-const albumOf = new Uint32Array(relations ? relations.ids.length : 0);
-album.forEach((chunk, c) => albumOf.fill(core.chunks.length + c, chunk.start, chunk.stop));
+const neighborChunk = new Uint32Array(relations ? relations.ids.length : 0);
+neighborImages.forEach((chunk, c) => neighborChunk.fill(core.chunks.length + c, chunk.start, chunk.stop));
 
 /** The picture of a neighbor: {bitmap, x, y, width, height}; null while it loads; undefined where the page has none. */
-function albumPicture(neighbor) {
+function neighborPicture(neighbor) {
   if (neighbor >= relations.starts[relations.pictured]) return undefined;
-  const chunk = chunkAt(albumOf[neighbor]);
+  const chunk = chunkAt(neighborChunk[neighbor]);
   if (!chunk) return null;
-  return chunk.pictures?.[neighbor - blocks[albumOf[neighbor]].start];
+  return chunk.pictures?.[neighbor - blocks[neighborChunk[neighbor]].start];
 }
 
-const nearby = new Set(); // sections that have come near the window: they may ask for pictures
+const nearby = new Set(); // sections that have come near the window and may load pictures
 
-const suspects = relations ? [...errors.label.keys()].filter((e) => relations.suspect[e]) : [];
+const labelIssues = relations ? [...errors.label.keys()].filter((e) => relations.labelIssue[e]) : [];
 
 /** For each cluster its size, its medoid (the error nearest to its center) and its pairs of classes, most common first. */
 const clusters = Array.from({ length: relations ? relations.clusters : 0 }, () => ({ size: 0, medoid: -1, pairs: new Map() }));

@@ -1,4 +1,4 @@
-// The report's single keys.
+// The report's shortcuts.
 
 const KEYS = [
   { keys: ["j", "ArrowRight"], label: "j →", text: "next error", act: () => moveBy(1) },

@@ -1,4 +1,4 @@
-// One state, kept in the URL's hash: a link to this page is a link to what it shows.
+// The page's state, kept in the URL's hash, so that a link reproduces what the page shows.
 
 const DEFAULTS = {
   actual: -1, predicted: -1, flag: "", label: "", cluster: -1, q: "", sort: "confident",
@@ -8,8 +8,8 @@ const DEFAULTS = {
   opacityMode: "value", opacity: 0.85, scale: "layer", theme: "auto",
 };
 const OPTIONS = {
-  flag: ["", "none", "non-finite", "missing"], label: ["", "suspect"],
-  sort: ["confident", "unsure", "margin", "close", "loss", "pair", "suspect", "cluster", "data"],
+  flag: ["", "none", "non-finite", "missing"], label: ["", "issue"],
+  sort: ["confident", "unsure", "margin", "close", "loss", "pair", "issue", "cluster", "data"],
   target: KINDS, values: ["positive", "signed"], palette: core.sequential, grid: ["nearest", "bilinear"],
   opacityMode: ["value", "fixed"], scale: ["layer", "image", "study", "map"], theme: ["auto", "light", "dark"],
 };
@@ -19,13 +19,16 @@ const state = { ...DEFAULTS };
 let selection = []; // errors that pass the filters, in order
 let placeOf = new Int32Array(N).fill(-1); // error → its place in the selection
 const listeners = [];
+// The report's parts, in order: {start, draw, pictures}. `start` runs once. `draw` is told the changed keys of the state.
+// `pictures` is the section whose arrival near the window calls `draw` with "pictures": then it may load images.
+const sections = [];
 
 const byName = (list, names) => new Map(list.map((item, i) => [names(item), i]));
 const classByName = byName(core.classes, (name) => name);
 const methodByName = byName(core.methods, (method) => method.name);
 const layerByName = byName(core.layers, (layer) => layer.name);
 
-// Class names are written as they are where that is unambiguous, else as #number.
+// A class name is written as it is if that is unambiguous, otherwise as #number.
 const classWord = (c) => {
   const name = core.classes[c];
   return classByName.get(name) === c && name.length <= 40 && !name.startsWith("#") ? name : `#${c}`;
@@ -64,7 +67,7 @@ function hashOf() {
   const words = new URLSearchParams();
   for (const key of Object.keys(DEFAULTS)) {
     if (state[key] === DEFAULTS[key]) continue;
-    // The first of the selection is shown anyway.
+    // The first error of the selection is the default.
     if (key === "image" && selection[0] === state.image) continue;
     words.set(key, WORDS[key] ? WORDS[key][0](state[key]) : state[key]);
   }
@@ -74,14 +77,14 @@ function hashOf() {
 let hashTimer = 0;
 let lastHash = location.hash.slice(1);
 function writeHash() {
-  // Browsers refuse many changes a second; held keys make many.
+  // Browsers refuse many changes a second, as a held key would make.
   clearTimeout(hashTimer);
   hashTimer = setTimeout(() => {
     lastHash = hashOf();
     try {
       history.replaceState(null, "", `#${lastHash}`);
     } catch {
-      // A page without an address of its own (in a notebook) keeps its state to itself.
+      // A page in a notebook has no address of its own.
     }
   }, 150);
 }
@@ -103,7 +106,7 @@ const ORDERS = {
   close: (a, b) => errors.margin[a] - errors.margin[b] || a - b,
   loss: (a, b) => errors.loss[b] - errors.loss[a] || a - b,
   pair: (a, b) => pairCounts.get(pairOf(b)) - pairCounts.get(pairOf(a)) || pairOf(a) - pairOf(b) || a - b,
-  suspect: (a, b) => relations.suspect[b] - relations.suspect[a] || relations.score[b] - relations.score[a] || a - b,
+  issue: (a, b) => relations.labelIssue[b] - relations.labelIssue[a] || relations.score[b] - relations.score[a] || a - b,
   cluster: (a, b) => relations.cluster[a] - relations.cluster[b] || relations.closeness[b] - relations.closeness[a] || a - b,
   data: (a, b) => errors.index[a] - errors.index[b],
 };
@@ -113,7 +116,7 @@ const searchable = core.ids.map((id, e) => {
   return `${id}\n${names}`.toLowerCase();
 });
 
-/** For each error the flags of its map of the predicted class, at the chosen method and layer. */
+/** Whether an error's map of the predicted class, at the chosen method and layer, passes the filter of evidence. */
 function passesFlag(error, flag) {
   const { method, layer } = state;
   const flags = bytesOfFlags[(method * core.layers.length + layer) * N + error];
@@ -133,7 +136,7 @@ function select() {
     if (predicted >= 0 && errors.predicted[e] !== predicted) continue;
     if (wanted && !searchable[e].includes(wanted)) continue;
     if (flag && !passesFlag(e, flag)) continue;
-    if (label && !relations.suspect[e]) continue;
+    if (label && !relations.labelIssue[e]) continue;
     if (cluster >= 0 && relations.cluster[e] !== cluster) continue;
     found.push(e);
   }
@@ -174,7 +177,7 @@ function flush() {
   for (const listener of listeners) listener(keys);
 }
 
-/** How pictures are drawn now. */
+/** The current display settings of a picture. */
 function lookOf(kind, scale) {
   const { palette, overlay, grid, opacity, opacityMode } = state;
   return { scale, signed: kind === "difference" || state.values === "signed", palette, overlay, grid, opacity, opacityMode };
@@ -187,7 +190,7 @@ function largest(evidence) {
   return most;
 }
 
-/** Scales of the detail for these errors (the current one, the pinned one): layer, kind → number. */
+/** The scales of the detail for these errors (current and pinned): (error, layer, kind) → number. */
 function scalesOf(list) {
   const { method, scale } = state;
   const signed = state.values === "signed";

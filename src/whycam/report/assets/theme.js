@@ -1,4 +1,4 @@
-// How pictures are drawn and which theme the page has: what every page of this front end lets one choose.
+// Display settings and theme, which every page of this front end offers.
 
 const view = document.getElementById("view");
 const DISPLAY = ["values", "palette", "grid", "opacityMode", "opacity", "scale", "overlay"];
@@ -43,7 +43,7 @@ function drawTheme() {
   remember("whycam-theme", state.theme);
 }
 
-/** Storage is refused in sandboxed frames; then nothing is remembered. */
+/** Sandboxed frames refuse storage; then nothing is remembered. */
 function remember(key, value) {
   try {
     localStorage.setItem(key, value);

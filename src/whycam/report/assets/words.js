@@ -1,4 +1,4 @@
-// Numbers and names in words, and the sentence that stands for a picture.
+// Numbers and names as text, and the text alternatives of pictures.
 
 const count = new Intl.NumberFormat("en").format;
 const plural = (n, one, many = `${one}s`) => `${count(n)} ${n === 1 ? one : many}`;
@@ -15,14 +15,14 @@ function number(value) {
 
 const percent = (share, digits = 1) => `${(share * 100).toFixed(digits)}%`;
 
-/** A confidence: never rounded up to certainty or down to nothing. */
+/** A probability as a percentage, never rounded to 0% or 100%. */
 function probability(p) {
   if (p > 0.9995 && p < 1) return ">99.9%";
   if (p < 0.0005 && p > 0) return "<0.1%";
   return percent(p);
 }
 
-/** A name for places where no element can isolate it: bidi isolates around, control characters shown as a box. */
+/** A name inside plain text: wrapped in bidi isolates, control characters as a box. */
 const plain = (name) => `\u2068${shown(name)}\u2069`;
 
 // Control characters and line separators have no shape of their own.
@@ -41,14 +41,14 @@ function make(tag, properties = {}, ...children) {
   return element;
 }
 
-/** Replace a list's entries; the focus stays at the button that takes the place of the one it was at. */
+/** Replace a list's entries. If a button had the focus, the new button at its place gets it. */
 function replaceEntries(list, entries) {
   const at = [...list.querySelectorAll("button")].indexOf(document.activeElement);
   list.replaceChildren(...entries);
   if (at >= 0) list.querySelectorAll("button")[at]?.focus({ preventScroll: true });
 }
 
-/** Change a text only where it is another: what stays the same need not be laid out again. */
+/** Set an element's text only if it changes, to avoid a new layout. */
 function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
@@ -61,14 +61,14 @@ function setName(element, c) {
 
 const nameOf = (c) => make("bdi", { className: "name", text: shown(core.classes[c]), title: shown(core.classes[c]) });
 
-/** The share of a map's absolute mass that is negative, or null where it cannot be known. */
+/** The negative share of a map's absolute mass; null if the mass is zero or not finite. */
 function negativeShare({ stats }) {
   const negative = -stats.negative_sum;
   const total = stats.raw_sum + 2 * negative;
   return Number.isFinite(total) && total > 0 ? Math.min(1, negative / total) : null;
 }
 
-/** What is odd about a map, in words; empty where nothing is. */
+/** Unusual properties of a map, in words. */
 function oddities(map) {
   if (map.state === "missing") return ["no map: not explained"];
   if (map.state === "waiting") return ["loading"];

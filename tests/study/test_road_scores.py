@@ -1,10 +1,8 @@
-"""A study's scores: ROAD of the stored maps of some errors, beside the controls, and what is said of them."""
+"""A study's scores: ROAD of the stored maps of some errors and of two controls, and their summary."""
 
 from __future__ import annotations
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from real_study import SCORED
@@ -15,10 +13,9 @@ from whycam.metrics import road
 from whycam.seeds import derive_seed
 from whycam.study import Config, run_study
 from whycam.study.road_scores import Scorer, sampled, summarize_scores
-from whycam.study.tables import MAPS
 
 
-def test_scores_are_road_of_the_stored_maps_beside_the_controls(study, loaded, source):
+def test_scores_are_road_of_stored_maps_and_controls(study, loaded, source):
     model, spec = loaded
     rows = study.scores.to_pylist()
     layers = ("layer2[-2]", "layer3[-2]", "layer4[-1]")
@@ -56,7 +53,7 @@ def combination_of(row):
     return row["layer"], row["method"]
 
 
-def test_summaries_of_scores_are_the_tables(study):
+def test_summaries_agree_with_the_table_of_scores(study):
     entries = study.metrics["map_scores"]
     assert len(entries) == 8
     rows = study.scores.to_pylist()
@@ -75,26 +72,24 @@ def test_summaries_of_scores_are_the_tables(study):
         assert entry["verdict"] == (None if entry["layer"] == "input" else verdict)
 
 
-def test_maps_without_an_order_are_counted_and_not_scored(study, loaded, source, tmp_path):
+def test_maps_that_are_not_finite_are_counted_and_not_scored(study, loaded, source):
     model, spec = loaded
     chosen = study.errors["index"].to_numpy()[:2].astype(np.int64)
-    maps = study.maps.to_pylist()
-    for row in maps:
-        if (row["index"], row["layer"], row["method"]) == (chosen[1], "layer4[-1]", "gradcam"):
-            row["values"][5] = np.nan
-    pq.write_table(pa.Table.from_pylist(maps, schema=MAPS), tmp_path / "maps.parquet")
+    wanted = ("layer4[-1]", "gradcam", "predicted")
+    rows = [row for row in study.maps.to_pylist() if (row["layer"], row["method"], row["target"]) == wanted]
+    maps = torch.from_numpy(np.stack([study.raw_map(row) for row in rows if row["index"] in chosen]))
+    maps[1, 1, 1] = np.nan
     layers = [layer for layer in study.manifest["layers"] if layer["name"] == "layer4[-1]"]
-    scorer = Scorer(
-        model, spec.preprocess, layers, ["gradcam"], study.predictions, tmp_path / "maps.parquet", chosen, 64
-    )
-    table = scorer.rows(chosen, [source.ids[i] for i in chosen], source.read(chosen))
+    scorer = Scorer(model, spec.preprocess, layers, ["gradcam"], study.predictions, 64)
+    ids = [source.ids[i] for i in chosen]
+    table = scorer.rows(chosen, ids, source.read(chosen), {("gradcam", "layer4[-1]"): maps})
     assert [row["morf"] is None for row in table.to_pylist()] == [False] * 3 + [True] + [False] * 2
     entries = summarize_scores(table)
     assert [(entry["n"], entry["unranked"]) for entry in entries] == [(1, 1), (2, 0), (2, 0)]
     assert (entries[0]["interval"], entries[0]["verdict"]) == (None, "unclear")
 
 
-def test_studies_without_scores_say_why(study, loaded, source, tmp_path):
+def test_studies_without_scores_give_the_reason(study, loaded, source, tmp_path):
     assert study.why_no_scores is None
     config = {name: value for name, value in study.manifest["config"].items() if name != "score_images"}
     files = {name: entry for name, entry in study.manifest["files"].items() if name != "scores.parquet"}
@@ -112,7 +107,7 @@ def test_studies_without_scores_say_why(study, loaded, source, tmp_path):
     assert study.manifest["seed"] == 0
 
 
-def test_the_sample_of_errors_is_drawn_once_and_for_all():
+def test_the_sample_of_errors_is_reproducible():
     errors = np.arange(0, 4000, 7, dtype=np.int64)
     some, again, more = sampled(errors, 40), sampled(errors, 40), sampled(errors, 1000)
     assert np.array_equal(some, again)

@@ -1,10 +1,12 @@
-"""A study of real images: its tables are complete and right."""
+"""A study of real images: its tables are complete and correct, and each image is read once in each pass."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import io
+import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from whycam.data import ArraySource, take
 from whycam.study import Config, run_study
 
 
-def test_folder_holds_what_the_design_says(study):
+def test_files_and_manifest_of_a_study(study):
     assert sorted(path.name for path in study.path.iterdir()) == [
         "images.parquet",
         "manifest.json",
@@ -51,7 +53,7 @@ def test_folder_holds_what_the_design_says(study):
         assert (hashlib.sha256(content).hexdigest(), len(content)) == (entry["sha256"], entry["bytes"])
 
 
-def test_predictions_are_the_networks(study, loaded, source):
+def test_predictions_equal_a_forward_pass(study, loaded, source):
     model, spec = loaded
     with torch.no_grad():
         logits = model(spec.preprocess(source.read(range(N)))).double()
@@ -97,7 +99,7 @@ def test_every_error_has_every_map(study, loaded, source):
         assert row["class_index"] == study.predictions[key][row["index"]].as_py()
 
 
-def test_images_are_the_pixels(study, source):
+def test_images_are_the_pixels_of_errors_and_neighbors(study, source):
     """Of the errors, and then of every neighbor that is shown with one."""
     rows = study.neighbors.to_pylist()
     near = sorted({row["neighbour_index"] for row in rows if row["kind"] != "any"})
@@ -137,13 +139,13 @@ def test_neighbors_are_the_nearest_by_the_networks_features(study, loaded, sourc
                 assert row["similarity"] == pytest.approx(cosine[error["index"], row["neighbour_index"]], abs=1e-3)
 
 
-def test_studies_without_neighbors_say_why(study, loaded, source, tmp_path):
+def test_studies_without_neighbors_give_the_reason(study, loaded, source, tmp_path):
     older = {name: value for name, value in study.manifest.items() if name != "features"}
     older["files"] = {name: entry for name, entry in older["files"].items() if name != "neighbours.parquet"}
     before = Study(study.path, older, study.metrics)
     assert before.neighbors is before.clusters is None
     assert "made before whycam recorded neighbors" in before.why_no_neighbors
-    assert before.suspects["votes"].to_pylist() == [0] * len(study.errors)
+    assert before.label_issues["votes"].to_pylist() == [0] * len(study.errors)
 
     class Cooler(torch.nn.Module):
         """The same network, its logits divided by a temperature: no layer's output is the network's."""
@@ -221,7 +223,7 @@ def test_no_errors_and_one_error(loaded, source, tmp_path, study):
         assert Study.load(done.path).metrics["errors"] == len(done.errors)
 
 
-def test_classes_that_do_not_belong_together(loaded, source, tmp_path):
+def test_data_with_other_classes_are_refused(loaded, source, tmp_path):
     def with_classes(classes):
         return ArraySource(source.read([0]).numpy(), source.labels[:1] * 0, classes, ("a",), "pets", "test")
 
@@ -231,8 +233,8 @@ def test_classes_that_do_not_belong_together(loaded, source, tmp_path):
         run_study(*loaded, with_classes(tuple(reversed(source.classes))), tmp_path / "b", CONFIG)
 
 
-def test_right_predictions_stand_beside_the_errors(loaded, source, tmp_path, study):
-    """The first two of each class, for their class alone; what is said of the errors stays as it is without them."""
+def test_baseline_explains_the_first_correct_predictions(loaded, source, tmp_path, study):
+    """The first two of each class, for the predicted class; the summary of the errors does not change."""
     config = Config(methods=("gradcam", "hirescam"), limit=N, baseline=2, score_images=0)
     done = run_study(*loaded, take(source, N), tmp_path / "study", config)
     assert done.metrics["maps"] == study.metrics["maps"]
@@ -257,13 +259,13 @@ def test_right_predictions_stand_beside_the_errors(loaded, source, tmp_path, stu
         (("gradcam", "guidedgradcam"), r"Guided Grad-CAM at layer2\[-2\] is not on the grid of Grad-CAM"),
     ],
 )
-def test_methods_that_cannot_stand_side_by_side_are_refused(loaded, source, tmp_path, methods, message):
+def test_methods_with_other_map_sizes_are_refused(loaded, source, tmp_path, methods, message):
     with pytest.raises(WhycamError, match=message):
         run_study(*loaded, take(source, 5), tmp_path / "study", Config(methods=methods))
     assert not (tmp_path / "study").exists()
 
 
-def test_progress_tells_of_every_stage(loaded, source, tmp_path):
+def test_progress_of_every_stage(loaded, source, tmp_path):
     told = []
     run_study(
         *loaded, take(source, 20), tmp_path / "study", Config(batch_size=8), progress=lambda *step: told.append(step)
@@ -276,7 +278,7 @@ def test_progress_tells_of_every_stage(loaded, source, tmp_path):
     assert told[-1] == ("measure", 1, 1)
 
 
-def test_network_that_answers_nan(loaded, source, tmp_path):
+def test_nan_logits_are_refused(loaded, source, tmp_path):
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10))
     torch.nn.init.constant_(model[1].weight, torch.nan)
     _, spec = loaded
@@ -287,3 +289,37 @@ def test_network_that_answers_nan(loaded, source, tmp_path):
 
     with pytest.raises(WhycamError, match=r"the network's output for test/\d{5} is NaN or infinite"):
         evaluate(model, spec, source)
+
+
+class CountingSource:
+    """A source that counts how often each image is read, by the stage that the study's manifest names."""
+
+    def __init__(self, inner, folder):
+        self.inner, self.folder, self.reads = inner, folder, {}
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def __len__(self):
+        return len(self.inner)
+
+    def read(self, indices):
+        manifest = self.folder / "manifest.json"
+        stage = json.loads(manifest.read_text())["stage"] if manifest.exists() else "trial"
+        self.reads.setdefault(stage, Counter()).update(int(index) for index in indices)
+        return self.inner.read(indices)
+
+
+def test_every_image_is_read_once_to_predict_and_at_most_once_afterwards(loaded, source, tmp_path):
+    counting = CountingSource(source, tmp_path / "study")
+    config = Config(limit=N, baseline=2, score_images=SCORED)
+    done = run_study(*loaded, counting, tmp_path / "study", config)
+    assert counting.reads.keys() == {"trial", "predict", "explain"}
+    assert counting.reads["trial"] == {0: 1}
+    assert counting.reads["predict"] == dict.fromkeys(range(N), 1)
+    explained = set(done.maps["index"].to_pylist())
+    shown = {source.ids.index(name) for name in done.images}
+    assert len(done.scores) > 0
+    assert explained - shown  # some of the baseline are not shown,
+    assert shown - explained  # and some neighbors are not explained
+    assert counting.reads["explain"] == dict.fromkeys(explained | shown, 1)

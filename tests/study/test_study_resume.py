@@ -1,4 +1,4 @@
-"""The study's folder: continued after a kill, complete only when all is there, never mixed up with anything else."""
+"""A killed study continues, is complete only with all its files, and never mixes with another."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from whycam.data import take
 from whycam.study import Config, run_study
 
 
-def test_finished_study_is_returned_as_it_is(study, loaded, source):
+def test_finished_study_is_not_written_again(study, loaded, source):
     before = {path.name: path.stat().st_mtime_ns for path in study.path.iterdir()}
     again = run_study(*loaded, source, study.path, CONFIG)
     assert {path.name: path.stat().st_mtime_ns for path in study.path.iterdir()} == before
     assert again.metrics == study.metrics
 
 
-def test_another_study_is_never_mixed_in(study, loaded, source):
+def test_another_study_in_the_folder_is_refused(study, loaded, source):
     for config, data in [
         (dataclasses.replace(CONFIG, methods=("gradcam",)), source),
         (dataclasses.replace(CONFIG, layers=("layer4[-1]",)), source),
@@ -40,7 +40,7 @@ def test_another_study_is_never_mixed_in(study, loaded, source):
             run_study(*loaded, data, study.path, config)
 
 
-def test_folder_that_holds_something_else(loaded, source, tmp_path):
+def test_folder_with_other_files_is_refused(loaded, source, tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(WhycamError, match=r"holds something else \(thesis.tex\); give a new or empty folder"):
         run_study(*loaded, source, tmp_path, CONFIG)
@@ -61,12 +61,12 @@ def test_nothing_is_written_for_unknown_names(loaded, source, tmp_path):
     assert not (tmp_path / "study").exists()
 
 
-# A process for every line it is given, forked where all is imported, since that takes longer than what is to be killed.
+# Forks a process for every line of input. The imports, which take longer than the study, happen once.
 SCRIPT = """
 import os, sys, whycam
 from whycam.data import take
-from whycam.study import Config, run, run_study
-run.PREDICTIONS_PER_PART, run.EXPLANATIONS_PER_PART, run.SCORES_PER_PART = 16, 4, 1
+from whycam.study import Config, explanation_pass, run, run_study
+run.PREDICTIONS_PER_SHARD, explanation_pass.EXPLANATIONS_PER_SHARD = 16, 4
 def told(stage, done, total):
     print(stage, done, total, flush=True)
 def study(out):
@@ -93,15 +93,15 @@ def starter():
         process.stdin.close()
 
 
-def test_killed_at_any_moment_it_says_so_and_continues(study, starter, tmp_path):
-    """SIGKILL again and again until it gets through: what is left is always either whole or says it is not."""
+def test_killed_at_any_moment_it_continues(study, starter, tmp_path):
+    """SIGKILL until one run finishes: every file in between is whole, and the study is marked as incomplete."""
     out, kills, repeated = tmp_path / "study", 0, []
     rng = random.Random(0)
     while True:
         print(out, file=starter.stdin)
         name, number = starter.stdout.readline().split()
         assert name == "process"
-        # Let it tell of some progress first, then strike a little later.
+        # Kill it a little after some progress was printed.
         lines, told = rng.randrange(1, 5), 0
         while not (line := starter.stdout.readline()).startswith("ended"):
             assert line, "the starter has ended"
@@ -109,7 +109,7 @@ def test_killed_at_any_moment_it_says_so_and_continues(study, starter, tmp_path)
             told += 1
             if told == lines and kills < 8:
                 time.sleep(rng.random() * 0.02)
-                with contextlib.suppress(ProcessLookupError):  # got through meanwhile
+                with contextlib.suppress(ProcessLookupError):  # finished meanwhile
                     os.kill(int(number), signal.SIGKILL)
         status = int(line.split()[1])
         if status == 0:
@@ -138,12 +138,17 @@ def test_killed_at_any_moment_it_says_so_and_continues(study, starter, tmp_path)
     assert done.manifest["files"].keys() == study.manifest["files"].keys()
     assert not [path for path in out.rglob("*") if path.name.endswith(".partial")]
     assert not (out / "parts").exists()
-    # Finished parts were kept: the work told of is less than that of as many runs from the start.
+    print(whole := tmp_path / "whole", file=starter.stdin)
+    while not starter.stdout.readline().startswith("ended"):
+        pass
+    for path in [*whole.glob("*.parquet"), whole / "metrics.json"]:
+        assert (out / path.name).read_bytes() == path.read_bytes(), path.name  # as if it had never been killed
+    # Finished shards were kept: there was less work than in as many runs from the start.
     assert sum(line.startswith("predict") for line in repeated) < (kills + 1) * 16
 
 
-def test_a_study_is_not_complete_before_it_is_published(loaded, source, tmp_path):
-    """Whatever stops the drawing of what people look at: the study says it is incomplete, and goes on."""
+def test_a_study_is_incomplete_until_it_is_published(loaded, source, tmp_path):
+    """A study that is interrupted while figures are drawn is incomplete and can be continued."""
     out, drawn = tmp_path / "study", []
 
     def fail(done):
