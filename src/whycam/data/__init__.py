@@ -9,16 +9,6 @@ from whycam.data.source import ArraySource, ImageSource
 from whycam.data.subset import Subset, take
 
 __all__ = [
-    "CIFAR10",
-    "CIFAR10_CLASSES",
-    "OFFICIAL_URL",
-    "ArraySource",
-    "ImageSource",
-    "Preprocess",
-    "Subset",
-    "decode_image",
-    "download_cifar10",
-    "encode_png",
-    "open_source",
-    "take",
-]
+    "CIFAR10", "CIFAR10_CLASSES", "OFFICIAL_URL", "ArraySource", "ImageSource", "Preprocess", "Subset",
+    "decode_image", "download_cifar10", "encode_png", "open_source", "take",
+]  # fmt: skip

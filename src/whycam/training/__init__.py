@@ -22,24 +22,7 @@ __getattr__ = lazy_names(
 )
 
 __all__ = [
-    "RECIPES",
-    "EpochRecord",
-    "Evaluation",
-    "LrFindResult",
-    "Recipe",
-    "RunOptions",
-    "SeedsResult",
-    "Spread",
-    "StepProgress",
-    "TrainingResult",
-    "evaluate_logits",
-    "evaluate_model",
-    "find_recipe",
-    "hold_out",
-    "lr_find",
-    "lr_range_test",
-    "predict_logits",
-    "read_history",
-    "train",
-    "train_seeds",
-]
+    "RECIPES", "EpochRecord", "Evaluation", "LrFindResult", "Recipe", "RunOptions", "SeedsResult", "Spread",
+    "StepProgress", "TrainingResult", "evaluate_logits", "evaluate_model", "find_recipe", "hold_out", "lr_find",
+    "lr_range_test", "predict_logits", "read_history", "train", "train_seeds",
+]  # fmt: skip

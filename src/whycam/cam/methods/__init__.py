@@ -10,23 +10,7 @@ from whycam.cam.methods.smoothing import augmented, eigen, noisy
 from whycam.cam.passes.trace import LayerTrace
 
 __all__ = [
-    "COMBINATORS",
-    "METHODS",
-    "LayerTrace",
-    "Method",
-    "MethodLike",
-    "ablation",
-    "activation",
-    "augmented",
-    "baselines",
-    "eigen",
-    "find_method",
-    "fullgrad",
-    "gradient",
-    "masking",
-    "method",
-    "noisy",
-    "pixel",
-    "resolve_methods",
-    "smoothing",
-]
+    "COMBINATORS", "METHODS", "LayerTrace", "Method", "MethodLike", "ablation", "activation", "augmented",
+    "baselines", "eigen", "find_method", "fullgrad", "gradient", "masking", "method", "noisy", "pixel",
+    "resolve_methods", "smoothing",
+]  # fmt: skip
