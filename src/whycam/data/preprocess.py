@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from whycam._lazy import renamed_attribute
 from whycam.errors import WhycamError
 
 CHANNEL_ORDERS = ("RGB", "BGR", "L")
@@ -77,10 +77,7 @@ class Preprocess:
         """
         return self._normalize(_unit_interval(images))
 
-    def normalise(self, images: Tensor) -> Tensor:
-        """The old name of `normalize`."""
-        warnings.warn("Preprocess.normalise is now Preprocess.normalize", DeprecationWarning, stacklevel=2)
-        return self.normalize(images)
+    normalise = renamed_attribute("normalise", "normalize")
 
     def _normalize(self, pixels: Tensor) -> Tensor:
         if self.channels == "BGR":

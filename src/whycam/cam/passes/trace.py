@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -10,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from whycam._lazy import renamed_attribute
 from whycam.errors import WhycamError
 
 INPUT = "input"
@@ -130,11 +130,7 @@ class LayerTrace:
             raise WhycamError("this method runs the network again: call it through whycam.explain")
         return self.backend
 
-    @property
-    def curvature(self) -> Tensor:
-        """The old name of `hvp`."""
-        warnings.warn("LayerTrace.curvature is now LayerTrace.hvp", DeprecationWarning, stacklevel=2)
-        return self.hvp
+    curvature = renamed_attribute("curvature", "hvp")
 
     def weighted(self, weights: Tensor, maps: Tensor | None = None) -> Tensor:
         """Σ_c w_c · A_c, (B, C) → (B, …), for the activations or ``maps`` (B, C, …); the terms if `per_channel`."""
