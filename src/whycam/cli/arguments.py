@@ -162,7 +162,7 @@ def _compare(sub: argparse.ArgumentParser) -> None:
         "--measures",
         nargs="+",
         metavar="MEASURE",
-        help="whycam measures lists them (default: those marked there as measured by default)",
+        help="whycam measures lists them (default: those marked there as computed by default)",
     )
     sub.add_argument("--images", type=int, default=32, metavar="N", help="draw N images at random (default: 32)")
     sub.add_argument("--seed", type=int, default=0, metavar="N", help="the seed of all random choices (default: 0)")

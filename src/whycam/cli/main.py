@@ -53,7 +53,7 @@ COMMANDS = (
      "whycam serve cifar10-resnet18 --port 8000"),
     ("methods", "models", "list the explanation methods",
      "whycam methods"),
-    ("measures", "compare", "list the measures that whycam compare can use",
+    ("measures", "compare", "list the metrics that whycam compare can use",
      "whycam measures"),
     ("train", "training", "train a network with a recipe",
      "whycam train --data data --out run"),

@@ -15,7 +15,7 @@ wherever grad-cam's own are deterministic and no defect. What differs, on purpos
 * Random numbers come from a ``seed``.
 * TorchScript and exported programs are refused with a reason, compiled and DataParallel models are looked into.
 * Half precision and autocast work; maps are reduced in float32. ViT grids other than 14×14 are found. Volumes work for
-  every method.
+  every method except FullGrad and SESS.
 * Nothing is printed and no progress bar drawn.
 
 ``docs/compat.md`` has the whole list. New code is better off with `whycam.explain`: signed maps at native resolution,
