@@ -1,10 +1,11 @@
-"""What the clusters of a study's errors add to its pairs of classes.
+"""Measure how much a study's clusters of errors tell beyond the pairs of classes.
 
 python benchmarks/cluster_use.py STUDY
 
-Prints the normalized mutual information (0: independent, 1: the same partition; mean of the entropies) between the
-clusters and the predicted classes, the labels and the ordered pairs of classes, and the number of clusters in which one
-confusion is the majority. Reads only the study folder.
+Prints the normalized mutual information between the clusters and the predicted classes, the labels and the ordered
+pairs (label, predicted class). 0 means unrelated, 1 means the same partition; the denominator is the mean of the two
+entropies. Also prints in how many clusters one confusion makes up more than half of the errors. Reads only the study
+folder.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def main() -> None:
     within = [
         Counter(pair for pair, c in zip(pairs, clusters, strict=True) if c == k) for k in range(max(clusters) + 1)
     ]
-    # A cluster of mostly one confusion, in either direction, adds nothing to the confusion matrix.
+    # A cluster of mostly one confusion (two classes, in either direction) tells nothing new.
     shares = [max(Counter(frozenset(p) for p in found.elements()).values()) / found.total() for found in within]
     print(
         json.dumps(

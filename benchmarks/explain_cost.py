@@ -1,21 +1,22 @@
-"""What an explanation costs, in units of the fastest bare forward pass of the same batch.
+"""Measure the cost of an explanation, in units of the fastest bare forward pass of the same batch.
 
     python benchmarks/explain_cost.py [--network cifar] [--batch 64] [--rounds 15] [--device cpu] [--slow-peers]
                                       [--where] [--no-tf32] [--json FILE]
 
-All candidates take turns in every round, so that a machine whose speed drifts slows all of them alike; quoted is the
-median over the rounds of time / (fastest bare forward of that round), with the quartiles. Peers are measured in the
-same rounds where they are installed: pytorch-grad-cam, torch-cam, captum; what takes them more than about ten forward
-passes is measured with --slow-peers alone. ``--network resnet50`` and ``vit-b16`` are 224×224 networks with random
-weights (they need transformers). The last column is by how much, in MiB, the process's peak memory grew in a
-candidate's first turn: a lower bound on what it takes, since memory that was freed before is used again.
+In every round, all candidates take turns, so that a change of the machine's speed affects all of them. The result is
+the median over the rounds of time / (fastest bare forward pass of that round), with the quartiles. Peers are measured
+in the same rounds if they are installed: pytorch-grad-cam, torch-cam, captum. Work that takes a peer more than about
+ten forward passes is measured only with --slow-peers. ``--network resnet50`` and ``vit-b16`` are 224×224 networks with
+random weights (they need transformers). The last column says by how many MiB a candidate's first turn raised the
+process's peak memory. This is a lower bound of the memory that it needs, because freed memory is used again.
 
-On a GPU that column is the peak of what a turn allocated. Everybody gets the images in the memory layout that is the
-faster one for a bare forward pass, a candidate has had three turns before the first that counts, a turn ends when the
-GPU has finished, and convolutions are computed in TensorFloat-32 for all or, with ``--no-tf32``, for none.
+On a GPU, the last column is the peak of the memory that one turn allocated. All candidates get the images in the memory
+layout in which a bare forward pass is faster. Three turns of each candidate come before the first one that counts. A
+turn ends when the GPU has finished. Convolutions run in TensorFloat-32 for all candidates or, with ``--no-tf32``, for
+none.
 
-``--where`` says where a processor's time goes: what each kind of operator takes of a bare forward pass and of Grad-CAM
-at three layers, as the profiler sees it (which costs time itself), in units of that bare forward pass.
+``--where`` profiles a bare forward pass and Grad-CAM at three layers on the CPU. It prints how much time each kind of
+operator takes, in units of that bare forward pass. Profiling takes time itself.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ GRADIENT_METHODS = [
 
 
 class Logits(nn.Module):
-    """A network that answers with a dataclass, made to answer with its logits, for the peers' sake."""
+    """Wrap a network that returns a dataclass so that it returns its logits: the peers need a tensor."""
 
     def __init__(self, network):
         super().__init__()
@@ -51,7 +52,7 @@ class Logits(nn.Module):
 
 
 def build(name, batch, device):
-    """(model, images, layers from shallow to deep, the stages' ends)."""
+    """Return (model, images, layers from shallow to deep, the last layer of each stage)."""
     model, images, layers, stages = _build(name, batch)
     return model.to(device), images.to(device), layers, stages
 
@@ -75,7 +76,7 @@ def _build(name, batch):
 
 
 def bare_forwards(model, images):
-    """The forward pass alone, in both memory layouts; the faster one is the unit."""
+    """Return the bare forward pass in both memory layouts; the faster one is the unit."""
 
     def bare(x):
         with torch.inference_mode():
@@ -89,7 +90,7 @@ def bare_forwards(model, images):
 
 
 def in_the_faster_layout(model, images):
-    """The images as a bare forward pass on a GPU takes them fastest."""
+    """Return the images in the memory layout in which a bare forward pass on a GPU is fastest."""
     found = {name: [] for name in (torch.contiguous_format, torch.channels_last)}
     with torch.inference_mode():
         for _ in range(10):
@@ -102,7 +103,7 @@ def in_the_faster_layout(model, images):
 
 
 def seconds(run, device):
-    """How long it takes until everything that it set going is done."""
+    """Return the seconds that ``run`` takes, including all work that it starts on a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()
@@ -128,14 +129,14 @@ def ours(model, images, layers, stages):
 
 
 def peers(model, images, layers, stages, slow):
-    """The same maps by other libraries, as their documentation has them called."""
+    """The same maps from other libraries, called as their documentation says."""
     from whycam.cam import resolve_layer
 
     modules, ends = ([resolve_layer(model, layer).module for layer in group] for group in (layers, stages))
     classes = model(images).argmax(1).tolist()
     places = [("last layer", modules[2:]), ("three layers", modules)]
     if any(isinstance(module, nn.LayerNorm) for module in modules):
-        return  # each of them needs a reshape of its own for tokens
+        return  # every peer needs its own reshape function for tokens
     yield from incumbent(model, images, modules, ends, places, slow)
     try:
         from captum.attr import LayerGradCam
@@ -169,7 +170,7 @@ def incumbent(model, images, modules, ends, places, slow):
     except ImportError:
         return
     for name, where in places:
-        # One object per layer: a single one would average the layers into one map.
+        # One object per layer: a single object would average the layers into one map.
         cams = [pgc.GradCAM(model=model, target_layers=[layer]) for layer in where]
         yield (
             f"pytorch-grad-cam: Grad-CAM, {name}",
@@ -198,7 +199,7 @@ def measure(candidates, rounds, device):
     added = {}
     for name, run in candidates.items():
         if device.type == "cuda":
-            for _ in range(3):  # the first turns choose algorithms and take workspaces
+            for _ in range(3):  # the first turns choose algorithms and allocate workspaces
                 run()
             torch.cuda.synchronize(device)
             torch.cuda.reset_peak_memory_stats(device)
@@ -225,7 +226,7 @@ KINDS = {
 
 
 def where_the_time_goes(candidates, names, rounds):
-    """Print the profiler's own times by kind of operator, of each named candidate; the first one is the unit."""
+    """Print the profiled time of each named candidate by kind of operator; the first candidate is the unit."""
     unit = None
     for name in names:
         candidates[name]()
@@ -254,7 +255,7 @@ def main():
     options = parser.parse_args()
     on_gpu = options.device.type == "cuda"
     if on_gpu and options.where:
-        parser.error("--where looks at a processor's time")
+        parser.error("--where profiles the CPU: use it with --device cpu")
     if options.no_tf32:
         torch.backends.cudnn.allow_tf32 = False
 

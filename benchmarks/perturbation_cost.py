@@ -1,18 +1,22 @@
-"""What methods that run the network again cost, in forwards per image: time in units of the fastest bare forward.
+"""Measure the cost of methods that run the network again, in forward passes per image.
 
     python benchmarks/perturbation_cost.py [--batch 64] [--rounds 5] [--only PART] [--no-peers] [--cpu-time]
                                            [--device cpu] [--rows 128]
 
-Each candidate is measured beside a bare forward pass of the same batch, right before and after it, so that a machine
-whose speed drifts slows both alike; quoted is the median over the rounds with the range. Beside it stands the limit
-that the method's definition sets: for Ablation-CAM on a tail, the tail's share of the forward (measured) times the
-channels that are not 0; for Score-CAM, the channels that are not constant; each plus the one forward that finds them.
-Peers are measured in the same process where they are installed (pytorch-grad-cam, torch-cam), which takes long. The
-last column is by how much, in MiB, the process's peak memory grew in a candidate's first turn: a lower bound on what it
-takes, since memory that was freed before is used again. On a machine that others use too, run it with one thread and
-``--cpu-time``: the processor's time instead of the wall's. On a GPU a turn ends when the GPU has finished, and the
-memory is the peak of what a turn allocated. ``--rows`` is how many altered images or activations run at once, by
-everybody: a GPU has room for more than the usual 128.
+The unit is the fastest bare forward pass. Bare forward passes of the same batch are measured right before and right
+after each candidate, so that a change of the machine's speed affects both. The result is the median over the rounds,
+with the range. Beside it stands the limit: the number of forward passes that the method's definition requires. For
+Ablation-CAM on a tail it is the tail's share of a forward pass (measured) times the number of channels that are not 0.
+For Score-CAM it is the number of channels that are not constant. Both add one forward pass to find these channels.
+
+Peers are measured in the same process if they are installed (pytorch-grad-cam, torch-cam); this takes long. The last
+column says by how many MiB a candidate's first turn raised the process's peak memory. This is a lower bound of the
+memory that it needs, because freed memory is used again. On a machine that runs other work too, use one thread and
+``--cpu-time``, which measures CPU time instead of wall-clock time.
+
+On a GPU, a turn ends when the GPU has finished, and the memory is the peak of what one turn allocated. ``--rows`` is
+the number of perturbed images or activations in one batch, for all candidates: a GPU has memory for more than the
+usual 128.
 """
 
 from __future__ import annotations
@@ -51,7 +55,7 @@ def seconds(run):
 
 
 def resident_mib():
-    """What memory is taken now; from here on `peak_mib` counts."""
+    """Return the memory in use now, in MiB; on a GPU, `peak_mib` counts from this call on."""
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats(DEVICE)
         return torch.cuda.memory_allocated(DEVICE) / 2**20
@@ -74,7 +78,7 @@ def outputs_of(model, images, layer):
 
 
 def tail_of(model, images, layer, size):
-    """Run what follows ``layer`` on ``size`` rows; the whole forward on as many is its yardstick."""
+    """Return the pass of all layers after ``layer`` on ``size`` rows, and a whole forward pass of as many images."""
     with torch.no_grad():
         tail = Tail(model, layer, Inputs.of(images))
     rows = torch.arange(size) % len(images)
@@ -89,7 +93,7 @@ def tail_of(model, images, layer, size):
 
 
 def share(model, images, layer, rounds, size=128):
-    """The tail's share of a forward pass of the same number of images, median over alternating rounds."""
+    """Return the time of the tail divided by that of a whole forward pass of as many images (median over rounds)."""
     tail, whole, why = tail_of(model, images, layer, size)
     if why is not None:
         print(f"{layer.name}: the whole network runs ({why})")
@@ -105,7 +109,7 @@ def explained(model, images, layer, method):
 
 
 def ours(model, images, rounds):
-    """(name, run, limit in forwards per image); a backward pass to the images counts as a forward."""
+    """Yield (name, run, limit in forward passes per image); a backward pass to the images counts as one more."""
     batch = len(images)
     for layer in ("layer4[-1]", "layer3[-2]"):
         found = resolve_layer(model, layer)
@@ -116,7 +120,7 @@ def ours(model, images, rounds):
         else:
             part = share(model, images, found, rounds)
             limit = 1 + active * part
-            print(f"{layer}: {active:.1f} of {output.shape[1]} channels active, tail {part:.3f} of a forward")
+            print(f"{layer}: {active:.1f} of {output.shape[1]} channels active, tail {part:.3f} of a forward pass")
         yield f"Ablation-CAM, {layer}", explained(model, images, layer, "ablationcam"), limit
     output = outputs_of(model, images, resolve_layer(model, "layer4[-1]")).flatten(2)
     live = float((output.amax(dim=2) > output.amin(dim=2)).sum()) / batch
@@ -131,7 +135,7 @@ def ours(model, images, rounds):
 
 
 def peers(model, images):
-    """(name with the library's, run) of those that are installed, as their documentation has them called."""
+    """Yield (library: method, run) of the installed peers, called as their documentation says."""
     yield from incumbent(model, images)
     try:
         from torchcam.methods import ScoreCAM
@@ -170,21 +174,26 @@ def incumbent(model, images):
     yield f"{name}: Grad-CAM augmented, layer4[-1]", call(GradCAM, last)
 
 
-def main():
-    global CLOCK, DEVICE, ROWS
+def parse_options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", default="", help="candidates whose name contains this")
+    parser.add_argument("--only", default="", help="measure only candidates whose name contains this")
     parser.add_argument("--no-peers", action="store_true")
-    parser.add_argument("--cpu-time", action="store_true", help="processor time; for one thread on a shared machine")
+    parser.add_argument("--cpu-time", action="store_true", help="measure CPU time: for one thread on a shared machine")
     parser.add_argument("--device", default="cpu", type=torch.device)
     parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if options.device.type == "cuda" and options.cpu_time:
+        parser.error("--cpu-time does not include the work of a GPU: use it with --device cpu")
+    return options
+
+
+def main():
+    global CLOCK, DEVICE, ROWS
+    options = parse_options()
     DEVICE, ROWS = options.device, options.rows
-    if DEVICE.type == "cuda" and options.cpu_time:
-        parser.error("the processor's time says nothing of a GPU's")
     CLOCK = time.process_time if options.cpu_time else time.perf_counter
 
     model, spec = whycam.load("cifar10-resnet18", device=DEVICE)
@@ -202,15 +211,15 @@ def main():
     print(f"torch {torch.__version__}, {where}, batch {options.batch}, {ROWS} rows, n = {options.rounds}")
     for _ in range(3):
         bare()
-    print(f"a bare forward takes {1000 * statistics.median(seconds(bare) for _ in range(5)):.2f} ms")
-    print(f"{'forwards per image':<52} median   (range)              memory   limit   over it")
+    print(f"a bare forward pass takes {1000 * statistics.median(seconds(bare) for _ in range(5)):.2f} ms")
+    print(f"{'forward passes per image':<52} median   (range)              memory   limit   compared with the limit")
     result = {}
     for name, (run, limit) in candidates.items():
         if options.only not in name:
             continue
         resident = resident_mib()
         if limit is not None and limit < 50:
-            run()  # minutes of reruns need no warming up
+            run()  # Warm up; candidates that run for minutes do not need it.
         ratios = []
         for turn in range(options.rounds):
             before = min(seconds(bare) for _ in range(2))

@@ -1,23 +1,23 @@
-"""What a training step costs beside what cannot be avoided, and beside the loop that most people write.
+"""The speed of a training step, compared with its bare convolutions and with an ordinary training loop.
 
     python benchmarks/training_throughput.py [--recipe record] [--rounds 7] [--set precision=fp32 …]
                                              [--variant compile=true]… [--json FILE]
 
-The candidates take turns in every round, so that a machine whose speed drifts slows all of them alike. A turn is a
-few steps in a row, after one that is not counted: a training finds its caches and its memory as its own last step left
-them.
+The candidates take turns in every round, so that a change in the machine's speed affects all of them alike. A turn is
+a few steps in a row, after a step that is not timed and fills the caches.
 
 - the step of ``whycam train``: augmentation, forward, backward, optimizer, averaging, on the recipe's batch;
-- the bare convolutions of the same network: every convolution's forward and both its gradients, on tensors of the same
-  shapes and type, and nothing else: the limit of any loop that uses these convolutions (twice over for a
-  sharpness-aware step, which is two passes);
+- the bare convolutions of the same network: every convolution's forward pass and both its gradients, on tensors of the
+  same shapes and type. No loop with these convolutions can be faster. A sharpness-aware step has two passes, so it is
+  compared with twice their time;
 - the plain loop: a DataLoader with per-image transforms (on a GPU with four workers), contiguous fp32 tensors, torch's
   defaults, the textbook order of calls;
-- every ``--variant``: the step of a recipe that is changed so (compared by images/s: its batch may be another).
+- every ``--variant``: the step of the recipe with these changes, compared by images/s, because its batch size may
+  differ.
 
-On a GPU the bare convolutions are replayed from a CUDA graph, as our step is, so that neither waits for launches.
-Quoted are medians over the rounds with the quartiles. On a GPU the step is also stated as a share of the measured
-bf16 matrix rate, at 3.33 GFLOP an image of 32×32.
+On a GPU the bare convolutions are replayed from a CUDA graph, like the step, so that neither waits for kernel launches.
+The results are medians over the rounds, with quartiles. On a GPU the step is also given as a share of the measured bf16
+matrix rate, at 3.33 GFLOP per image of 32×32.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -42,31 +43,34 @@ from whycam.device import reuse_freed_memory
 from whycam.models.resnet import resnet18
 from whycam.training import find_recipe
 from whycam.training.augment import plan_epoch
-from whycam.training.device_dataset import DeviceData
-from whycam.training.distributed import processes
+from whycam.training.device_dataset import DeviceDataset
+from whycam.training.distributed import DistributedContext, distributed_context
 from whycam.training.loop import Loop
+from whycam.training.run_options import RunOptions
 from whycam.training.state import Position, RunKey
-from whycam.training.train import _exact_arithmetic, _precision, initial_model
+from whycam.training.train import cudnn_flags, initial_model, resolve_precision
 
 PREPROCESS = whycam.Preprocess((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), (32, 32))
 GFLOP_PER_IMAGE = 3.33
-# Whose steps are taken.
+# The epoch whose steps are measured.
 EPOCH = 1
 
 
 def images(n: int) -> ArraySource:
-    """Random pixels: what they show costs nothing."""
+    """Random pixels: the speed does not depend on the content."""
     draw = np.random.default_rng(0)
     pixels = draw.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8)
     classes = whycam.open_source("bundled").classes
     return ArraySource(pixels, draw.integers(0, 10, n), classes, tuple(map(str, range(n))), "random", "train")
 
 
-def our_step(recipe, source: ArraySource, device: torch.device, folder: Path, team) -> Callable[[], None]:
-    data = DeviceData(source, PREPROCESS, device, recipe.pad, recipe.pad_mode)
+def whycam_step(
+    recipe, source: ArraySource, device: torch.device, folder: Path, dist: DistributedContext
+) -> Callable[[], None]:
+    data = DeviceDataset(source, PREPROCESS, device, recipe.pad, recipe.pad_mode)
     model = initial_model(recipe, 10, 0, device)
     key = RunKey(recipe, 0, source.digest, source.digest)
-    loop = Loop(model, data, data, key, folder, team, checkpoint_seconds=1e9, listener=None, stop=lambda: False)
+    loop = Loop(model, data, data, key, folder, dist, options=RunOptions(checkpoint_seconds=1e9), stop=lambda: False)
     plan = plan_epoch(recipe, len(data), data.side, 0, 0).to(device)
     loop.network.train()
 
@@ -74,10 +78,10 @@ def our_step(recipe, source: ArraySource, device: torch.device, folder: Path, te
 
     def step() -> None:
         nonlocal taken
-        # The same few steps over and over: as many as it takes to have the average updated once.
+        # Repeat as many steps as contain one update of the average.
         loop.position = Position(EPOCH, taken % min(recipe.averaging_every, loop.steps))
         taken += 1
-        with _exact_arithmetic():
+        with cudnn_flags():
             loop.step(plan)
 
     return step
@@ -87,32 +91,29 @@ def bare_convolutions(recipe, batch: int, side: int, device: torch.device) -> Ca
     dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
     network = resnet18(10).to(device=device, dtype=dtype, memory_format=torch.channels_last)
     shapes: list[tuple[nn.Conv2d, torch.Size]] = []
-    handles = [
-        module.register_forward_hook(lambda module, given, _out: shapes.append((module, given[0].shape)))
-        for module in network.modules()
-        if isinstance(module, nn.Conv2d)
-    ]
-    with torch.no_grad():
+    with ExitStack() as hooks, torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                hook = module.register_forward_pre_hook(lambda conv, given: shapes.append((conv, given[0].shape)))
+                hooks.callback(hook.remove)
         network(torch.zeros(1, 3, side, side, device=device, dtype=dtype))
-    for handle in handles:
-        handle.remove()
     work: list[tuple[nn.Conv2d, Tensor, Tensor]] = []
     for position, (conv, shape) in enumerate(shapes):
         x = torch.randn(batch, *shape[1:], device=device, dtype=dtype).to(memory_format=torch.channels_last)
-        # Nothing lies below the first convolution, so no gradient goes there.
+        # The first convolution needs no gradient for its input.
         x.requires_grad_(position > 0)
         with torch.no_grad():
-            slope = torch.randn_like(conv(x))
-        work.append((conv, x, slope))
+            gradient = torch.randn_like(conv(x))
+        work.append((conv, x, gradient))
 
     def run() -> None:
-        for conv, x, slope in work:
-            torch.autograd.grad(conv(x), [conv.weight] + ([x] if x.requires_grad else []), slope)
+        for conv, x, gradient in work:
+            torch.autograd.grad(conv(x), [conv.weight] + ([x] if x.requires_grad else []), gradient)
 
     if device.type != "cuda":
         return run
     graph, aside = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    with _exact_arithmetic():
+    with cudnn_flags():
         with torch.cuda.stream(aside):
             for _ in range(3):
                 run()
@@ -120,7 +121,7 @@ def bare_convolutions(recipe, batch: int, side: int, device: torch.device) -> Ca
         with torch.cuda.graph(graph):
             run()
 
-    # A graph does not keep the memory of what it was not given by itself.
+    # A graph does not keep its tensors alive; the default argument does.
     def replay(_keep=work) -> None:
         graph.replay()
 
@@ -128,7 +129,7 @@ def bare_convolutions(recipe, batch: int, side: int, device: torch.device) -> Ca
 
 
 class PerImage(Dataset):
-    """The study's augmentation as most people write it: one image at a time."""
+    """The study's augmentation in the usual form: one image at a time."""
 
     def __init__(self, source: ArraySource) -> None:
         self.images, self.labels = source.images, source.labels
@@ -179,7 +180,7 @@ def matrix_rate(device: torch.device, size: int = 8192) -> float:
 
 
 def timed(run: Callable[[], object], device: torch.device, times: int) -> float:
-    """Seconds per call, over ``times`` calls after one that is not counted."""
+    """Seconds per call, over ``times`` calls after one that is not timed."""
     run()
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -206,26 +207,26 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     reuse_freed_memory()
-    with processes() as team, tempfile.TemporaryDirectory() as folder:
-        device = team.device
+    with distributed_context() as dist, tempfile.TemporaryDirectory() as folder:
+        device = dist.device
         repeat = options.repeat or (20 if device.type == "cuda" else 5)
         recipe = find_recipe(options.recipe, options.set)
-        recipe = recipe.override({"precision": _precision(recipe, device)})
+        recipe = recipe.override({"precision": resolve_precision(recipe, device)})
         side = recipe.crop_size(0, 32)
         source = images(max(2048, 4 * recipe.batch_size))
         batches: dict[str, int] = {}
         candidates = {
-            "whycam": our_step(recipe, source, device, Path(folder), team),
+            "whycam": whycam_step(recipe, source, device, Path(folder), dist),
             "bare convolutions": bare_convolutions(recipe, recipe.batch_size, side, device),
             "plain loop": plain_loop(source, recipe.batch_size, device),
         }
         for changes in options.variant:
             changed = recipe.override(dict(change.split("=", 1) for change in changes))
-            candidates[", ".join(changes)] = our_step(changed, source, device, Path(folder), team)
+            candidates[", ".join(changes)] = whycam_step(changed, source, device, Path(folder), dist)
             batches[", ".join(changes)] = changed.batch_size
         seconds: dict[str, list[float]] = {name: [] for name in candidates}
         for run in candidates.values():
-            # The first four steps of a GPU's recording are slower.
+            # On a GPU the first four steps are slower, until the step is captured.
             timed(run, device, 8 if device.type == "cuda" else 1)
         for _ in range(options.rounds):
             for name, run in candidates.items():
@@ -235,7 +236,7 @@ def main() -> None:
         times = batch / recipe.batch_size
         ratio = [times * ours / theirs for ours, theirs in zip(seconds["whycam"], seconds[name], strict=True)]
         print(f"{name}: {spread(ratio)} times as fast as without")
-    # A sharpness-aware step is two forward and backward passes: so is what it cannot do without.
+    # A sharpness-aware step has two forward and backward passes.
     passes = 2 if recipe.sharpness_aware(EPOCH) else 1
     share = [passes * bare / ours for bare, ours in zip(seconds["bare convolutions"], seconds["whycam"], strict=True)]
     against_plain = [plain / ours for plain, ours in zip(seconds["plain loop"], seconds["whycam"], strict=True)]

@@ -1,4 +1,4 @@
-"""Explain any PyTorch image classifier: here a small one with random weights, on bundled images.
+"""Explain any PyTorch image classifier. The example is a small network with random weights, on bundled images.
 
 python examples/explain_your_model.py
 """
@@ -25,7 +25,7 @@ source = whycam.open_source("bundled")
 preprocess = whycam.Preprocess(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), size=(32, 32))
 images = preprocess(source.read(range(4)))
 
-# One forward pass, one backward pass per target; every layer and method comes from it.
+# One forward pass and one backward pass per target serve all layers and methods.
 explanation = whycam.explain(
     model,
     images,

@@ -1,4 +1,4 @@
-"""What several rooms' tests share: the bundled network and images, the goldens, the full data where it lies."""
+"""Fixtures for the tests of several packages: the bundled network and images, golden maps, the full data set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import settings
 
 import whycam
 
-# A build must not fail by a draw: there the examples are always the same, elsewhere they are new each time.
+# In CI, use the same examples every time, so that a build never fails by chance. Elsewhere, draw new examples.
 settings.register_profile("build", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("build")
@@ -28,7 +28,7 @@ CIFAR10_TOOL = SHARED / "tools" / "cifar10.py"
 
 @pytest.fixture(scope="session")
 def loaded():
-    """(model, spec) of the bundled ResNet-18; tests must leave it as it was."""
+    """(model, spec) of the bundled ResNet-18, shared by all tests: do not change it."""
     return whycam.load("cifar10-resnet18")
 
 
@@ -44,19 +44,19 @@ def spec(loaded):
 
 @pytest.fixture(scope="session")
 def standin():
-    """The network that the goldens were made with."""
+    """The network whose maps the golden file contains."""
     path = SHARED / "standin" / "model.safetensors"
     if not path.exists():
-        pytest.skip("the reference network lies outside the repository and is not here")
+        pytest.skip("the reference network is not part of the repository and was not found")
     return whycam.load(path)[0]
 
 
 @pytest.fixture(scope="session")
 def goldens():
-    """pytorch-grad-cam's own maps, and the images they are of."""
+    """Maps that pytorch-grad-cam computed, and their images."""
     path = SHARED / "goldens" / "pgc.npz"
     if not path.exists():
-        pytest.skip("the golden maps lie outside the repository and are not here")
+        pytest.skip("the golden maps are not part of the repository and were not found")
     with np.load(path) as file:
         return {name: file[name] for name in file.files}
 
@@ -69,12 +69,12 @@ def batch(spec):
 
 @pytest.fixture(scope="session")
 def cifar10(tmp_path_factory):
-    """The folder with all of CIFAR-10 as official binary files, made from the lossless copy."""
+    """A folder with all of CIFAR-10 as official binary files, converted from a lossless copy."""
     if not CIFAR10_TOOL.exists():
-        pytest.skip("the full data set lies outside the repository and is not here")
+        pytest.skip("the full data set is not part of the repository and was not found")
     key = hashlib.sha256(CIFAR10_TOOL.read_bytes()).hexdigest()[:12]
     here = tmp_path_factory.getbasetemp()
-    # Each of pytest-xdist's processes has a folder of its own, one level down.
+    # With pytest-xdist, every process has its own folder one level below; share the folder above.
     root = here.parent.parent if "PYTEST_XDIST_WORKER" in os.environ else here.parent
     folder = root / f"whycam-cifar10-{key}"
     with (root / f"whycam-cifar10-{key}.lock").open("w") as lock:

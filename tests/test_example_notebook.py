@@ -1,4 +1,4 @@
-"""The example notebook: its cells run, what it keeps is what they show, and it stays small."""
+"""The example notebook: its cells run, its stored output is theirs, and the file is small."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CONTENT = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
 CODE = [cell for cell in CONTENT["cells"] if cell["cell_type"] == "code"]
 
 
-def test_it_is_small_and_was_run():
+def test_notebook_is_small_and_executed():
     assert NOTEBOOK.stat().st_size < 500_000
     assert (CONTENT["nbformat"], CONTENT["nbformat_minor"]) == (4, 5)
     assert [cell["execution_count"] for cell in CODE] == list(range(1, len(CODE) + 1))
@@ -22,7 +22,7 @@ def test_it_is_small_and_was_run():
     assert "/tmp/" not in NOTEBOOK.read_text(encoding="utf-8")
 
 
-def test_its_cells_run(tmp_path, monkeypatch):
+def test_notebook_cells_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace = {}
     for cell in CODE:

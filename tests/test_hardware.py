@@ -1,4 +1,4 @@
-"""Memory that is really full, in processes that may not have more, is one sentence and leaves nothing behind."""
+"""Full memory, in processes with a limit: one clear sentence, and no files are left behind."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ SCRIPT = Path(__file__).with_name("short_of_memory.py")
 FULL = re.compile(r"whycam: error: memory is full: [\d,]+ MiB more were asked for; (.+)\n")
 
 
-def way_out(mib, *arguments):
-    """What is advised when a command has so little memory."""
+def advice_with_memory(mib, *arguments):
+    """The advice at the end of the error of a command that may use ``mib`` MiB."""
     result = subprocess.run(
         [sys.executable, str(SCRIPT), str(mib), *map(str, arguments)],
         capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -33,33 +33,33 @@ def way_out(mib, *arguments):
     return found[1]
 
 
-def test_an_evaluation_of_too_many_at_once():
-    assert way_out(300, "evaluate", "cifar10-resnet18", "bundled", "--batch-size", 1000) == (
+def test_evaluate_with_too_large_batches():
+    assert advice_with_memory(300, "evaluate", "cifar10-resnet18", "bundled", "--batch-size", 1000) == (
         "give a --batch-size below 1000"
     )
 
 
-def test_a_training_on_too_many_at_once(tmp_path):
-    """The folder is as before: there is none."""
+def test_train_and_lr_find_with_too_large_batches(tmp_path):
+    """The run folder does not exist afterwards."""
     data = two_classes(tmp_path / "data", test=2)
     options = ["--out", tmp_path / "run", "--set", "batch_size=32", "pad=240", "pad_mode=zero", "crops=[[0,500]]"]
-    assert way_out(1000, "train", "--data", data, *options) == "make batch_size or crops smaller"
+    assert advice_with_memory(1000, "train", "--data", data, *options) == "make batch_size or crops smaller"
     assert not (tmp_path / "run").exists()
-    assert way_out(1000, "lr-find", "--data", data, *options) == "make batch_size or crops smaller"
+    assert advice_with_memory(1000, "lr-find", "--data", data, *options) == "make batch_size or crops smaller"
     assert not (tmp_path / "run").exists()
 
 
-def test_what_the_libraries_say_when_memory_is_full():
-    """The real errors of torch and NumPy, asked for a pebibyte."""
-    for ask in (lambda: torch.empty(2**50, dtype=torch.uint8), lambda: np.ones(2**50, np.uint8)):
-        said = pytest.raises(HardwareError, match=r"^memory is full: .+ were asked for; ask for less$")
-        with said as caught, within_hardware("ask for less"):
-            ask()
+def test_memory_errors_of_torch_and_numpy():
+    """The errors of torch and NumPy for a request of a pebibyte."""
+    for allocate in (lambda: torch.empty(2**50, dtype=torch.uint8), lambda: np.ones(2**50, np.uint8)):
+        raises = pytest.raises(HardwareError, match=r"^memory is full: .+ were asked for; ask for less$")
+        with raises as caught, within_hardware("ask for less"):
+            allocate()
         assert isinstance(caught.value, WhycamError)
         assert caught.value.__cause__ is not None
 
 
-def test_other_errors_pass():
+def test_other_errors_are_not_changed():
     for error in (RuntimeError("shapes do not fit"), WhycamError("no such file"), ValueError("out of memory")):
         with pytest.raises(type(error)) as caught, within_hardware("ask for less"):
             raise error

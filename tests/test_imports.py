@@ -1,4 +1,4 @@
-"""What is imported when: `import whycam` needs torch and numpy alone, `--help` not even those."""
+"""Imports: `import whycam` needs torch and numpy only, `--help` needs neither."""
 
 from __future__ import annotations
 
@@ -7,7 +7,19 @@ import sys
 
 import pytest
 
-OPTIONAL = ["PIL", "pyarrow", "matplotlib", "jinja2", "rich", "safetensors", "pandas", "scipy", "sklearn", "yaml"]
+OPTIONAL = [
+    "PIL",
+    "pyarrow",
+    "matplotlib",
+    "jinja2",
+    "pooch",
+    "rich",
+    "safetensors",
+    "pandas",
+    "scipy",
+    "sklearn",
+    "yaml",
+]
 BLOCK = """
 import sys
 class Blocker:

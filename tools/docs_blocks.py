@@ -1,4 +1,4 @@
-"""The fenced blocks of a documentation page: found, and for Python run, so that what a reader copies works."""
+"""Find the fenced blocks of a documentation page and run the Python blocks, so that readers copy code that works."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 OUTPUT = "<!-- output -->"
-"""A line that the site's build replaces by what the Python block before it prints."""
+"""A line in a page. The site's build replaces it by the output of the Python block above it."""
 
 _FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>\w+)[^\n]*\n(?P<code>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL
@@ -26,10 +26,10 @@ class Block:
     """One fenced block.
 
     Attributes:
-        language: what follows the fence: ``python`` is run, ``bash`` is checked, all else is only shown.
-        code: the text inside, without the fence's indentation.
-        line: the line of the page that the code begins on, from 1.
-        end: the offset in the page of the end of the closing fence.
+        language: the word after the fence. ``python`` is run, ``bash`` is checked, other languages are only shown.
+        code: the text inside, without the indentation of the fence.
+        line: the number of the code's first line in the page, counted from 1.
+        end: the offset in the page where the closing fence ends.
     """
 
     language: str
@@ -39,7 +39,7 @@ class Block:
 
 
 def blocks(text: str) -> list[Block]:
-    """All fenced blocks of a page, in order."""
+    """Return all fenced blocks of a page, in order."""
     found = []
     for match in _FENCE.finditer(text):
         indent = match["indent"]
@@ -49,14 +49,14 @@ def blocks(text: str) -> list[Block]:
 
 
 def run_python(text: str, page: str) -> dict[int, str]:
-    """Run a page's Python blocks in order, in one namespace and an empty folder of their own.
+    """Run a page's Python blocks in order, in one namespace, in a new empty folder.
 
     Args:
-        text: the page.
-        page: its name; a traceback points to its lines.
+        text: the page's Markdown.
+        page: the page's name, for tracebacks.
 
     Returns:
-        What each block printed, by the offset of its end in the page.
+        The output of each block, by the offset where the block ends.
     """
     printed: dict[int, str] = {}
     namespace: dict[str, Any] = {"__name__": "__main__"}
@@ -72,7 +72,7 @@ def run_python(text: str, page: str) -> dict[int, str]:
 
 
 def commands(text: str) -> list[list[str]]:
-    """The command lines of a page's ``bash`` blocks, as words; comments and empty lines are left out."""
+    """Return the command lines of a page's ``bash`` blocks, split into words, without comments and empty lines."""
     found = []
     for block in blocks(text):
         if block.language == "bash":
@@ -96,14 +96,14 @@ def _empty_folder() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _registry_as_before() -> Iterator[None]:
-    """A page may register a method or a measure to show how; other pages must not find it."""
+    """Undo registrations: a page may register a method or a metric, and other pages must not see it."""
     from whycam.cam.methods import METHODS
-    from whycam.comparison import MEASURES
+    from whycam.comparison import METRICS
 
-    before = dict(METHODS), dict(MEASURES)
+    before = dict(METHODS), dict(METRICS)
     try:
         yield
     finally:
-        for registry, known in zip((METHODS, MEASURES), before, strict=True):
+        for registry, known in zip((METHODS, METRICS), before, strict=True):
             registry.clear()
             registry.update(known)

@@ -1,4 +1,4 @@
-"""What `make docs` adds to the pages: generated tables, and what their Python blocks print."""
+"""MkDocs hooks: they add generated tables and the outputs of Python blocks to the pages."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 from docs_blocks import OUTPUT, run_python
-from docs_tables import TABLES, namesakes
+from docs_tables import TABLES, functions_named_like_module
 
 FOREIGN = re.compile(r"<(?:script|img|iframe)\b[^>]*\bsrc=.https?:[^>]*>|<link\b[^>]*stylesheet[^>]*https?:[^>]*>")
-"""What would make a reader's browser ask somebody else."""
+"""HTML that makes the reader's browser load something from another server."""
 
-NAMESAKES = re.compile(r"<!-- namesakes of ([\w.]+) -->")
+SAME_NAME = re.compile(r"<!-- functions named like their module in ([\w.]+) -->")
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_rest: Any) -> str:
-    """Called by MkDocs with each page's source; returns what is rendered instead."""
+    """Fill in the generated parts of a page. MkDocs calls this with each page's source and renders the result."""
     if OUTPUT in markdown:
         markdown = with_outputs(markdown, page.file.src_uri)
     for marker, table in TABLES.items():
         if marker in markdown:
             markdown = markdown.replace(marker, table())
-    return NAMESAKES.sub(lambda match: namesakes(match[1]), markdown)
+    return SAME_NAME.sub(lambda match: functions_named_like_module(match[1]), markdown)
 
 
 def with_outputs(markdown: str, page: str) -> str:
-    """Run the page and put each block's output where a marker follows it."""
+    """Run the page's Python blocks and replace each output marker by the output of the block above it."""
     result, position = "", 0
     for end, printed in run_python(markdown, page).items():
         result += markdown[position:end]
@@ -39,12 +39,12 @@ def with_outputs(markdown: str, page: str) -> str:
             result += f"\n\n```text\n{printed.rstrip()}\n```"
     result += markdown[position:]
     if OUTPUT in result:
-        raise ValueError(f"{page}: a line '{OUTPUT}' follows no Python block")
+        raise ValueError(f"{page}: a line '{OUTPUT}' does not follow a Python block")
     return result
 
 
 def on_post_page(output: str, *, page: Any, **_rest: Any) -> str:
-    """Called with each finished page: it must not load anything from elsewhere."""
+    """Refuse a page that loads something from another server. MkDocs calls this with each finished page."""
     if foreign := FOREIGN.search(output):
         raise ValueError(f"{page.file.src_uri}: the page would load {foreign[0]}")
     return output

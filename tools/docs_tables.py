@@ -1,4 +1,4 @@
-"""Parts of the documentation that the code itself knows best: methods, recipes, the command line. All as Markdown."""
+"""Markdown that is generated from the code: tables of methods, measures and recipes, and the command-line reference."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import Any
 import whycam
 from whycam.cam.methods import METHODS
 from whycam.cli.main import build_parser
-from whycam.comparison import MEASURES
+from whycam.comparison import METRICS
 from whycam.training import RECIPES, Recipe
 
 API = Path(__file__).resolve().parent.parent / "docs" / "api"
 
 
 def methods_table() -> str:
-    """Every registered method: name, title, what it does, what it needs, where it was published."""
+    """Return the table of all registered methods: name, title, summary, needs, paper."""
     rows = [
         (f"`{name}`", method.title, method.summary, _needs(method), _linked(method.paper))
         for name, method in sorted(METHODS.items())
@@ -29,17 +29,17 @@ def methods_table() -> str:
     return _table(("Name", "Method", "Map", "Needs", "Paper"), rows)
 
 
-def measures_table() -> str:
-    """Every registered measure: name, what it is, which direction is better, where it was published."""
+def metrics_table() -> str:
+    """Every registered metric: name, what it is, which direction is better, where it was published."""
     rows = [
         (f"`{name}`", known.summary, f"{known.better} is better", _linked(known.paper))
-        for name, known in MEASURES.items()
+        for name, known in METRICS.items()
     ]
-    return _table(("Name", "What it is", "Read it", "Paper"), rows)
+    return _table(("Name", "What it is", "Better direction", "Paper"), rows)
 
 
 def recipes_table() -> str:
-    """The recipes that come with whycam: the fields in which they differ from each other."""
+    """Return the table of whycam's recipes, with the fields in which they differ."""
     recipes = {name: recipe.to_dict() for name, recipe in RECIPES.items()}
     differing = [
         field
@@ -51,7 +51,7 @@ def recipes_table() -> str:
 
 
 def fields_table() -> str:
-    """Every field of a recipe with its default and what it means, from the class's own description."""
+    """Return the table of all fields of a recipe: name, default, and meaning from the docstring of `Recipe`."""
     defaults = Recipe().to_dict()
     meanings = attributes_of(Recipe)
     rows = [(f"`{field}`", _code(value), _sentence(meanings[field])) for field, value in defaults.items()]
@@ -59,10 +59,10 @@ def fields_table() -> str:
 
 
 def attributes_of(cls: type) -> dict[str, str]:
-    """The ``Attributes:`` section of a Google-style docstring: name → text."""
+    """Parse the ``Attributes:`` section of a Google-style docstring into name → text."""
     section = re.search(r"^ *Attributes:\n(.*?)(?=^ *\w+:\n|\Z)", cls.__doc__ or "", re.MULTILINE | re.DOTALL)
     if section is None:
-        raise ValueError(f"{cls.__name__} describes no attributes")
+        raise ValueError(f"the docstring of {cls.__name__} has no Attributes section")
     found: dict[str, str] = {}
     indent = len(section[1]) - len(section[1].lstrip(" "))
     for line in section[1].splitlines():
@@ -77,7 +77,7 @@ def attributes_of(cls: type) -> dict[str, str]:
 
 
 def command_line_reference() -> str:
-    """Every command with its arguments, options and example."""
+    """Return the reference of all commands: arguments, options, example."""
     parser = build_parser()
     (subparsers,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     summaries = {choice.dest: choice.help for choice in subparsers._choices_actions}
@@ -94,18 +94,18 @@ def command_line_reference() -> str:
 
 
 def public_names() -> str:
-    """Every name of ``import whycam`` with its first line, linked to where it is described if a page describes it."""
+    """Return the table of all names of ``import whycam``: first docstring line, and a link if a page describes it."""
     rows = []
     for name, home in sorted(whycam._HOMES.items()):
         text = (getattr(whycam, name).__doc__ or "").strip().splitlines()[0]
         target = f"{home}.{name}.{name}" if _is_module(f"{home}.{name}") else f"{home}.{name}"
         described = home == "whycam.errors" or (API / f"{home.removeprefix('whycam.')}.md").is_file()
         rows.append((f"[`{name}`][{target}]" if described else f"`{name}`", text, f"`{home}`"))
-    return _table(("Name", "What it is", "Lives in"), rows)
+    return _table(("Name", "What it is", "Module"), rows)
 
 
-def namesakes(package: str) -> str:
-    """Directives for the functions that are called like the module they live in; the package's own shows neither."""
+def functions_named_like_module(package: str) -> str:
+    """Return mkdocstrings directives for functions named like their module: the package's directive omits them."""
     names = import_module(package).__all__
     return "".join(f"\n::: {package}.{name}.{name}\n" for name in names if _is_module(f"{package}.{name}"))
 
@@ -113,18 +113,18 @@ def namesakes(package: str) -> str:
 TABLES = {
     "<!-- public names -->": public_names,
     "<!-- methods -->": methods_table,
-    "<!-- measures -->": measures_table,
+    "<!-- metrics -->": metrics_table,
     "<!-- recipes -->": recipes_table,
     "<!-- recipe fields -->": fields_table,
     "<!-- commands -->": command_line_reference,
 }
-"""What stands in a page's source in place of each generated part."""
+"""Marker in a page's source → the function that generates the text to put there."""
 
 
 def _is_module(path: str) -> bool:
     try:
         return find_spec(path) is not None
-    except ModuleNotFoundError:  # a name inside a module that is no package
+    except ModuleNotFoundError:  # the parent is a module, not a package
         return False
 
 

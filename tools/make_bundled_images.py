@@ -2,8 +2,8 @@
 
     python tools/make_bundled_images.py CIFAR10
 
-CIFAR10 is anything that whycam opens as CIFAR-10: an official archive, its folder, or the Parquet files. The seed is
-stated below; the same seed gives the same images, and the same versions of Pillow and libwebp the same bytes.
+CIFAR10 is anything that whycam opens as CIFAR-10: the official archive, its folder, or the Parquet files. The seed
+below decides the images; with the same versions of Pillow and libwebp the files are identical byte for byte.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Put a training run's weights into the package: fp16, with a config and a model card that state what was measured.
+"""Put a training run's weights into the package: as fp16, with their config and a model card with the measured scores.
 
     python tools/make_bundled_weights.py RUN CIFAR10 [--seeds SEEDS]
 
-RUN is a finished run of ``whycam train`` (the seed-0 run, not the best of several: another is refused), CIFAR10
-anything that whycam opens as CIFAR-10; its test images have to be those that the run was tested on. The run's record
-says what its fp32 weights came to; their fp16 form is evaluated here, in the views that are asked for; the card quotes
-both. SEEDS is a folder with the runs of all its recipe's seeds, this one among them: the card states mean and spread.
+RUN is a finished run of ``whycam train`` with seed 0; other seeds are refused, so that the weights are not the best of
+several. CIFAR10 is anything that whycam opens as CIFAR-10, with the same test images as the run. The run's record holds
+the scores of the fp32 weights; the fp16 weights are evaluated here, in the chosen views. The card states both. SEEDS is
+a folder with the runs of all seeds of the recipe, this run included: the card states their mean and spread.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from whycam.data import ImageSource
 from whycam.errors import WhycamError
 from whycam.models.checkpoint import save_checkpoint
 from whycam.training import Recipe, Spread
-from whycam.training.device_dataset import DeviceData
-from whycam.training.evaluation import VIEWS, Evaluation, evaluate
+from whycam.training.device_dataset import DeviceDataset
+from whycam.training.evaluation import VIEWS, Evaluation, evaluate_model
 
 FOLDER = Path(__file__).resolve().parent.parent / "src" / "whycam" / "assets" / "cifar10-resnet18"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate, write weights, config and card; the exit status."""
+    """Evaluate; write weights, config and card; return the exit status."""
     try:
         make(argv)
     except WhycamError as error:
@@ -45,10 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make(argv: Sequence[str] | None) -> None:
-    """What `main` does.
+    """As `main`.
 
     Raises:
-        WhycamError: the run is not the one to ship, or the images are not its own.
+        WhycamError: the run has another seed than 0, or other test images.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
@@ -59,7 +59,7 @@ def make(argv: Sequence[str] | None) -> None:
     options = parser.parse_args(argv)
     model, spec = whycam.load(options.run)
     test = whycam.open_source(options.cifar10, "test")
-    data = DeviceData(test, spec.preprocess, torch.device("cpu"))
+    data = DeviceDataset(test, spec.preprocess, torch.device("cpu"))
     training = dict(spec.training)
     if training.get("seed") != 0:
         raise WhycamError(
@@ -70,7 +70,7 @@ def make(argv: Sequence[str] | None) -> None:
     seeds = of_all_seeds(options.seeds, training) if options.seeds else None
     single = {view: Evaluation.from_dict(values) for view, values in training["evaluations"].items()}
     half = half_precision(model)
-    stored = {view: evaluate(half, data, view=view) for view in options.views}
+    stored = {view: evaluate_model(half, data, view=view) for view in options.views}
     training["evaluations_fp32"] = training["evaluations"]
     training["evaluations"] = {view: result.to_dict() for view, result in stored.items()}
     spec = dataclasses.replace(spec, training=training)
@@ -81,10 +81,10 @@ def make(argv: Sequence[str] | None) -> None:
 
 
 def of_all_seeds(folder: Path, training: dict[str, Any]) -> Spread:
-    """The plain accuracy of a run's recipe on its test images, over the seeds that a folder has of it.
+    """The plain accuracy of a run's recipe on its test images, over all seeds in ``folder``.
 
     Raises:
-        WhycamError: the run is not among them.
+        WhycamError: the run is not in ``folder``.
     """
     mine = (training["seed"], training["evaluations"]["plain"]["accuracy"])
     recipe = Recipe.from_dict(training["recipe"])
@@ -104,7 +104,7 @@ def _quality(result: Evaluation | None) -> str:
 
 
 def half_precision(model: nn.Module) -> nn.Module:
-    """A copy whose weights are rounded to fp16 and computed with in fp32, as the package's are."""
+    """A copy whose weights are rounded to fp16; it computes in fp32, like the bundled network."""
     copied = copy.deepcopy(model)
     with torch.no_grad():
         for value in copied.state_dict().values():
@@ -121,7 +121,7 @@ def card(
     stored: dict[Any, Evaluation],
     seeds: Spread | None,
 ) -> str:
-    """The model card, in Markdown; every number in it is computed here or read from the run's record."""
+    """The model card, in Markdown; its numbers are computed here or read from the run's record."""
     recipe, plain = training["recipe"], stored["plain"]
     seconds = training["seconds"]
     spent = f"{seconds:.0f} seconds" if seconds < 600 else f"{seconds / 3600:.2f} hours"

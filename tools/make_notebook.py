@@ -1,9 +1,9 @@
-"""Write examples/study.ipynb: run its cells and keep what they show.
+"""Write examples/study.ipynb: run its cells and store their output.
 
 python tools/make_notebook.py
 
-The cells stand here as text, so that a change to them is a readable diff; the test of the notebook runs the cells of
-the file that this writes.
+The cells are text in this file, so that a change to them gives a readable diff. tests/test_example_notebook.py runs
+the cells of the written notebook.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ TARGET = Path(__file__).parent.parent / "examples" / "study.ipynb"
 CELLS = (
     ("markdown", """# Why does this ResNet-18 get these wrong?
 
-The study of a CIFAR-10 network, repeated on the bundled weights and images: score it, collect its errors, look at
-them with Grad-CAM at `layer2[-2]`, `layer3[-2]` and `layer4[-1]`. Everything runs offline, on a CPU, in a minute.
+This notebook repeats the study of a CIFAR-10 network on the bundled weights and images. It measures the accuracy,
+collects the errors and explains them with Grad-CAM at `layer2[-2]`, `layer3[-2]` and `layer4[-1]`. Everything runs
+offline, on a CPU, in a minute.
 
     pip install 'whycam[study]'"""),
     ("code", """import whycam
@@ -37,18 +38,17 @@ print(f"{spec.architecture}, classes: {', '.join(spec.classes)}")
 print(f"{source.name}: {len(source)} images")"""),
     ("markdown", """## One image first
 
-One forward pass and one backward pass per target give every map: here for the predicted class, and for its rival.
-The color bars are in raw units and shared by both targets of a layer, so the two rows can be compared. Nothing is
-interpolated: `layer4[-1]` has 16 cells, and 16 cells are what you see."""),
+One forward pass and one backward pass per target give all maps: here for the predicted class and for the class with
+the second highest score. The color bars are in raw units. Both targets of a layer share one color bar, so you can
+compare the two rows. Nothing is interpolated: `layer4[-1]` has 16 cells, and you see 16 cells."""),
     ("code", """layers = ["layer2[-2]", "layer3[-2]", "layer4[-1]"]
 image = spec.preprocess(source.read([2]))
-rival = int(model(image).argsort(descending=True)[0, 1])
-print(f"the runner-up is {spec.classes[rival]}")
-explanation = whycam.explain(model, image, layers, "gradcam", {"predicted": None, spec.classes[rival]: rival})
+runner_up = int(model(image).argsort(descending=True)[0, 1])
+print(f"the runner-up is {spec.classes[runner_up]}")
+explanation = whycam.explain(model, image, layers, "gradcam", {"predicted": None, spec.classes[runner_up]: runner_up})
 explanation"""),
-    ("markdown", """The maps themselves are raw, signed tensors; scaling and color are steps for the eye only. What a
-picture would hide is flagged, and `plot()` gives a matplotlib figure for a paper:
-`explanation.plot().savefig("why.pdf")`."""),
+    ("markdown", """The maps are raw, signed tensors. Scaling and color are display steps. Flags name properties that a
+picture would hide. `plot()` returns a matplotlib figure for a paper: `explanation.plot().savefig("why.pdf")`."""),
     ("code", """for layer in layers:
     low, high = explanation.range("gradcam", layer, "predicted")
     flags = explanation.flags["gradcam", layer, "predicted"][0]
@@ -56,8 +56,8 @@ picture would hide is flagged, and `plot()` gives a matplotlib figure for a pape
           f"to {high.item():.3g} {flags or ''}")"""),
     ("markdown", """## The whole study
 
-Every error of the first 100 images, explained at three layers for the predicted and for the true class. The result
-is a folder of Parquet and JSON files that any tool can read, and a report. The command line does the same:
+This cell explains every error of the first 100 images at three layers, for the predicted and for the true class. The
+result is a report and a folder of Parquet and JSON files that any tool can read. The command line does the same:
 `whycam study cifar10-resnet18 bundled --out study --limit 100`."""),
     ("code", """study = run_study(model, spec, take(source, 100), "study", Config())
 publish(study)
@@ -66,16 +66,18 @@ low, high = metrics["accuracy_interval"]
 print(f"{metrics['correct']} of {metrics['n']} right: {metrics['accuracy']:.1%} (95% interval {low:.1%} to {high:.1%})")
 worst = sorted(metrics["per_class"], key=lambda row: row["accuracy"])[:3]
 print("hardest:", ", ".join(f"{row['class']} {row['correct']} of {row['n']}" for row in worst))"""),
-    ("markdown", """## The report, in place
+    ("markdown", """## The report
 
-The same page that `whycam serve study` shows and that `study/report.html` holds. Click a cell of the confusion
-matrix; `j` and `k` walk through the errors, `1` to `3` choose the layer, `t` the target, `?` lists the rest."""),
+This is the page of `study/report.html`, which `whycam serve study` also shows. Click a cell of the confusion matrix to
+filter the errors. The keys `j` and `k` go to the next and the previous error, `1` to `3` choose the layer, `t` changes
+the target, and `?` lists all keys."""),
     ("code", "study"),
     ("markdown", """## What this cannot tell you
 
-A map says where the network's activations, weighted by its gradients, point. It does not say that those pixels caused
-the prediction. Maps of wrong predictions often look as convincing as those of right ones: compare the predicted class
-with the true one on one scale, look at the raw range, and measure how faithful a method is before believing it."""),
+A map shows where the network's activations, weighted by its gradients, are large. It does not say that those pixels
+caused the prediction. Maps of wrong predictions often look as convincing as maps of correct ones. So compare the
+predicted class with the true class on one scale, look at the raw range, and measure how faithful a method is before
+you believe its maps."""),
 )  # fmt: skip
 
 
@@ -112,7 +114,7 @@ def main() -> None:
 
 
 def run(text: str, namespace: dict[str, Any], count: int) -> list[dict[str, Any]]:
-    """Run a cell as Jupyter does: what it prints, and what its last expression shows."""
+    """Run a cell as Jupyter does; return what it prints and how its last expression is displayed."""
     tree = ast.parse(text)
     last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
     printed = io.StringIO()

@@ -1,9 +1,8 @@
-"""Photograph the demo's report for the README: run the study, open the report in Chromium, write a small PNG.
+"""Take a screenshot of the demo's report for the README: run the study, open the report in Chromium, write a PNG.
 
     python tools/make_picture.py [--study demo]
 
-Needs what `make install` installs and a Chromium on the machine. Made again whenever the report or the bundled weights
-change.
+Needs the packages of `make install` and Chromium. Run it again whenever the report or the bundled weights change.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ PICTURE = Path(__file__).resolve().parent.parent / "docs" / "images" / "demo.png
 SIZE = {"width": 1440, "height": 1000}
 
 
-def photograph(report: Path) -> bytes:
+def take_screenshot(report: Path) -> bytes:
     """The report with its first error open, as PNG."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = browser.new_page(viewport=SIZE, reduced_motion="reduce", color_scheme="light")
         page.goto(report.as_uri())
-        # The errors fill the window: the gallery, and beside it the first one at every layer.
+        # Show the gallery of errors with the first error beside it.
         page.locator("#errors").evaluate("section => section.scrollIntoView()")
         page.wait_for_timeout(1500)
         content: bytes = page.screenshot()
@@ -46,9 +45,9 @@ def main() -> None:
         study = options.study or Path(folder) / "demo"
         if options.study is None:
             subprocess.run([sys.executable, "-m", "whycam", "demo", "--out", str(study)], check=True)
-        screenshot = Image.open(io.BytesIO(photograph((study / "report.html").resolve()))).convert("RGB")
+        screenshot = Image.open(io.BytesIO(take_screenshot((study / "report.html").resolve()))).convert("RGB")
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
-    # Lossless: a palette of its own would falsify the maps' colors.
+    # Lossless, because a reduced palette would change the maps' colors.
     screenshot.save(PICTURE, optimize=True)
     sys.stdout.write(f"{PICTURE}: {PICTURE.stat().st_size:,} bytes\n")
 

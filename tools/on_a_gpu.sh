@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# What only a GPU can show: the tests that need one, then what explanations cost there.
+# Run the tests that need a GPU, then measure the cost of explanations on it.
 #
-#   PYTHON=.venv/bin/python tools/on_a_gpu.sh DIR     # the logs and the benchmarks' JSON go to DIR
-#   DEVICE=cpu ROUNDS=2 tools/on_a_gpu.sh DIR         # to see that the script itself works
+#   PYTHON=.venv/bin/python tools/on_a_gpu.sh DIR     # writes logs and the benchmarks' JSON to DIR
+#   DEVICE=cpu ROUNDS=2 tools/on_a_gpu.sh DIR         # checks the script itself without a GPU
 #
-# A step that fails does not keep the others from running; the exit status is that of the worst. The peers that are
-# installed take part, see docs/figures.md.
+# All steps run, even if one fails; the exit status is the highest one of all steps. Installed peers are measured too,
+# see docs/figures.md.
 set -u
 out=${1:?give a folder for the results}
 python=${PYTHON:-python3}
@@ -27,7 +27,7 @@ step() {
 }
 
 step tests env WHYCAM_TEST_DEVICE="$device" "$python" -m pytest -q -p no:cacheprovider -c "$here/pyproject.toml" \
-    "$here/tests/cuda" "$here/tests/training/test_on_a_gpu.py"
+    "$here/tests/cuda" "$here/tests/training/test_cuda_graph.py"
 for network in cifar:64 resnet50:16 vit-b16:8; do
     name=explain-${network%:*}
     step "$name" "$python" "$here/benchmarks/explain_cost.py" --device "$device" --network "${network%:*}" \

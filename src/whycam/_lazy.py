@@ -34,3 +34,17 @@ def lazy_names(
         return getattr(importlib.import_module(home), new)
 
     return find
+
+
+def renamed_attribute(old: str, new: str) -> property:
+    """A property for the old name of an attribute. Each use is a `DeprecationWarning`."""
+
+    def get(owner: object) -> Any:
+        warnings.warn(
+            f"{type(owner).__name__}.{old} is now {new}; the old name goes with version 0.3",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return getattr(owner, new)
+
+    return property(get)

@@ -1,4 +1,4 @@
-"""Which device to work on, and how its memory is handled."""
+"""Choose and describe the device; float64 where it has none; glibc's memory settings."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from whycam.errors import WhycamError
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The named device, or for "auto" the best one there is: CUDA, then MPS, then the CPU.
+    """The named device, or for "auto" the best one available: CUDA, then MPS, then the CPU.
 
     Raises:
-        WhycamError: no such device, or it is not there.
+        WhycamError: there is no such device, or it is not available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -32,7 +32,7 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """What a record says about the device: "cuda:0 (NVIDIA H100)", "cpu (AMD EPYC 7B13, 2 threads)"."""
+    """A description of the device for records: "cuda:0 (NVIDIA H100)", "cpu (AMD EPYC 7B13, 2 threads)"."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     threads = torch.get_num_threads()
@@ -49,24 +49,24 @@ def _processor() -> str:
 
 
 def has_double(device: torch.device) -> bool:
-    """Whether the device computes in float64; Apple's does not."""
+    """Whether the device supports float64; Apple's (MPS) does not."""
     return device.type != "mps"
 
 
 def in_double(tensor: Tensor) -> Tensor:
-    """As float64, for sums that lose too much in single precision; on the CPU where the tensor's own device has none.
+    """Convert to float64, for sums that are too inexact in single precision.
 
-    What is computed from it goes back by ``.to(tensor)``.
+    If the tensor's device has no float64, the result is on the CPU. Convert results back with ``.to(tensor)``.
     """
     return tensor.double() if has_double(tensor.device) else tensor.cpu().double()
 
 
 def reuse_freed_memory() -> None:
-    """Let this process keep freed memory for its next allocations, where the C library is glibc.
+    """Let this process keep freed memory for its next allocations, if the C library is glibc.
 
-    Training on a CPU frees and allocates tensors of many megabytes in every step. By default each goes back to the
-    operating system, which hands out zeroed pages again: a part of every step that computes nothing. The price is that
-    the process's memory never shrinks, so this is for programs of ours and not for a library's caller.
+    Training on a CPU frees and allocates tensors of many megabytes in every step. By default each block goes back to
+    the operating system, which then spends time on zeroing new pages. With this setting the process's memory never
+    shrinks, so whycam's own programs use it, and the library does not impose it on its callers.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -76,5 +76,5 @@ def reuse_freed_memory() -> None:
             mallopt(parameter, value)
 
 
-# From glibc's malloc.h: never trim, grow by 256 MiB at a time, never use a mapping of its own for a large block.
+# From glibc's malloc.h: never trim, grow by 256 MiB at a time, never use a separate mapping for a large block.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4

@@ -1,4 +1,4 @@
-"""The one exception a user sees: its message is the whole error output."""
+"""The exceptions that a user sees. The message is the whole error output."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 
 class WhycamError(Exception):
-    """A mistake in the input or the surroundings that the user can mend.
+    """An error in the input or the environment that the user can correct.
 
     The message is one sentence that names the offending thing and the way out; the command line prints it to
     standard error and exits with status 2. Faults of whycam itself are ordinary exceptions instead.
@@ -22,14 +22,14 @@ class NoSpaceError(WhycamError):
 
 
 class DivergedError(WhycamError):
-    """A training came to numbers that are none."""
+    """A training diverged: its loss or its weights are NaN or infinite."""
 
 
 class MissingExtraError(WhycamError):
     """An optional package is needed and not installed."""
 
 
-# What the extras install, by the name that is imported.
+# Import name → package name, of the packages that an extra installs.
 _STUDY_PACKAGES = {
     "PIL": "pillow",
     "pyarrow": "pyarrow",
@@ -42,7 +42,7 @@ _APP_PACKAGES = {"starlette": "starlette", "uvicorn": "uvicorn"}
 
 
 def require_study_packages(purpose: str) -> None:
-    """Refuse now what would fail for want of a package after minutes of work.
+    """Check for the ``study`` packages before the work starts, not after minutes of it.
 
     Raises:
         MissingExtraError: one of the ``study`` extra's packages is not installed.
@@ -51,7 +51,7 @@ def require_study_packages(purpose: str) -> None:
 
 
 def require_app_packages(purpose: str) -> None:
-    """The same for what serving needs.
+    """Check for the packages that serving needs.
 
     Raises:
         MissingExtraError: one of the ``app`` extra's packages is not installed.
@@ -75,8 +75,18 @@ def missing_extra(package: str, extra: str, purpose: str) -> MissingExtraError:
     return MissingExtraError(f"{purpose} needs {package}, which is not installed: pip install 'whycam[{extra}]'")
 
 
+def check_batch_size(batch_size: int) -> None:
+    """Refuse a batch size below 1.
+
+    Raises:
+        WhycamError: it is.
+    """
+    if batch_size < 1:
+        raise WhycamError(f"the batch size must be at least 1, got {batch_size}")
+
+
 def near_misses(name: str, known: Iterable[str], *, most: int = 5) -> str:
-    """A phrase such as `` (did you mean layer3.0 or layer3.1?)``, or all known names where none is near."""
+    """A phrase such as `` (did you mean layer3.0 or layer3.1?)``, or all known names if none is similar."""
     names = list(known)
     close = difflib.get_close_matches(name, names, n=most, cutoff=0.5)
     if close:
@@ -90,7 +100,7 @@ def _either(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
 
 
-# What NumPy, torch's allocators (CPU on Linux and Windows, CUDA, Metal) and cuBLAS say when there is no memory left.
+# The messages of NumPy, torch's allocators (CPU on Linux and Windows, CUDA, Metal) and cuBLAS for full memory.
 _FULL = re.compile(
     r"unable to allocate|can't allocate memory|not enough memory|out of memory|CUBLAS_STATUS_ALLOC_FAILED",
     re.IGNORECASE,
@@ -99,19 +109,19 @@ _ASKED = re.compile(r"(?:tried to allocate|unable to allocate) ([\d.]+) ?(bytes|
 
 
 class HardwareError(WhycamError):
-    """The machine could not do what was asked; something smaller or another try may succeed."""
+    """The machine failed or ran out of memory; a smaller job or another try may succeed."""
 
 
 @contextlib.contextmanager
 def within_hardware(smaller: str, again: str = "start the same command again") -> Iterator[None]:
-    """Say in our words that memory ran out or that the GPU failed inside the block.
+    """Turn full memory or a GPU failure inside the block into one sentence.
 
     Args:
-        smaller: the way out when memory is full, such as "give a smaller --batch-size".
-        again: the way out when the GPU failed, which a process does not survive.
+        smaller: what to do when memory is full, such as "give a smaller --batch-size".
+        again: what to do when the GPU failed; the process cannot use the GPU again after that.
 
     Raises:
-        HardwareError: it did.
+        HardwareError: memory ran out or the GPU failed.
     """
     try:
         yield
@@ -119,7 +129,7 @@ def within_hardware(smaller: str, again: str = "start the same command again") -
         text = str(error)
         if isinstance(error, MemoryError) or _FULL.search(text):
             raise HardwareError(f"{_shortage(text)}; {smaller}") from error
-        # torch.AcceleratorError, by its name: there are versions of torch without it.
+        # Compared by name, because older versions of torch have no torch.AcceleratorError.
         if type(error).__name__ == "AcceleratorError":
             raise HardwareError(f"the GPU failed ({text.strip().splitlines()[0]}); {again}") from error
         raise

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Write files atomically: a file is complete or does not exist."""
 
 from __future__ import annotations
 
@@ -23,23 +23,22 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         with writing(path):
             yield partial
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
+            sync(partial)
             partial.replace(path)
-            _settle(path.parent)
+            sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _settle(folder: Path) -> None:
-    """Have the folder's new entry on the disk, where the system lets a folder be opened for that."""
-    if not hasattr(os, "O_DIRECTORY"):
+def sync(path: Path) -> None:
+    """Flush a file's content, or a folder's entries, to the disk, if the system allows opening a folder for that."""
+    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
         return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network file systems do not know this; the file itself is there.
+        # Some network file systems do not support this; the file itself is written.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
@@ -48,7 +47,7 @@ def _settle(folder: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what the operating system refuses while ``path`` is written into one sentence."""
+    """Turn an error of the operating system while ``path`` is written into one sentence."""
     try:
         yield
     except OSError as error:
@@ -66,12 +65,12 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write ``content`` so that ``path`` is either as before or complete."""
+    """Write ``content`` atomically: ``path`` is either unchanged or complete."""
     with replacing(path) as partial:
         partial.write_bytes(content)
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, read in pieces."""
+    """SHA-256 of a file's content, read in chunks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,12 +1,12 @@
-"""How long work tells how far it is."""
+"""The type of the callbacks that report progress."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 Progress = Callable[[str, int, int], None]
-"""Told (stage, done, total)."""
+"""Called with (stage, done, total)."""
 
 
 def quiet(_stage: str, _done: int, _total: int) -> None:
-    """Progress that tells nobody."""
+    """Report no progress."""

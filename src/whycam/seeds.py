@@ -1,6 +1,6 @@
-"""Random numbers that depend on what they are for, never on what was drawn before.
+"""Random generators that depend on their purpose alone, never on earlier draws.
 
-Every generator is derived from a run's seed, a purpose and a position (an epoch, say). A run that resumes derives
+Every generator is derived from a run's seed, a purpose and a position (the epoch, for example). A resumed run derives
 the same generators again, so no generator state has to be stored, and two purposes never share a stream.
 """
 
@@ -21,23 +21,24 @@ def derive_seed(*parts: int | str) -> int:
 
 
 def generator(*parts: int | str) -> torch.Generator:
-    """A CPU generator for one purpose; what it draws is the same whatever device the draws are then moved to."""
+    """A CPU generator for one purpose. Its draws are the same, whichever device they are moved to."""
     return torch.Generator().manual_seed(derive_seed(*parts))
 
 
 def per_image(purpose: str, seed: int | Sequence[int], images: int) -> list[torch.Generator]:
-    """A generator for each image, so that what it draws does not depend on the rest of the batch.
+    """One generator for each image, so that an image's draws do not depend on the rest of the batch.
 
     Args:
-        purpose: what for.
-        seed: one, with which an image's place in the batch is told apart, or one for each image, wherever it stands.
-        images: how many.
+        purpose: what the draws are for.
+        seed: one seed for the batch, which is combined with each image's position in it; or one seed per image, which
+            makes the draws independent of the position.
+        images: number of images.
 
     Raises:
-        WhycamError: there is another number of seeds.
+        WhycamError: the number of seeds differs from the number of images.
     """
     if isinstance(seed, int):
-        return [generator(purpose, seed, place) for place in range(images)]
+        return [generator(purpose, seed, position) for position in range(images)]
     if len(seed) != images:
         raise WhycamError(f"{len(seed)} seeds for {images} images: give one, or one for each")
-    return [generator(purpose, own, 0) for own in seed]
+    return [generator(purpose, image_seed, 0) for image_seed in seed]

@@ -19,7 +19,7 @@ from whycam.app.live_explainer import Choice, LiveExplainer
 from whycam.app.live_payload import live_core
 from whycam.app.work_queue import CancelToken, WorkCancelledError
 from whycam.cam.methods import METHODS
-from whycam.data.batches import fit_pixels
+from whycam.data.batches import resize_center_crop_uint8
 from whycam.data.preprocess import CIFAR10
 from whycam.models import ModelSpec
 from whycam.report.encoding import MISSING, dequantize
@@ -61,7 +61,7 @@ def classes_of(answer, shown=8):
 
 def direct(photo, spec, model, layers, method, targets):
     pixels = np.asarray(Image.open(io.BytesIO(photo)).convert("RGB"))
-    inputs = spec.preprocess(fit_pixels(pixels.copy(), spec.preprocess.size)[None])
+    inputs = spec.preprocess(resize_center_crop_uint8(pixels.copy(), spec.preprocess.size)[None])
     return whycam.explain(model, inputs, layers, method, targets)
 
 
@@ -126,7 +126,7 @@ def test_methods_of_the_image_alone_need_no_layer(small, photo):
 def test_returned_image_equals_the_network_input(server, photo):
     (sheet,) = server.explain(photo).json["chunk"]["sheets"]
     seen = np.asarray(Image.open(io.BytesIO(base64.b64decode(sheet["webp"]))))
-    wanted = fit_pixels(np.asarray(Image.open(io.BytesIO(photo))).copy(), (32, 32))
+    wanted = resize_center_crop_uint8(np.asarray(Image.open(io.BytesIO(photo))).copy(), (32, 32))
     assert torch.equal(torch.from_numpy(seen.copy()).permute(2, 0, 1), wanted)
 
 

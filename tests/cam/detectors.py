@@ -1,4 +1,4 @@
-"""Small detectors with random weights, of both kinds."""
+"""Small detectors with random weights, for both forms of output that `whycam.cam.detections` accepts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import nn
 
 
 class ListOfDicts(nn.Module):
-    """As torchvision's: for each image a mapping of boxes in pixels, labels and scores, after a threshold.
+    """Returns for each image a mapping of boxes in pixels, labels and scores above a threshold, as in torchvision.
 
     Every position of the feature map proposes one box.
     """
@@ -23,7 +23,7 @@ class ListOfDicts(nn.Module):
 
     def forward(self, images):
         features = self.down(self.act(self.conv(images))).tanh()
-        likely = self.classify(features).softmax(1).flatten(2).transpose(1, 2)
+        probabilities = self.classify(features).softmax(1).flatten(2).transpose(1, 2)
         height, width = images.shape[2:]
         rows, columns = features.shape[2:]
         y, x = torch.meshgrid(
@@ -31,18 +31,18 @@ class ListOfDicts(nn.Module):
         )
         center = torch.stack([x, y], -1).flatten(0, 1).to(images)
         offset = self.locate(features).flatten(2).transpose(1, 2)
-        middle, half = center + offset[..., :2], 4 * offset[..., 2:].exp()
-        boxes = torch.cat([middle - half, middle + half], -1)
+        center, half_size = center + offset[..., :2], 4 * offset[..., 2:].exp()
+        boxes = torch.cat([center - half_size, center + half_size], -1)
         result = []
-        for mine, scores in zip(boxes, likely, strict=True):
+        for image_boxes, scores in zip(boxes, probabilities, strict=True):
             best, labels = scores.max(1)
             keep = (best > self.threshold).nonzero()[:, 0]
-            result.append({"boxes": mine[keep], "labels": labels[keep], "scores": best[keep]})
+            result.append({"boxes": image_boxes[keep], "labels": labels[keep], "scores": best[keep]})
         return result
 
 
 class Mirrored(nn.Module):
-    """A detector that sees the mirrored image and reports in the unmirrored one's coordinates."""
+    """A detector that runs on the mirrored image and reports boxes in the coordinates of the original image."""
 
     def __init__(self, detector):
         super().__init__()
@@ -50,14 +50,14 @@ class Mirrored(nn.Module):
 
     def forward(self, images):
         found = self.detector(images.flip(-1))
-        for entry in found:
-            left, top, right, bottom = entry["boxes"].unbind(1)
-            entry["boxes"] = torch.stack([images.shape[-1] - right, top, images.shape[-1] - left, bottom], 1)
+        for detections in found:
+            left, top, right, bottom = detections["boxes"].unbind(1)
+            detections["boxes"] = torch.stack([images.shape[-1] - right, top, images.shape[-1] - left, bottom], 1)
         return found
 
 
 def detr():
-    """DETR with a convolutional backbone, three queries' worth of decoder, three classes."""
+    """DETR with a convolutional backbone, six queries and three classes."""
     import transformers
 
     backbone = transformers.ResNetConfig(
@@ -72,7 +72,7 @@ def detr():
 
 
 def yolos():
-    """YOLOS: a transformer whose detection tokens stand behind the image's."""
+    """YOLOS: a transformer whose detection tokens come after the image's tokens."""
     import transformers
 
     config = transformers.YolosConfig(

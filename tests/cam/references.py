@@ -1,4 +1,4 @@
-"""Each method again, slowly and in float64, straight from its paper: one image, explicit loops, no shared code."""
+"""Slow float64 references of the methods, written from their papers: one image, explicit loops, no shared code."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ def activations_and_gradients(model, image, layer, class_index):
 
     ``model`` and ``image`` (C, H, W) are float64.
     """
-    seen = {}
+    captured = {}
 
     def keep(_module, _inputs, output):
-        seen["activations"] = output
+        captured["activations"] = output
         output.retain_grad()
-        # What follows may overwrite its input.
+        # A copy: the next layer may overwrite its input.
         return output.clone()
 
     handle = layer.register_forward_hook(keep)
@@ -26,7 +26,7 @@ def activations_and_gradients(model, image, layer, class_index):
             logits[0, class_index].backward()
     finally:
         handle.remove()
-    tensor = seen["activations"]
+    tensor = captured["activations"]
     return tensor.detach()[0].numpy(), tensor.grad[0].numpy(), float(logits[0, class_index].detach())
 
 
@@ -78,15 +78,15 @@ def gradcam_plus_plus(activations, gradients):
         for i in range(height):
             for j in range(width):
                 g = gradients[k, i, j]
-                below = 2 * g**2 + total * g**3
-                if below != 0:
-                    weight += g**2 / below * max(0.0, g)
+                denominator = 2 * g**2 + total * g**3
+                if denominator != 0:
+                    weight += g**2 / denominator * max(0.0, g)
         result += weight * activations[k]
     return result
 
 
 def xgradcam(activations, gradients):
-    """Fu et al.: gradients averaged by activation; a channel without a usable sum counts nothing."""
+    """Fu et al.: gradients averaged by activation; a channel whose activations cancel has weight 0."""
     channels, height, width = activations.shape
     result = np.zeros((height, width))
     for k in range(channels):
@@ -100,7 +100,7 @@ def xgradcam(activations, gradients):
 
 
 def layercam(activations, gradients):
-    """Jiang et al.: positive gradients as weights, without the tanh that the paper shows shallow layers with."""
+    """Jiang et al.: positive gradients as weights, without the tanh that the paper uses to display shallow layers."""
     channels, height, width = activations.shape
     result = np.zeros((height, width))
     for k in range(channels):
@@ -116,7 +116,7 @@ def counterfactual(activations, gradients):
 
 
 def _first_component(features):
-    """Positions × channels through numpy's singular value decomposition; sign as it comes."""
+    """The first principal component of positions × channels by NumPy's SVD; the sign is arbitrary."""
     x = features.reshape(len(features), -1).T
     _, _, axes = np.linalg.svd(x - x.mean(axis=0), full_matrices=False)
     return (x @ axes[0]).reshape(features.shape[1:])
@@ -134,12 +134,12 @@ def eigencam(activations, _gradients):
 
 
 def eigengradcam(activations, gradients):
-    """The same of G·A."""
+    """The first principal component of G·A, with the sign as in Eigen-CAM."""
     return _correlating(_first_component(activations * gradients), activations * gradients)
 
 
 def segeigencam(activations, gradients):
-    """The same of |G|·A; the value largest in size is positive."""
+    """The first principal component of |G|·A; the value of largest magnitude is positive."""
     component = _first_component(activations * np.abs(gradients))
     return -component if abs(component.min()) > abs(component.max()) else component
 
@@ -161,7 +161,7 @@ def kpcacam(activations, _gradients):
 
 
 def fem(activations, _gradients):
-    """Fuad et al. with k = 2: binary maps weighed by the channels' means."""
+    """Fuad et al. with k = 2: binary maps weighted by the channels' means."""
     result = np.zeros(activations.shape[1:])
     for channel in activations:
         bound = channel.mean() + 2 * channel.std()

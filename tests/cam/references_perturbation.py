@@ -1,7 +1,7 @@
-"""The perturbation methods again, slowly and in float64: one image, explicit loops, the whole network each time.
+"""Slow float64 references of the perturbation methods: one image, explicit loops, the whole network each time.
 
-Each takes (model, image (C, H, W), layer module, class index) and returns the signed map as numpy; a method's options
-come by keyword. ``REFERENCES`` names them all.
+Each takes (model, image (C, H, W), layer module, class index) and returns the signed map as a NumPy array; a method's
+options are keyword arguments. ``REFERENCES`` holds them all by name.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ def logits_of(model, image):
 
 
 def output_of(model, image, layer):
-    """The layer's output (C, h, w), before anything works in place on it."""
-    seen = []
-    handle = layer.register_forward_hook(lambda _m, _i, out: seen.append(out.clone()))
+    """The layer's output (C, h, w), before any in-place change."""
+    captured = []
+    handle = layer.register_forward_hook(lambda _m, _i, out: captured.append(out.clone()))
     logits_of(model, image)
     handle.remove()
-    return seen[0][0]
+    return captured[0][0]
 
 
 def logits_with(model, image, layer, output):
-    """The logits if the layer gave ``output`` (C, h, w)."""
+    """The logits if the layer's output is replaced by ``output`` (C, h, w)."""
     handle = layer.register_forward_hook(lambda _m, _i, _out: output[None].clone())
     try:
         return logits_of(model, image)
@@ -61,7 +61,7 @@ def min_max(tensor):
 
 
 def softmax_weighted(activations, scores):
-    """Σ softmax(scores)_k A_k over the channels that have a score."""
+    """Σ softmax(scores)_k A_k over the channels with a score."""
     result = np.zeros(activations.shape[1:])
     if not scores:
         return result
@@ -86,7 +86,7 @@ def scorecam(model, image, layer, class_index):
 
 
 def scorecam_increase(model, image, layer, class_index):
-    """Definition 3: the increase itself is the weight."""
+    """Wang et al., definition 3: the increase is the weight."""
     activations = output_of(model, image, layer)
     baseline = float(logits_of(model, torch.zeros_like(image))[class_index])
     result = np.zeros(activations.shape[1:])
@@ -111,8 +111,8 @@ def sscam(model, image, layer, class_index, n=35, sigma=2.0, on="mask"):
         mask = min_max(upsampled(activations[k], image))
         total = 0.0
         for field in fields:
-            shown = image * (mask + field) if on == "mask" else image * mask + field
-            total += float(logits_of(model, shown)[class_index])
+            masked = image * (mask + field) if on == "mask" else image * mask + field
+            total += float(logits_of(model, masked)[class_index])
         scores[k] = total / n
     return softmax_weighted(activations, scores)
 
@@ -135,7 +135,7 @@ def iscam(model, image, layer, class_index, n=10, cumulative=False):
 
 
 def ablationcam(model, image, layer, class_index, relative="size"):
-    """Desai & Ramaswamy, equation 3; over |y| unless told otherwise."""
+    """Desai & Ramaswamy, equation 3; divided by |y| by default."""
     activations = output_of(model, image, layer)
     score = float(logits_of(model, image)[class_index])
     result = np.zeros(activations.shape[1:])
@@ -149,7 +149,7 @@ def ablationcam(model, image, layer, class_index, relative="size"):
 
 
 def reciprocam(model, image, layer, class_index, gaussian=False, baseline="min"):
-    """Byun & Lee: the class's probability from one position alone."""
+    """Byun & Lee: the class's probability if one position alone is kept."""
     activations = output_of(model, image, layer)
     _, height, width = activations.shape
     kernel = [[1 / 16, 1 / 8, 1 / 16], [1 / 8, 1 / 4, 1 / 8], [1 / 16, 1 / 8, 1 / 16]]
@@ -161,8 +161,8 @@ def reciprocam(model, image, layer, class_index, gaussian=False, baseline="min")
                 for di in (-1, 0, 1):
                     for dj in (-1, 0, 1):
                         if 0 <= i + di < height and 0 <= j + dj < width:
-                            place = (slice(None), i + di, j + dj)
-                            kept[place] = kernel[di + 1][dj + 1] * activations[place]
+                            position = (slice(None), i + di, j + dj)
+                            kept[position] = kernel[di + 1][dj + 1] * activations[position]
             else:
                 kept[:, i, j] = activations[:, i, j]
             result[i, j] = float(logits_with(model, image, layer, kept).softmax(0)[class_index])
@@ -173,7 +173,7 @@ def reciprocam(model, image, layer, class_index, gaussian=False, baseline="min")
 
 
 def blurred(image, size=51, sigma=50.0):
-    """Mirrored at the borders without repeating the edge."""
+    """Gaussian blur, mirrored at the borders without repeating the border itself."""
     half = size // 2
     weights = np.array([math.exp(-((d - half) ** 2) / (2 * sigma**2)) for d in range(size)])
     weights /= weights.sum()
@@ -183,10 +183,10 @@ def blurred(image, size=51, sigma=50.0):
         out = np.zeros_like(result)
         for i in range(length):
             for d in range(size):
-                place = i + d - half
-                while not 0 <= place < length:
-                    place = -place if place < 0 else 2 * (length - 1) - place
-                source = result[:, place] if axis == 1 else result[:, :, place]
+                index = i + d - half
+                while not 0 <= index < length:
+                    index = -index if index < 0 else 2 * (length - 1) - index
+                source = result[:, index] if axis == 1 else result[:, :, index]
                 if axis == 1:
                     out[:, i] += weights[d] * source
                 else:
@@ -200,13 +200,13 @@ def groupcam(model, image, layer, class_index, groups=32, quantile=0.7):
     activations = output_of(model, image, layer)
     gradients = gradient_at(model, image, layer, class_index)
     weights = [float(gradients[k].mean()) for k in range(len(activations))]
-    each = math.ceil(len(activations) / groups)
-    blank = blurred(image)
-    baseline = float(logits_of(model, blank)[class_index])
+    group_size = math.ceil(len(activations) / groups)
+    blurred_image = blurred(image)
+    baseline = float(logits_of(model, blurred_image)[class_index])
     result = np.zeros(activations.shape[1:])
-    for start in range(0, len(activations), each):
+    for start in range(0, len(activations), group_size):
         total = torch.zeros_like(activations[0])
-        for k in range(start, min(start + each, len(activations))):
+        for k in range(start, min(start + group_size, len(activations))):
             total += weights[k] * activations[k]
         total = total.clamp(min=0)
         bound = float(np.percentile(total.numpy(), 100 * quantile))
@@ -215,8 +215,8 @@ def groupcam(model, image, layer, class_index, groups=32, quantile=0.7):
             continue
         large = upsampled(total, image)
         mask = min_max(large)
-        gain = float(logits_of(model, image * mask + blank * (1 - mask))[class_index]) - baseline
-        # The authors add gain · mask at the image's size; this is what that is the resized form of.
+        gain = float(logits_of(model, image * mask + blurred_image * (1 - mask))[class_index]) - baseline
+        # The authors add gain · mask at the image's size, which is the resized form of this term.
         result += gain * ((total - large.min()) / (large.max() - large.min())).numpy()
     return result
 
@@ -238,7 +238,7 @@ def fullgrad(model, image, _layer, class_index):
         handle.remove()
 
     def psi(parts):
-        """Absolute, min-max over the layer, resized and added channel by channel."""
+        """Absolute value, min-max scaled over the layer, resized and added channel by channel."""
         parts = parts.abs()
         low, high = parts.min(), parts.max()
         total = torch.zeros_like(image[0])

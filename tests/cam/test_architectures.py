@@ -1,61 +1,17 @@
-"""Real architectures with random weights: layouts are recognized, default layers matter, methods run on them."""
+"""Real architectures with random weights: default layers, layouts, other inputs and outputs."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from architectures import convnext, dinov2, resnet, segformer, swin, vit
 from torch import nn
 
 import whycam
 from whycam.cam.inspect import default_layer, inspect_layers
 from whycam.cam.network.layout import Layout, detect_layout
 
-transformers = pytest.importorskip("transformers")
-
 EVERYWHERE = ["gradcam", "hirescam", "gradcam++", "xgradcam", "layercam", "eigencam", "eigengradcam", "fem", "random"]
-
-
-def vit(**changes):
-    config = transformers.ViTConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=64, patch_size=8,
-        num_labels=5, **changes,
-    )  # fmt: skip
-    return transformers.ViTForImageClassification(config)
-
-
-def dinov2():
-    config = transformers.Dinov2WithRegistersConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, mlp_ratio=2, image_size=56, patch_size=7,
-        num_register_tokens=4, num_labels=5,
-    )  # fmt: skip
-    return transformers.Dinov2WithRegistersForImageClassification(config)
-
-
-def swin():
-    config = transformers.SwinConfig(
-        image_size=64, patch_size=4, embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=4, num_labels=5
-    )
-    return transformers.SwinForImageClassification(config)
-
-
-def resnet():
-    config = transformers.ResNetConfig(
-        embedding_size=8, hidden_sizes=[8, 16, 24], depths=[1, 1, 1], layer_type="basic", num_labels=5
-    )
-    return transformers.ResNetForImageClassification(config)
-
-
-def convnext():
-    config = transformers.ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], num_labels=5, image_size=64)
-    return transformers.ConvNextForImageClassification(config)
-
-
-def segformer():
-    config = transformers.SegformerConfig(
-        hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], num_attention_heads=[1, 1, 2, 2], decoder_hidden_size=16,
-        num_labels=5,
-    )  # fmt: skip
-    return transformers.SegformerForSemanticSegmentation(config)
 
 
 # build, image size, the layer to expect, its layout, its grid
@@ -94,23 +50,23 @@ def test_the_default_layer_has_the_expected_map(case):
     assert detect_layout(tensor, images.shape[2:], layer.module) == layout
 
 
-def test_a_layout_that_is_given_is_the_one_that_is_detected(case):
+def test_given_and_detected_layout_give_the_same_map(case):
     model, images, _, layout, _ = case
     detected, given = (whycam.explain(model, images, layout=choice) for choice in (None, layout))
     assert torch.equal(detected.map(), given.map())
 
 
-def test_hirescam_of_tokens_is_its_definition():
+def test_hirescam_and_gradcam_of_tokens_equal_their_definition():
     torch.manual_seed(0)
     model, images = vit().double().eval(), torch.randn(2, 3, 64, 64, dtype=torch.float64)
     name = default_layer(model, images).name
     explained = whycam.explain(model, images, name, ["hirescam", "gradcam"], 3)
     module = model.get_submodule(name)
-    seen = {}
-    handle = module.register_forward_hook(lambda _m, _i, out: seen.update(out=out) or out.retain_grad())
+    captured = {}
+    handle = module.register_forward_hook(lambda _m, _i, out: captured.update(out=out) or out.retain_grad())
     model(images).logits[:, 3].sum().backward()
     handle.remove()
-    a, g = seen["out"].detach()[:, 1:], seen["out"].grad[:, 1:]
+    a, g = captured["out"].detach()[:, 1:], captured["out"].grad[:, 1:]
     torch.testing.assert_close(explained.map("hirescam").flatten(1), (a * g).sum(2), rtol=0, atol=1e-12)
     torch.testing.assert_close(
         explained.map("gradcam").flatten(1), (a * g.mean(1, keepdim=True)).sum(2), rtol=0, atol=1e-12
@@ -179,7 +135,7 @@ def test_series_and_volumes(convolution, shape):
     assert whycam.explain(model, images).layers == ("two",)
 
 
-def test_several_inputs_and_a_target_of_ones_own():
+def test_several_inputs_by_name_and_by_position():
     class Pair(nn.Module):
         def __init__(self):
             super().__init__()
@@ -209,7 +165,7 @@ def test_several_inputs_and_a_target_of_ones_own():
         (lambda logits: logits.logsumexp(1), lambda head: head),
     ],
 )
-def test_targets_beyond_classes(target, output):
+def test_targets_for_other_outputs_than_classes(target, output):
     class Network(nn.Module):
         def __init__(self):
             super().__init__()
@@ -256,7 +212,7 @@ def test_gradient_checkpointing():
 
 
 def test_differentiable_maps(batch, loaded):
-    """∂(Σ map²)/∂weights by autograd is what finite differences say."""
+    """∂(Σ map²)/∂weights by autograd equals finite differences."""
     torch.manual_seed(0)
 
     class Network(nn.Module):
@@ -275,34 +231,34 @@ def test_differentiable_maps(batch, loaded):
         explained = whycam.explain(model, images, "conv", ["gradcam", "hirescam", "layercam"], 1, differentiable=True)
         return sum(raw.square().sum() for raw in explained.maps.values())
 
-    (slope,) = torch.autograd.grad(loss(), model.next.weight)
+    (gradient,) = torch.autograd.grad(loss(), model.next.weight)
     step = 1e-6
-    for place in [(0, 0, 0, 0), (3, 2, 1, 1)]:
+    for index in [(0, 0, 0, 0), (3, 2, 1, 1)]:
         with torch.no_grad():
-            model.next.weight[place] += step
+            model.next.weight[index] += step
         above = float(loss().detach())
         with torch.no_grad():
-            model.next.weight[place] -= 2 * step
+            model.next.weight[index] -= 2 * step
         below = float(loss().detach())
         with torch.no_grad():
-            model.next.weight[place] += step
-        assert float(slope[place]) == pytest.approx((above - below) / (2 * step), rel=1e-5)
+            model.next.weight[index] += step
+        assert float(gradient[index]) == pytest.approx((above - below) / (2 * step), rel=1e-5)
     assert not whycam.explain(*loaded[:1], batch, "layer4[-1]").map().requires_grad
 
 
-def test_a_survey_says_how_far_a_layer_sees():
+def test_measured_receptive_fields():
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1, stride=2), nn.Conv2d(4, 4, 3, padding=1),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2),
     )  # fmt: skip
     torch.manual_seed(0)
-    places = inspect_layers(model, torch.randn(1, 3, 33, 33))
-    assert [(info.path, info.grid, info.receptive_field) for info in places] == [
+    layers = inspect_layers(model, torch.randn(1, 3, 33, 33))
+    assert [(info.path, info.grid, info.receptive_field) for info in layers] == [
         ("0", (33, 33), (3, 3)),
         ("1", (17, 17), (5, 5)),
         ("2", (17, 17), (9, 9)),
     ]
-    assert all(info.affects_output for info in places)
+    assert all(info.affects_output for info in layers)
 
 
 @pytest.mark.parametrize(
@@ -326,6 +282,6 @@ def test_layouts(shape, size, module, expected):
     assert torch.equal(layout.from_map(layout.to_map(output), output), output)
 
 
-def test_tokens_that_fill_no_grid():
+def test_tokens_that_fill_no_grid_are_refused():
     with pytest.raises(whycam.WhycamError, match=r"70 tokens fill no grid .* give the layout"):
         detect_layout(torch.empty(1, 70, 8), (37, 41))

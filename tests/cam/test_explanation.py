@@ -1,4 +1,4 @@
-"""The result: chosen by name, frozen, saved and read back, drawn, and made by something that can be pickled."""
+"""`Explanation`: access by name, saving and loading, figures and HTML; and pickling of the `Explainer`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
+from networks import InPlace
 
 import whycam
 from whycam import WhycamError
-from whycam.cam.display import in_words
+from whycam.cam.display import describe_maps
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def explained(model, batch):
     return whycam.explain(model, batch, ["layer3[-2]", "layer4[-1]"], ["gradcam", "hirescam"], targets)
 
 
-def test_what_it_holds(explained, batch):
+def test_attributes(explained, batch):
     assert explained.methods == ("gradcam", "hirescam")
     assert explained.layers == ("layer3[-2]", "layer4[-1]")
     assert explained.targets == ("predicted", "cat")
@@ -40,19 +41,19 @@ def test_what_it_holds(explained, batch):
     assert repr(explained).startswith("Explanation(8 images; methods: gradcam, hirescam")
 
 
-def test_is_frozen(explained):
+def test_explanation_is_frozen(explained):
     with pytest.raises(dataclasses.FrozenInstanceError):
         explained.logits = None
 
 
-def test_ambiguous_and_unknown_names(explained):
+def test_ambiguous_and_unknown_names_are_refused(explained):
     with pytest.raises(WhycamError, match="several methods; name one of gradcam, hirescam"):
         explained.map()
     with pytest.raises(WhycamError, match=r"no layer 'layer3' \(did you mean layer3\[-2\]"):
         explained.map("gradcam", "layer3")
 
 
-def test_saved_and_read_back(explained, tmp_path):
+def test_save_and_load(explained, tmp_path):
     path = explained.save(tmp_path / "why.safetensors")
     again = whycam.load_explanation(path)
     assert list(again.maps) == list(explained.maps)
@@ -64,7 +65,7 @@ def test_saved_and_read_back(explained, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["why.safetensors"]
 
 
-def test_files_that_are_no_explanation(tmp_path, explained):
+def test_load_refuses_other_files(tmp_path, explained):
     (tmp_path / "cut.safetensors").write_bytes(explained.save(tmp_path / "a.safetensors").read_bytes()[:1000])
     for name in ("missing.safetensors", "cut.safetensors"):
         with pytest.raises(WhycamError, match=f"{name}: not an explanation that whycam saved"):
@@ -84,14 +85,14 @@ def test_figure(explained):
 
 
 @pytest.mark.parametrize(("form", "start"), [("png", b"\x89PNG"), ("pdf", b"%PDF-"), ("svg", b"<?xml")])
-def test_figure_for_a_paper(form, start, explained):
+def test_figure_file_formats(form, start, explained):
     buffer = io.BytesIO()
     explained.plot(2, signed=form == "svg").savefig(buffer, format=form)
     assert buffer.getvalue().startswith(start)
 
 
 def test_figure_shows_the_native_cells(explained):
-    """Each cell has its own color, targets share the scale of their layer, and the bar says what it is."""
+    """The mesh has the map's native cells, and all targets of a layer share one scale."""
     figure = explained.plot(2)
     meshes = [next(iter(panel.collections)) for panel in figure.axes[: 4 * 3] if panel.collections]
     keys = [(m, layer, t) for m in explained.methods for t in explained.targets for layer in explained.layers]
@@ -104,7 +105,7 @@ def test_figure_shows_the_native_cells(explained):
         assert mesh.get_clim() == (0, pytest.approx(max(tops)))
 
 
-def test_figure_of_cells_that_are_not_finite(explained):
+def test_figure_with_non_finite_cells(explained):
     broken = {key: raw.clone() for key, raw in explained.maps.items()}
     broken["gradcam", "layer4[-1]", "cat"][2, 0, 0] = torch.nan
     figure = dataclasses.replace(explained, maps=broken).plot(2)
@@ -120,8 +121,8 @@ def mixed(model, batch):
     return whycam.explain(model, batch[:2], layers, ["gradcam", "refinecam", "sobel"], {"predicted": None, "cat": 3})
 
 
-def test_figure_of_methods_that_share_no_layer(mixed):
-    """A panel for each map that there is, under the name of what it is of, and none besides."""
+def test_figure_of_methods_with_different_layers(mixed):
+    """There is exactly one panel for each map, and its title begins with the layer's name."""
     figure = mixed.plot(1, signed=True)
     panels = [axes for axes in figure.axes if axes.images]
     images = [panel for panel in panels if not panel.collections]
@@ -133,17 +134,17 @@ def test_figure_of_methods_that_share_no_layer(mixed):
     assert len(figure.axes) == len(panels) + len(drawn)  # the rest are color bars
     for panel, key in zip(drawn, keys, strict=True):
         assert panel.get_title().replace("\n", "").startswith(key[1])
-        seen = torch.as_tensor(panel.collections[0].get_array().filled(0.0))
-        torch.testing.assert_close(seen, mixed.maps[key][1])
+        drawn_values = torch.as_tensor(panel.collections[0].get_array().filled(0.0))
+        torch.testing.assert_close(drawn_values, mixed.maps[key][1])
         others = [
             panel.collections[0].get_clim() for panel, other in zip(drawn, keys, strict=True) if other[:2] == key[:2]
         ]
         assert len(others) == 2
         assert len(set(others)) == 1
-    assert "refinecam at layer3[-2]+layer4[-1] for cat: 8 by 8 cells" in in_words(mixed, 1)
+    assert "refinecam at layer3[-2]+layer4[-1] for cat: 8 by 8 cells" in describe_maps(mixed, 1)
 
 
-def test_titles_of_many_layers_are_broken_between_them(mixed):
+def test_long_titles_break_between_layer_names(mixed):
     name = "+".join(f"layer{stage}[-{block}]" for stage in range(1, 5) for block in (2, 1))
     raw = mixed.map("gradcam", "layer3[-2]", "cat")
     explained = dataclasses.replace(mixed, maps={("refinecam", name, "cat"): raw})
@@ -153,7 +154,7 @@ def test_titles_of_many_layers_are_broken_between_them(mixed):
     assert len(lines) == 4
 
 
-def test_color_maps_that_do_not_exist(explained):
+def test_unknown_color_maps_are_refused(explained):
     with pytest.raises(WhycamError, match=r"no color map 'zzzz'; matplotlib\.colormaps lists them"):
         explained.plot(colormap="zzzz")
     with pytest.raises(WhycamError, match="no color map 'nope'"):
@@ -163,28 +164,28 @@ def test_color_maps_that_do_not_exist(explained):
 
 
 @pytest.mark.parametrize("axes", [1, 3])
-def test_series_and_volumes_are_no_pictures(axes):
+def test_series_and_volumes_are_not_drawn(axes):
     convolution = {1: torch.nn.Conv1d, 3: torch.nn.Conv3d}[axes]
     network = torch.nn.Sequential(convolution(3, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Flatten(),
                                   torch.nn.Linear(4 * 6**axes, 2))  # fmt: skip
     explained = whycam.explain(network.eval(), torch.rand(2, 3, *[6] * axes), "1")
     shape = (2, 3, *[6] * axes)
-    with pytest.raises(WhycamError, match=re.escape(f"only images are drawn, and the inputs are {shape}")) as said:
+    with pytest.raises(WhycamError, match=re.escape(f"only images are drawn, and the inputs are {shape}")) as caught:
         explained.plot()
     html = explained._repr_html_()
     assert escape(repr(explained)) in html
-    assert escape(str(said.value)) in html
+    assert escape(str(caught.value)) in html
     assert "<img" not in html
 
 
-def test_maps_that_are_no_pictures_are_named(explained):
+def test_maps_with_other_shapes_are_not_drawn(explained):
     flat = {key: raw.flatten(1) for key, raw in explained.maps.items()}
     with pytest.raises(WhycamError, match=r"the maps of layer3\[-2\] are \(8, 64\), not \(B, h, w\)"):
         dataclasses.replace(explained, maps=flat).plot()
 
 
 @pytest.mark.parametrize(("channels", "gray"), [(1, True), (2, True), (3, False), (4, False)])
-def test_images_of_any_number_of_channels(channels, gray, explained):
+def test_pictures_of_images_with_any_number_of_channels(channels, gray, explained):
     images = torch.rand(8, channels, 32, 32)
     shown = dataclasses.replace(explained, inputs=images).plot(3).axes[0].images[0].get_array()
     pixels = torch.as_tensor(shown.filled() if hasattr(shown, "filled") else shown)
@@ -195,13 +196,13 @@ def test_images_of_any_number_of_channels(channels, gray, explained):
     torch.testing.assert_close(pixels, wanted.expand(3, -1, -1).permute(1, 2, 0))
 
 
-def test_what_can_be_trained_with_is_drawn_too(model, batch):
+def test_differentiable_maps_are_drawn(model, batch):
     explained = whycam.explain(model, batch[:1], "layer4[-1]", differentiable=True)
     assert explained.map().requires_grad
     assert "<img" in explained._repr_html_()
 
 
-class Pictures(HTMLParser):
+class ImageTags(HTMLParser):
     def __init__(self):
         super().__init__()
         self.found = []
@@ -213,7 +214,7 @@ class Pictures(HTMLParser):
 
 def test_notebook_shows_figures_with_text_alternatives(explained):
     html = explained._repr_html_()
-    parser = Pictures()
+    parser = ImageTags()
     parser.feed(html)
     assert len(parser.found) == 3
     assert "5 more images: plot(index)" in html
@@ -228,3 +229,18 @@ def test_explainer_survives_pickling(model, batch):
     explainer = whycam.Explainer(model, ["layer3[-2]"], ["hirescam"], targets=3)
     again = pickle.loads(pickle.dumps(explainer))
     torch.testing.assert_close(again(batch).map(), explainer(batch).map())
+
+
+@pytest.mark.parametrize(
+    ("show", "message"),
+    [
+        (lambda e: e.heatmap(scale=torch.ones(3)), r"scale is \(3,\) for 2 maps: give one number, or one per map"),
+        (lambda e: e.heatmap(scale=-1), "scale is the value that becomes 1 in a heatmap; it must not be negative"),
+        (lambda e: e.heatmap(interpolation="foo"), "interpolation is 'nearest' or 'bilinear', not 'foo'"),
+        (lambda e: e.aggregate(size="huge"), r"size is 'finest', 'image' or \(h, w\), not 'huge'"),
+    ],
+)
+def test_bad_display_options_are_refused(show, message):
+    explained = whycam.explain(InPlace().eval(), torch.randn(2, 3, 9, 9), "conv")
+    with pytest.raises(WhycamError, match=message):
+        show(explained)

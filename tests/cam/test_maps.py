@@ -1,14 +1,20 @@
-"""Display steps: nothing is invented, nothing is hidden."""
+"""Flags, heatmaps, resizing and aggregation of maps."""
 
 from __future__ import annotations
+
+import copy
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
+from networks import InPlace, make_network
+from torch.nn import functional as F
 
-from whycam.cam.maps import flags_of, heatmaps, resize
+import whycam
+from whycam import WhycamError
+from whycam.cam.maps import aggregate, flags_of, heatmaps, resize
 
 RAW = hnp.arrays(
     np.float32, (2, 4, 5), elements=st.floats(-1e3, 1e3, width=32, allow_nan=False).map(lambda v: round(v, 3))
@@ -53,13 +59,13 @@ def test_shared_scale_makes_brightness_comparable(raw, scale):
     torch.testing.assert_close(shown, (raw.relu() / scale).clamp(max=1))
 
 
-def test_heatmap_of_nothing_is_nothing():
+def test_heatmap_without_positive_evidence_is_zero():
     raw = torch.stack([torch.zeros(4, 4), -torch.ones(4, 4), torch.full((4, 4), torch.nan)])
     assert heatmaps(raw, (8, 8)).abs().max() == 0
 
 
 def bilinear_reference(values, size):
-    """Half-pixel centers, edges repeated, one output pixel at a time in float64."""
+    """Half-pixel centers, border values repeated, one output pixel at a time in float64."""
     h, w = values.shape
     result = np.zeros(size)
     for i in range(size[0]):
@@ -75,13 +81,47 @@ def bilinear_reference(values, size):
 
 
 @pytest.mark.parametrize("size", [(32, 32), (7, 11), (4, 9)])
-def test_resize_is_textbook_bilinear(generator, size):
+def test_resize_equals_a_bilinear_reference(generator, size):
     values = torch.randn(4, 5, generator=generator, dtype=torch.float64)
     expected = bilinear_reference(values.numpy(), size)
     np.testing.assert_allclose(resize(values[None], size)[0].numpy(), expected, atol=1e-12)
 
 
-def test_nearest_shows_the_native_grid(generator):
+def test_nearest_keeps_the_native_grid(generator):
     raw = torch.randn(1, 4, 4, generator=generator)
     shown = resize(raw, (32, 32), "nearest")
     torch.testing.assert_close(shown, raw.repeat_interleave(8, 1).repeat_interleave(8, 2))
+
+
+def test_aggregate():
+    module, images = make_network(InPlace)
+    explained = whycam.explain(module, images, ["norm", "act2"], ["gradcam", "layercam"])
+    fine, coarse = (explained.map("gradcam", layer) for layer in ("norm", "act2"))
+    assert fine.shape[1:] == (9, 9)
+
+    def scaled(raw):
+        unit = raw.clamp(min=0) / raw.clamp(min=0).amax((1, 2), keepdim=True)
+        unit = unit.nan_to_num(nan=0.0)
+        return F.interpolate(unit[:, None], size=(9, 9), mode="bilinear", align_corners=False)[:, 0]
+
+    both = torch.stack([scaled(fine), scaled(coarse)])
+    for how, expected in {"mean": both.mean(0), "max": both.amax(0), "product": both.prod(0)}.items():
+        torch.testing.assert_close(explained.aggregate("gradcam", how=how), expected)
+    one = explained.aggregate("gradcam", ["act2"], size="image")
+    torch.testing.assert_close(one, explained.heatmap("gradcam", "act2"))
+    assert explained.aggregate("gradcam", ["act2"]).shape == coarse.shape
+    assert explained.aggregate("gradcam", size=(4, 6)).shape == (3, 4, 6)
+    for method, layers in [("gradcam", ["norm", "conv9"]), ("scorecam", None)]:
+        with pytest.raises(WhycamError, match="this explanation has no"):
+            explained.aggregate(method, layers)
+    with pytest.raises(WhycamError, match="several methods"):
+        explained.aggregate()
+    with pytest.raises(WhycamError, match="by mean, max or product, not 'sum'"):
+        explained.aggregate("gradcam", how="sum")
+    with pytest.raises(WhycamError, match="no map to aggregate"):
+        aggregate([])
+    empty = aggregate([-torch.ones(1, 2, 2), torch.ones(1, 4, 4)], "product")
+    assert torch.equal(empty, torch.zeros(1, 4, 4))
+    assert torch.equal(aggregate([fine]), heatmaps(fine, (9, 9)))
+    assert resize(fine, (9, 9)) is fine
+    assert copy.copy(explained).layers == explained.layers

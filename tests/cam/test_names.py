@@ -1,4 +1,4 @@
-"""Layers, methods and targets as people write them; messages are part of the interface."""
+"""Names of layers and methods, and shorthands of targets, as users write them; error messages for unknown ones."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_unknown_layers(model, written, message):
     assert len(names) == len(set(names))
 
 
-def test_foreign_module_and_doubles(model, batch):
+def test_foreign_and_repeated_layers_are_refused(model, batch):
     with pytest.raises(WhycamError, match="the given Conv2d module is not part of this model"):
         resolve_layer(model, nn.Conv2d(3, 3, 1))
     with pytest.raises(WhycamError, match="layer 'bn1' is given twice"):
@@ -57,8 +57,8 @@ def test_foreign_module_and_doubles(model, batch):
         whycam.explain(model, batch, [])
 
 
-class Repeats(nn.Module):
-    """A block that stands in its list twice, and an empty place."""
+class RepeatedBlocks(nn.Module):
+    """A list that contains one block twice, and None."""
 
     def __init__(self):
         super().__init__()
@@ -73,24 +73,24 @@ class Repeats(nn.Module):
         return x.mean((2, 3))
 
 
-def test_a_place_in_a_list_is_what_python_finds_there():
+def test_indices_of_a_module_list_count_as_in_python():
     torch.manual_seed(0)
-    model, images = Repeats().eval(), torch.randn(2, 3, 6, 6)
-    for place in (0, 1, 2, 4, -1, -3, -4, -5):
-        expected = model.blocks[place]
-        written = [f"blocks[{place}]"] + ([f"blocks.{place}"] if place >= 0 else [])
+    model, images = RepeatedBlocks().eval(), torch.randn(2, 3, 6, 6)
+    for index in (0, 1, 2, 4, -1, -3, -4, -5):
+        expected = model.blocks[index]
+        written = [f"blocks[{index}]"] + ([f"blocks.{index}"] if index >= 0 else [])
         for name in written:
             layer = resolve_layer(model, name)
             assert layer.module is expected is model.get_submodule(layer.path)
             raw = whycam.explain(model, images, name).map()
             assert torch.equal(raw, whycam.explain(model, images, expected).map())
-    for nothing in ("blocks[3]", "blocks[-2]", "blocks.3", "blocks[5]"):
+    for missing in ("blocks[3]", "blocks[-2]", "blocks.3", "blocks[5]"):
         with pytest.raises(WhycamError, match="unknown layer"):
-            resolve_layer(model, nothing)
+            resolve_layer(model, missing)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile imports what torch itself deprecates
-def test_names_of_a_wrapped_model_and_of_what_it_wraps(model, batch):
+def test_layer_names_with_and_without_the_wrapper(model, batch):
     by_itself = whycam.explain(model, batch, "layer3.0").map()
     for wrapped in (
         nn.DataParallel(model),
@@ -115,7 +115,7 @@ def test_method_names_ignore_case_and_separators(written):
     assert [method.name for method in resolve_methods(written)] == ["gradcam"]
 
 
-def test_unknown_methods():
+def test_unknown_and_repeated_methods_are_refused():
     with pytest.raises(WhycamError, match=r"unknown method 'gradcamm' \(did you mean gradcam"):
         resolve_methods(["gradcamm"])
     with pytest.raises(WhycamError, match="method Grad-CAM is given twice"):
@@ -142,7 +142,7 @@ LOGITS = torch.tensor([[1.0, 5.0, 2.0], [4.0, 0.0, 4.0]])
         (lambda logits: logits.sum(1), [8.0, 8.0]),
     ],
 )
-def test_targets(target, expected):
+def test_scores_of_target_shorthands(target, expected):
     assert scores_of(resolve_target(target), LOGITS).tolist() == expected
 
 
@@ -151,7 +151,7 @@ def test_probability_target():
     torch.testing.assert_close(scores_of(Probability(1), LOGITS.double()), expected)
 
 
-def test_predicted_has_the_gradient_of_one_logit_also_in_a_tie():
+def test_predicted_has_the_gradient_of_one_logit_in_a_tie():
     logits = LOGITS.clone().requires_grad_()
     scores_of(Predicted(), logits).sum().backward()
     assert logits.grad.tolist() == [[0, 1, 0], [1, 0, 0]]
@@ -171,12 +171,12 @@ def test_predicted_has_the_gradient_of_one_logit_also_in_a_tie():
         (lambda logits: logits, r"must return one score per image, shape \(2,\); it returned \(2, 3\)"),
     ],
 )
-def test_bad_targets(target, message):
+def test_bad_targets_are_refused(target, message):
     with pytest.raises(WhycamError, match=message):
         scores_of(resolve_target(target), LOGITS)
 
 
-def test_target_that_does_not_depend_on_the_network(model, batch):
+def test_targets_without_gradient_and_empty_targets_are_refused(model, batch):
     with pytest.raises(WhycamError, match="does not depend on 'bn1' in a differentiable way"):
         whycam.explain(model, batch, "bn1", targets=lambda logits: torch.zeros(len(logits)))
     with pytest.raises(WhycamError, match="targets is an empty mapping"):

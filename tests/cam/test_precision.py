@@ -1,4 +1,4 @@
-"""How far rounding takes a map from its float64 self, per type; and that differentiable maps have the right slope."""
+"""Rounding errors of maps per data type, compared with float64; gradients of differentiable maps."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from test_perturbation import make, rows_run
-from test_tail import Residual
+from networks import Residual, count_images, make_network
 from torch import nn
 from torch.autograd.gradcheck import GradcheckError
 from torch.nn import functional as F
@@ -17,20 +16,20 @@ import whycam
 from whycam.cam import METHODS
 from whycam.cam.methods.activation import principal_map
 
-# The mean error of a map in units of its mean size and of the type's machine epsilon (float32 1.2e-7, float16 9.8e-4,
-# bfloat16 7.8e-3). Most maps lose one to three of it; these are differences of scores, which lose more.
+# The bound for a map's mean error, relative to its mean magnitude, in units of the type's machine epsilon (float32
+# 1.2e-7, float16 9.8e-4, bfloat16 7.8e-3). Most errors are one to three units. Small differences of scores lose more.
 TOLERANCE = 8.0
 TOLERANCES = {
-    "ablationcam": 30.0,  # what a channel takes from the score, a small difference
+    "ablationcam": 30.0,  # the drop of the score without a channel
     "augmented(ablationcam)": 30.0,
-    "groupcam": 30.0,  # what a group brings back of the score
-    "reciprocam": 200.0,  # what a single position adds to a probability
+    "groupcam": 30.0,  # the score that a group restores
+    "reciprocam": 200.0,  # the probability from a single position
     "smoothgrad(n=2)": 20.0,  # the noisy images are rounded too
     "integratedgradients(steps=2)": 20.0,
 }
 FEW = {"sscam": "sscam(n=2)", "iscam": "iscam(n=2)", "smoothgrad": "smoothgrad(n=2)",
        "integratedgradients": "integratedgradients(steps=2)"}  # fmt: skip
-# CAM needs another layer, the controls know no network.
+# CAM needs another layer; the controls ignore the network.
 TABLED = [FEW.get(name, name) for name in METHODS if name not in ("cam", "random", "sobel", "center")]
 TABLED += ["augmented(gradcam)", "noisy(gradcam, n=2)", "augmented(ablationcam)"]
 
@@ -45,12 +44,12 @@ TYPES = {
 
 @pytest.fixture(scope="module")
 def exact():
-    module, images = make(Residual, batch=4, size=8)
+    module, images = make_network(Residual, batch=4, size=8)
     return module, images, whycam.explain(module, images, "conv", TABLED, 1)
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_a_type_s_rounding(exact, kind):
+def test_rounding_error_per_type(exact, kind):
     module, images, expected = exact
     dtype, mixed = TYPES[kind]
     network = copy.deepcopy(module).to(dtype)
@@ -60,15 +59,15 @@ def test_a_type_s_rounding(exact, kind):
     for key, raw in expected.maps.items():
         actual = explained.maps[key]
         assert actual.dtype == torch.float32
-        lost = float((actual.double() - raw).abs().mean() / raw.abs().mean()) / epsilon
-        assert lost < TOLERANCES.get(key[0], TOLERANCE), (key[0], lost)
-    # The type was really used: were it not, nothing would be lost beyond float32's own rounding.
+        error_in_epsilons = float((actual.double() - raw).abs().mean() / raw.abs().mean()) / epsilon
+        assert error_in_epsilons < TOLERANCES.get(key[0], TOLERANCE), (key[0], error_in_epsilons)
+    # The type was really used: otherwise the error would only be float32's rounding.
     error = (explained.map("hirescam").double() - expected.map("hirescam")).abs().max()
     assert float(error) > 1e-2 * epsilon * float(expected.map("hirescam").abs().max())
 
 
 def test_the_last_layer_is_recognized_under_autocast(loaded, batch):
-    """CAM is there, and Ablation-CAM has its closed form: nothing runs but the capture."""
+    """CAM accepts the layer, and Ablation-CAM uses its closed form: only the capture runs."""
     model, images = loaded[0], batch[:2]
     exact = whycam.explain(model, images, "layer4[-1]", ["cam", "ablationcam"], 1)
     explained = None
@@ -78,17 +77,17 @@ def test_the_last_layer_is_recognized_under_autocast(loaded, batch):
         with torch.autocast("cpu", torch.bfloat16):
             explained = whycam.explain(model, images, "layer4[-1]", ["cam", "ablationcam"], 1)
 
-    assert rows_run(model.linear, run) == len(images)
+    assert count_images(model.linear, run) == len(images)
     for method in ("cam", "ablationcam"):
-        lost = (explained.map(method) - exact.map(method)).abs().mean() / exact.map(method).abs().mean()
-        assert lost < 0.05, method
-    # The layer before is none that a mean and a linear layer follow, however coarse the comparison.
+        error_in_epsilons = (explained.map(method) - exact.map(method)).abs().mean() / exact.map(method).abs().mean()
+        assert error_in_epsilons < 0.05, method
+    # The layer before it is not followed by a mean and a linear layer, and is not recognized, also in bfloat16.
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(whycam.WhycamError, match="CAM needs a layer that is"):
         whycam.explain(model, images, "layer4[-2]", "cam", 1)
 
 
 class Smooth(nn.Module):
-    """A network with derivatives of every order, one of whose weights is a plain tensor."""
+    """A network with derivatives of every order; one of its weights is a plain tensor."""
 
     def __init__(self):
         super().__init__()
@@ -108,8 +107,8 @@ DIFFERENTIABLE = sorted(
 
 
 @pytest.mark.parametrize("method", [*DIFFERENTIABLE, "eigen(gradcam)"])
-def test_a_differentiable_map_has_the_slope_that_it_has(method):
-    """`torch.autograd.gradcheck` in a weight before the layer and in the images."""
+def test_gradient_of_differentiable_maps(method):
+    """`torch.autograd.gradcheck` with respect to a weight before the layer and to the images."""
     torch.manual_seed(0)
     network = Smooth().double()
     weight = (0.5 * torch.randn(3, 2, 3, 3, dtype=torch.float64)).requires_grad_()
@@ -124,22 +123,22 @@ def test_a_differentiable_map_has_the_slope_that_it_has(method):
     assert images.grad is None
 
 
-def test_the_check_notices_a_wrong_slope():
+def test_gradcheck_notices_a_wrong_gradient():
     @whycam.cam.method("Half", paper="none")
     def half(trace):
-        """Grad-CAM with half of its graph cut."""
+        """Grad-CAM with detached gradients, so its own gradient is wrong."""
         return (trace.gradients.detach() * trace.activations).sum(dim=1)
 
     try:
         with pytest.raises(GradcheckError, match=r"Jacobian mismatch|Gradients failed"):
-            test_a_differentiable_map_has_the_slope_that_it_has("half")
+            test_gradient_of_differentiable_maps("half")
     finally:
         del METHODS["half"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_main_axis_has_its_sign_from_more_than_rounding(dtype):
-    """Behind a LayerNorm channels add up to zero but for rounding, which another batch or device does otherwise."""
+def test_sign_of_a_principal_axis_does_not_depend_on_rounding(dtype):
+    """Behind a LayerNorm the channels sum to rounding errors, which differ between batches and devices."""
     features = nn.functional.layer_norm(torch.randn(8, 16, 48, generator=torch.Generator().manual_seed(0)), (48,))
     features = features.to(dtype).transpose(1, 2).reshape(8, 48, 4, 4)
     expected = principal_map(features)
@@ -147,7 +146,7 @@ def test_a_main_axis_has_its_sign_from_more_than_rounding(dtype):
         noise = torch.randn(features.shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
         actual = principal_map(features * (1 + 2 * torch.finfo(dtype).eps * noise))
         torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
-    # A gain of its own for each channel gives it a sum, and that decides as before.
+    # With a gain per channel the sum is not zero, and the sign makes the map correlate with it.
     gained = features * torch.linspace(0.5, 1.5, 48, dtype=dtype).view(48, 1, 1)
-    mine, total = principal_map(gained).flatten(1), gained.sum(1).flatten(1)
-    assert ((mine - mine.mean(1, keepdim=True)) * total).sum(1).min() > 0
+    maps, total = principal_map(gained).flatten(1), gained.sum(1).flatten(1)
+    assert ((maps - maps.mean(1, keepdim=True)) * total).sum(1).min() > 0

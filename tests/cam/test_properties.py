@@ -1,4 +1,4 @@
-"""What holds for every network, on random small ones: in-place, residual, reused, grouped, strided layers."""
+"""Properties that hold for every network, on random small ones: in-place, residual, reused, grouped, strided layers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LAYER_METHODS = sorted(
 
 
 class Block(nn.Module):
-    """One convolution with whatever habits were drawn."""
+    """One convolution of a random kind."""
 
     def __init__(self, kind: str, channels: int, shared: nn.Module):
         super().__init__()
@@ -50,7 +50,7 @@ class Network(nn.Module):
         return self.head(self.blocks(self.stem(x)).mean((2, 3)))
 
 
-# Strided three times, nothing but a single position would be left.
+# At most two strides: after three, only a single position would be left.
 KINDS = st.lists(
     st.sampled_from(["plain", "in-place", "residual", "reused", "grouped", "strided"]), min_size=1, max_size=4
 ).filter(lambda kinds: kinds.count("strided") <= 2)
@@ -68,13 +68,13 @@ def cases(draw):
 
 @given(case=cases())
 @settings(max_examples=25, deadline=None)
-def test_one_capture_gives_what_a_plain_backward_gives(case):
+def test_capture_equals_a_plain_backward_pass(case):
     model, images, layer, target = case
     module = resolve_layers(model, [layer])[0].module
-    seen = {}
+    captured = {}
 
     def keep(_module, _inputs, output):
-        seen["a"] = output
+        captured["a"] = output
         output.retain_grad()
         return output.clone()
 
@@ -82,7 +82,7 @@ def test_one_capture_gives_what_a_plain_backward_gives(case):
     model(images)[:, target].sum().backward()
     handle.remove()
     model.zero_grad()
-    a, g = seen["a"].detach(), seen["a"].grad
+    a, g = captured["a"].detach(), captured["a"].grad
     explained = whycam.explain(model, images, layer, ["gradcam", "hirescam"], target)
     torch.testing.assert_close(explained.map("hirescam"), (a * g).sum(1), rtol=0, atol=1e-11)
     expected = (a * g.mean((2, 3), keepdim=True)).sum(1)
@@ -117,7 +117,7 @@ def test_the_last_block_sums_to_the_logit(case):
 
 @given(case=cases(), factor=st.floats(0.1, 10))
 @settings(max_examples=15, deadline=None)
-def test_scaling_the_score_scales_what_is_linear_in_it(case, factor):
+def test_linear_methods_scale_with_the_score(case, factor):
     model, images, layer, target = case
     linear = ["gradcam", "hirescam", "gradcamelementwise", "xgradcam", "layercam", "counterfactual"]
     one = whycam.explain(model, images, layer, linear, target)
@@ -132,7 +132,7 @@ RERUNNING = ["ablationcam", "scorecam", "reciprocam", "groupcam(groups=2)", "gui
 
 @given(case=cases(), data=st.data())
 @settings(max_examples=5, deadline=None)
-def test_batches_permute_and_split_also_where_methods_rerun(case, data):
+def test_batches_permute_and_split_for_rerunning_methods(case, data):
     model, images, layer, target = case
     images = images[:2, :, :8, :8]
     order = data.draw(st.permutations(range(len(images))))
@@ -149,23 +149,23 @@ def test_batches_permute_and_split_also_where_methods_rerun(case, data):
 
 @given(case=cases())
 @settings(max_examples=8, deadline=None)
-def test_weights_that_are_shares_stay_within_the_channels(case):
-    """Score-CAM's softmax makes a mean of the channels that are no constant; Recipro-CAM's least place is 0."""
+def test_range_of_score_cam_and_minimum_of_recipro_cam(case):
+    """Score-CAM is a weighted mean of the channels that are not constant; Recipro-CAM's minimum is 0."""
     model, images, layer, target = case
     images = images[:, :, :8, :8]
-    seen = []
+    captured = []
     handle = resolve_layers(model, [layer])[0].module.register_forward_hook(
-        lambda _m, _i, out: seen.append(out.clone())
+        lambda _m, _i, out: captured.append(out.clone())
     )
     with torch.no_grad():
         model(images)
     handle.remove()
     explained = whycam.explain(model, images, layer, ["scorecam", "reciprocam"], target)
-    flat = seen[0].flatten(2)
+    flat = captured[0].flatten(2)
     live = (flat.amax(2) > flat.amin(2))[:, :, None, None]
     some = live.flatten(1).any(1)
-    low = seen[0].masked_fill(~live, float("inf")).amin(1)[some]
-    high = seen[0].masked_fill(~live, float("-inf")).amax(1)[some]
+    low = captured[0].masked_fill(~live, float("inf")).amin(1)[some]
+    high = captured[0].masked_fill(~live, float("-inf")).amax(1)[some]
     raw = explained.map("scorecam")
     assert bool((raw[some] >= low - 1e-12).all())
     assert bool((raw[some] <= high + 1e-12).all())
@@ -176,7 +176,7 @@ def test_weights_that_are_shares_stay_within_the_channels(case):
 
 @given(case=cases(), scale=st.floats(0.2, 5))
 @settings(max_examples=6, deadline=None)
-def test_ablation_does_not_depend_on_the_score_s_unit(case, scale):
+def test_ablation_cam_does_not_depend_on_the_scale_of_the_score(case, scale):
     model, images, layer, target = case
     images = images[:2, :, :8, :8]
     one = whycam.explain(model, images, layer, "ablationcam", target)
@@ -188,7 +188,7 @@ def test_ablation_does_not_depend_on_the_score_s_unit(case, scale):
 
 
 @pytest.mark.parametrize("where", ["forward", "hook", "target", "method"])
-def test_an_exception_anywhere_leaves_the_model_as_it_was(where, batch):
+def test_exceptions_leave_the_model_as_it_was(where, batch):
     torch.manual_seed(0)
     model = Network(["in-place", "residual"], 4)
     model.train()

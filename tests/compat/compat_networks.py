@@ -1,4 +1,4 @@
-"""A small network with the habits that trip explanation tools up, and everything about a model that must not change."""
+"""A small network that is hard for explanation tools, and the state of a model that must not change."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ALL = [
 
 
 class Small(nn.Module):
-    """Batch normalisation, an in-place ReLU behind the layer that is looked at, mean pool and one linear layer."""
+    """Batch normalization, an in-place ReLU behind the layer that is looked at, mean pool and one linear layer."""
 
     def __init__(self):
         super().__init__()

@@ -60,7 +60,7 @@ def test_maps(name, layers):
 
 
 @pytest.mark.parametrize("colormap", range(22))
-def test_colours(colormap):
+def test_colors(colormap):
     theirs, ours = both("utils.image")
     draw = np.random.default_rng(0)
     picture, mask = draw.random((30, 40, 3), dtype=np.float32), draw.random((30, 40), dtype=np.float32)
@@ -80,10 +80,10 @@ def test_images():
         volumes = draw.random((2, 3, 4, 5), dtype=np.float32)
         expected, actual = (module.scale_cam_image(volumes, size) for module in (theirs, ours))
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6)
-    concepts, colours = draw.random((4, 20, 30), dtype=np.float32), list(draw.random((4, 3)))
+    concepts, colors = draw.random((4, 20, 30), dtype=np.float32), list(draw.random((4, 3)))
     picture = draw.random((20, 30, 3))
     expected, actual = (
-        module.show_factorization_on_image(picture, concepts.copy(), colours).astype(int) for module in (theirs, ours)
+        module.show_factorization_on_image(picture, concepts.copy(), colors).astype(int) for module in (theirs, ours)
     )
     assert np.abs(actual - expected).max() <= 1
     theirs, ours = both("sobel_cam")

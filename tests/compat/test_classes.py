@@ -288,7 +288,7 @@ def test_many_calls_keep_nothing():
     assert everything(model) == before
 
 
-def test_activations_and_gradients_of_a_caller_who_goes_backward_himself():
+def test_activations_and_gradients_when_the_caller_runs_the_backward_pass():
     model = small().eval()
     layers = [model.conv, model.conv2]
     keeper = compat.ActivationsAndGradients(model, layers, None)

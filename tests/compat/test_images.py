@@ -39,7 +39,7 @@ def test_mistakes_are_named():
         module.show_cam_on_image(np.zeros((2, 2, 3)), np.zeros((2, 2)), image_weight=2)
 
 
-def test_other_colour_maps_come_from_matplotlib_where_they_are_the_same():
+def test_other_color_maps_come_from_matplotlib_where_they_are_the_same():
     matplotlib = pytest.importorskip("matplotlib")
     heat = module.show_cam_on_image(np.zeros((1, 1, 3)), np.array([[1.0]]), True, colormap=16, image_weight=0)
     expected = np.float64(matplotlib.colormaps["viridis"](255)[:3])
@@ -88,7 +88,7 @@ def test_volumes_are_resized_by_an_interpolating_cubic_spline(size):
     assert len(axes) == 3
 
 
-def test_factorisations_are_shown_where_they_are_strongest():
+def test_factorizations_are_shown_where_they_are_strongest():
     picture = np.full((4, 6, 3), 0.5)
     maps = np.zeros((2, 4, 6), np.float32)
     maps[0, :, :3], maps[1, :, 3:] = 1, 0.5

@@ -108,7 +108,7 @@ def test_image_times_map():
     assert several.shape == (3, 5)
 
 
-def test_otsu_separates_two_heaps():
+def test_otsu_separates_two_clusters():
     levels = np.concatenate([np.full(50, 40), np.full(30, 45), np.full(60, 200)]).astype(np.uint8)
     assert 45 <= perturbation.otsu(levels) < 200
     hidden = perturbation.RemoveMostRelevantFirst("auto", lambda _image, mask: mask)

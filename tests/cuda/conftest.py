@@ -1,9 +1,9 @@
-"""What a GPU must do as the CPU does. Every test here is skipped where there is none.
+"""Results on a GPU compared with results on the CPU. All tests here are skipped on a machine without a GPU.
 
     pytest tests/cuda                              # on a machine with a GPU
-    WHYCAM_TEST_DEVICE=cpu pytest tests/cuda       # the same bodies on the CPU: that the tests themselves work
+    WHYCAM_TEST_DEVICE=cpu pytest tests/cuda       # the same tests on the CPU, to check the tests themselves
 
-A reference is always made on the CPU, in float64 as a rule.
+References are computed on the CPU, in float64 if not stated otherwise.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ import torch
 
 import whycam
 
-# Small networks that the rooms next door have as well.
-for room in ("cam", "compat"):
-    sys.path.append(str(Path(__file__).parent.parent / room))
+# Helper modules of other test folders.
+for folder in ("cam", "compat"):
+    sys.path.append(str(Path(__file__).parent.parent / folder))
 
-from near import tensorfloat32  # noqa: E402
+from map_errors import set_tensorfloat32  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
 def device():
-    """Where the tests run: CUDA, unless WHYCAM_TEST_DEVICE says otherwise."""
+    """The device of the tests: CUDA, or the value of WHYCAM_TEST_DEVICE."""
     found = torch.device(os.environ.get("WHYCAM_TEST_DEVICE", "cuda"))
     if found.type == "cuda" and not torch.cuda.is_available():
         pytest.skip("there is no CUDA device here (WHYCAM_TEST_DEVICE=cpu runs these tests without one)")
@@ -36,11 +36,11 @@ def device():
 
 @pytest.fixture(autouse=True)
 def _full_precision():
-    """No TensorFloat-32, which convolutions use by default and which keeps three digits of a number."""
+    """Switch TensorFloat-32 off, which convolutions use by default and which has a precision of three digits."""
     before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
-    tensorfloat32(False, "highest")
+    set_tensorfloat32(False, "highest")
     yield
-    tensorfloat32(*before)
+    set_tensorfloat32(*before)
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +51,7 @@ def exact(model):
 
 @pytest.fixture(scope="session")
 def there(model, device):
-    """The bundled ResNet-18 on the device in float32; tests must leave it as it was."""
+    """The bundled ResNet-18 on the device in float32; tests must not change it."""
     return copy.deepcopy(model).to(device)
 
 

@@ -1,4 +1,4 @@
-"""pytorch-grad-cam's names with a network on the GPU: numpy comes out, the same as from the CPU."""
+"""The pytorch-grad-cam interface with a network on the GPU: NumPy results are the same as from the CPU."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from whycam.compat.pytorch_grad_cam.utils.model_targets import (
 
 @pytest.fixture
 def pair(device):
-    """The network and the images on the CPU, and on the device; float64, so that only a wrong step shows."""
+    """The network and the images on the CPU and on the device, in float64, so that rounding errors are negligible."""
     model = small().double().eval()
     return (model, images().double()), (copy.deepcopy(model).to(device), images().double().to(device))
 
 
-def twice(pair, name, call):
+def on_both(pair, name, call):
     return [call(getattr(compat, name)(model, [model.conv2]), pixels) for model, pixels in pair]
 
 
@@ -35,8 +35,8 @@ def twice(pair, name, call):
 def test_every_class(pair, name, targets):
     far = pair[1][0]
     before = everything(far)
-    given = classes(0, 3, 1) if targets else None
-    here, there = twice(pair, name, lambda cam, pixels: cam(input_tensor=pixels, targets=given))
+    chosen = classes(0, 3, 1) if targets else None
+    here, there = on_both(pair, name, lambda cam, pixels: cam(input_tensor=pixels, targets=chosen))
     assert isinstance(there, np.ndarray)
     assert there.dtype == np.float32
     np.testing.assert_allclose(there, here, rtol=0, atol=1e-5)
@@ -47,29 +47,29 @@ def test_every_class(pair, name, targets):
 @pytest.mark.parametrize("option", ["aug_smooth", "eigen_smooth"])
 def test_smoothing(pair, name, option):
     if name == "EigenCAM" and option == "eigen_smooth":
-        pytest.skip("of one component there is no other")
-    here, there = twice(pair, name, lambda cam, pixels: cam(pixels, classes(0, 3, 1), **{option: True}))
+        pytest.skip("EigenCAM is a principal component already")
+    here, there = on_both(pair, name, lambda cam, pixels: cam(pixels, classes(0, 3, 1), **{option: True}))
     np.testing.assert_allclose(there, here, rtol=0, atol=1e-5)
 
 
-def test_images_on_the_cpu_are_taken_to_the_network(pair):
+def test_images_on_the_cpu_are_moved_to_the_network(pair):
     (here, pixels), (there, _) = pair
     expected = compat.GradCAM(here, [here.conv2])(pixels, None)
     np.testing.assert_allclose(compat.GradCAM(there, [there.conv2])(pixels, None), expected, rtol=0, atol=1e-5)
 
 
-def test_a_subclass_written_in_numpy(pair):
+def test_subclass_written_in_numpy(pair):
     class Mine(compat.GradCAM):
         def get_cam_weights(self, input_tensor, target_layer, target_category, activations, grads):
             assert isinstance(activations, np.ndarray)
-            mine = np.maximum(grads, 0).mean(axis=(2, 3))
-            return mine + super().get_cam_weights(input_tensor, target_layer, target_category, activations, grads)
+            weights = np.maximum(grads, 0).mean(axis=(2, 3))
+            return weights + super().get_cam_weights(input_tensor, target_layer, target_category, activations, grads)
 
     here, there = (Mine(model, [model.conv2])(pixels, classes(0, 3, 1)) for model, pixels in pair)
     np.testing.assert_allclose(there, here, rtol=0, atol=1e-5)
 
 
-def test_a_transform_and_several_layers(pair):
+def test_reshape_transform_and_several_layers(pair):
     def swapped(tensor):
         return tensor.flip(-1)
 
@@ -89,18 +89,18 @@ def test_metrics(pair, metric):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4)
 
 
-def test_guided_backprop_and_concepts(pair):
+def test_guided_backprop_and_feature_factorization(pair):
     (here, pixels), (there, far) = pair
     expected = compat.GuidedBackpropReLUModel(here, "cpu")(pixels[:1], 2)
     actual = compat.GuidedBackpropReLUModel(there, far.device)(far[:1], 2)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
     found = [compat.DeepFeatureFactorization(model, model.act2, computation_on_concepts=model.head)(batch, 3)
              for model, batch in ((here.float(), pixels.float()), (there.float(), far.float()))]  # fmt: skip
-    for mine, theirs in zip(found[1], found[0], strict=True):
-        np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-3 * np.abs(theirs).max())
+    for actual, expected in zip(found[1], found[0], strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
 
 
-def test_a_segmentation_target(device):
+def test_segmentation_target(device):
     found = []
     mask = np.zeros((12, 16), dtype=np.float32)
     mask[:6] = 1

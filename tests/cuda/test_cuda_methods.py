@@ -1,4 +1,4 @@
-"""Every registered method on the GPU is the same method on the CPU."""
+"""Every registered method gives the same maps on the GPU as on the CPU."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import copy
 
 import pytest
 import torch
-from near import apart, assert_near, tensorfloat32
-from test_architectures import dinov2, swin, vit
+from architectures import dinov2, swin, vit
+from map_errors import assert_maps_close, relative_error, set_tensorfloat32
 
 import whycam
 from whycam.cam import METHODS
 
-# What runs the network once a channel or position looks at smaller images, and at few channels or a short tail.
+# Methods that run the network for each channel or position get smaller images, and layers with few channels or a short
+# tail.
 LAYERS = {"scorecam": "layer1[-1]", "sscam": "layer1[-1]", "iscam": "layer1[-1]", "groupcam": "layer3[-2]",
           "ablationcam": "layer4[-2]", "reciprocam": "layer3[-2]"}  # fmt: skip
 FEW = {"sscam": "sscam(n=2)", "iscam": "iscam(n=2)", "smoothgrad": "smoothgrad(n=3)",
@@ -23,18 +24,18 @@ TABLED += ["sscam(n=1, on='input')", "reciprocam(gaussian=True, baseline='empty'
            "augmented(fullgrad)", "eigen(gradcam)", "eigen(scorecam)", "noisy(augmented(shapleycam), n=2)"]  # fmt: skip
 TARGETS = torch.tensor([3, 9])
 
-# Rounding alone, all else being equal: float64 on either side.
+# Bounds for ‖a − b‖ / ‖b‖. With float64 on both devices the error is rounding alone.
 IN_DOUBLE = 1e-9
-# float32 there, float64 here, as ‖a − b‖ / ‖b‖. Rounding is 1e-6; but a ReLU that is at rest for one and not for the
-# other is a step (seen: 2e-4), and what goes back through the whole network meets some.
-IN_SINGLE = {"": 1e-3, "fem": 1e-2} | dict.fromkeys(  # which counts positions above a bound
+# float32 on the device, float64 on the CPU. Rounding is 1e-6, but it can switch a ReLU, which changes the result by a
+# step (observed: 2e-4), and gradients through the whole network pass many ReLUs.
+IN_SINGLE = {"": 1e-3, "fem": 1e-2} | dict.fromkeys(  # FEM counts positions above a bound
     ["inputgradient", "guidedbackprop", "guidedgradcam", "integratedgradients(steps=3)", "smoothgrad(n=3)", "fullgrad",
      "augmented(fullgrad)"], 1e-2,
 )  # fmt: skip
 
 
-def asked(name, batch):
-    """Two images and the layers to look at."""
+def case_for(name, batch):
+    """Two images and the layers to explain for a method."""
     costly = next((layer for inner, layer in LAYERS.items() if inner in name), None)
     if costly is not None:
         return batch[:2, :, 8:24, 8:24], [costly]
@@ -45,16 +46,16 @@ def asked(name, batch):
 
 @pytest.fixture(scope="module")
 def expected(exact, batch):
-    """name → maps on the CPU in float64, made when asked for."""
-    made = {}
+    """name → maps on the CPU in float64, computed at the first call and cached."""
+    cache = {}
 
-    def find(name):
-        if name not in made:
-            images, layers = asked(name, batch)
-            made[name] = whycam.explain(exact, images.double(), layers, name, TARGETS).maps
-        return made[name]
+    def maps_of(name):
+        if name not in cache:
+            images, layers = case_for(name, batch)
+            cache[name] = whycam.explain(exact, images.double(), layers, name, TARGETS).maps
+        return cache[name]
 
-    return find
+    return maps_of
 
 
 def test_the_table_has_every_method():
@@ -62,43 +63,43 @@ def test_the_table_has_every_method():
 
 
 @pytest.mark.parametrize("name", TABLED)
-def test_in_double_a_method_is_what_it_is_on_the_cpu(exact_there, batch, device, expected, name):
-    """Also what draws at random: the draws are made on the CPU, from the seed alone."""
-    images, layers = asked(name, batch)
+def test_float64_maps_equal_those_on_the_cpu(exact_there, batch, device, expected, name):
+    """Also for methods that draw at random, because the draws are made on the CPU from the seed alone."""
+    images, layers = case_for(name, batch)
     explained = whycam.explain(exact_there, images.double().to(device), layers, name, TARGETS)
     assert {raw.device.type for raw in explained.maps.values()} == {device.type}
-    assert_near(explained.maps, expected(name), IN_DOUBLE)
+    assert_maps_close(explained.maps, expected(name), IN_DOUBLE)
 
 
 @pytest.mark.parametrize("name", TABLED)
-def test_in_single_a_method_is_near_what_it_is_on_the_cpu(there, batch, device, expected, name):
-    images, layers = asked(name, batch)
+def test_float32_maps_are_close_to_float64_on_the_cpu(there, batch, device, expected, name):
+    images, layers = case_for(name, batch)
     explained = whycam.explain(there, images.to(device), layers, name, TARGETS)
     assert {raw.dtype for raw in explained.maps.values()} == {torch.float32}
-    assert_near(explained.maps, expected(name), IN_SINGLE)
+    assert_maps_close(explained.maps, expected(name), IN_SINGLE)
 
 
-def test_the_study_s_layers_and_two_targets_at_once(there, exact, batch, device):
+def test_several_layers_and_targets_at_once(there, exact, batch, device):
     layers, methods = ["layer2[-2]", "layer3[-2]", "layer4[-1]"], ["gradcam", "hirescam", "layercam", "eigencam"]
     targets = {"predicted": None, "true": torch.arange(8)}
     here = whycam.explain(exact, batch.double(), layers, methods, targets)
     actual = whycam.explain(there, batch.to(device), layers, methods, targets)
     assert torch.equal(actual.predicted.cpu(), here.predicted)
-    assert apart(actual.logits, here.logits) < 1e-5
-    assert_near(actual.maps, here.maps, 1e-2)
-    # Behind the last layer there is no ReLU, and all is rounding.
+    assert relative_error(actual.logits, here.logits) < 1e-5
+    assert_maps_close(actual.maps, here.maps, 1e-2)
+    # Behind the last layer there is no ReLU, so the error is rounding alone.
     last = {key: raw for key, raw in here.maps.items() if key[1] == "layer4[-1]"}
-    assert_near({key: actual.maps[key] for key in last}, last, 1e-4)
+    assert_maps_close({key: actual.maps[key] for key in last}, last, 1e-4)
 
 
 @pytest.mark.parametrize("name", ["random", "smoothgrad(n=2)", "smoothgradcam++", "sscam(n=1)", "noisy(gradcam, n=2)"])
-def test_a_seed_draws_the_same_whatever_the_device_s_own_generator_says(there, images, name):
+def test_draws_depend_on_the_seed_and_not_on_the_device_s_generator(there, images, name):
     maps = []
     for seed in (7, 7, 8):
         torch.manual_seed(len(maps))
         maps.append(whycam.explain(there, images[:2, :, 8:24, 8:24], "layer1[-1]", name, 3, seed=seed).map())
-    assert apart(maps[1], maps[0]) < 1e-3
-    assert apart(maps[2], maps[0]) > 1e-2
+    assert relative_error(maps[1], maps[0]) < 1e-3
+    assert relative_error(maps[2], maps[0]) > 1e-2
 
 
 BUILD = {"vit": (vit, (64, 64)), "dinov2": (dinov2, (56, 56)), "swin": (swin, (64, 64))}
@@ -113,7 +114,7 @@ def test_token_models(kind, device):
     here = whycam.explain(network, pixels, methods=OF_TOKENS, targets=[1, 4])
     actual = whycam.explain(copy.deepcopy(network).to(device), pixels.to(device), methods=OF_TOKENS, targets=[1, 4])
     assert actual.layers == here.layers
-    assert_near(actual.maps, here.maps, 1e-8)
+    assert_maps_close(actual.maps, here.maps, 1e-8)
 
 
 @pytest.mark.parametrize("kind", BUILD)
@@ -121,11 +122,11 @@ def test_token_models_in_single_precision(kind, device):
     network, pixels = of_tokens(kind)
     here = whycam.explain(network, pixels, targets=[1, 4])
     actual = whycam.explain(network.float().to(device), pixels.float().to(device), targets=[1, 4])
-    assert_near(actual.maps, here.maps, 1e-4)
+    assert_maps_close(actual.maps, here.maps, 1e-4)
 
 
 def of_tokens(kind):
-    """A network of tokens with random weights and two images for it, in float64."""
+    """A transformer with random weights and two images for it, in float64."""
     build, size = BUILD[kind]
     torch.manual_seed(0)
     return build().double().eval(), torch.randn(2, 3, *size, dtype=torch.float64)
@@ -137,21 +138,21 @@ TOGETHER = ["gradcam", "hirescam", "gradcam++", "xgradcam", "layercam", "eigenca
 
 
 @pytest.mark.parametrize(("double", "bound"), [(True, 1e-9), (False, {**IN_SINGLE, "": 1e-2})])
-def test_an_image_s_map_does_not_depend_on_what_else_is_in_the_batch(exact_there, there, batch, device, double, bound):
+def test_map_of_an_image_does_not_depend_on_the_batch(exact_there, there, batch, device, double, bound):
     network, pixels = (exact_there, batch.double()) if double else (there, batch)
     pixels, layers = pixels[:4].to(device), ["layer3[-2]", "layer4[-1]"]
     together = whycam.explain(network, pixels, layers, TOGETHER)
     for index in (0, 3):
         alone = whycam.explain(network, pixels[index : index + 1], layers, TOGETHER)
-        assert_near({key: raw[index : index + 1] for key, raw in together.maps.items()}, alone.maps, bound)
+        assert_maps_close({key: raw[index : index + 1] for key, raw in together.maps.items()}, alone.maps, bound)
 
 
-def test_the_last_layer_is_recognized_whatever_products_are_computed_in(there, exact, spec, bundled, batch, device):
-    """CAM's and Ablation-CAM's closed form compare logits with a sum of their own; TensorFloat-32 is coarser.
+def test_pooled_linear_head_is_recognized_with_tensorfloat32(there, exact, spec, bundled, batch, device):
+    """CAM and Ablation-CAM's closed form compare the logits with a sum that they compute; TensorFloat-32 is coarser.
 
-    In 200 images there is one whose logit TensorFloat-32 gets wrong by more than 1e-4 of what it is the sum of.
+    For one of these 200 images TensorFloat-32 changes a logit by more than 1e-4 of the sum of its absolute terms.
     """
-    tensorfloat32(True, "high")  # conftest.py puts both back
+    set_tensorfloat32(True, "high")  # a fixture in conftest.py restores both
     methods, images = ["cam", "ablationcam", "gradcam"], spec.preprocess(bundled.read(range(200))).to(device)
     here = whycam.explain(exact, batch.double(), "layer4[-1]", methods, 3)
     ran = []
@@ -161,9 +162,9 @@ def test_the_last_layer_is_recognized_whatever_products_are_computed_in(there, e
     finally:
         handle.remove()
     assert ran == [len(images)]
-    assert_near({key: raw[: len(batch)] for key, raw in actual.maps.items()}, here.maps, 3e-2)
-    # A part of the network is rerun as it ran.
+    assert_maps_close({key: raw[: len(batch)] for key, raw in actual.maps.items()}, here.maps, 3e-2)
+    # The tail runs in TensorFloat-32 too.
     small = batch[:2, :, 8:24, 8:24]
     one = whycam.explain(exact, small.double(), "layer4[-2]", "ablationcam", 3)
     other = whycam.explain(there, small.to(device), "layer4[-2]", "ablationcam", 3)
-    assert_near(other.maps, one.maps, 0.2)
+    assert_maps_close(other.maps, one.maps, 0.2)

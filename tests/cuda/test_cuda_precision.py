@@ -1,4 +1,4 @@
-"""Half precision on the GPU: the network in it or under autocast, the sums of a map in float32 all the same."""
+"""Half precision on the GPU, by type or by autocast: the network runs in it, and maps are computed in float32."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from near import alike, apart
+from map_errors import correlation, relative_error
 from torch import nn
 
 import whycam
@@ -21,10 +21,10 @@ TYPES = {
     "autocast to float16": (torch.float32, torch.float16),
     "autocast to bfloat16": (torch.float32, torch.bfloat16),
 }
-# The least correlation with the float32 map. Gradients in the pixels go back through every ReLU there is.
+# The smallest allowed correlation with the float32 map. Gradients of the pixels pass every ReLU, so they lose more.
 PIXELS = ("inputgradient", "guidedbackprop", "guidedgradcam")
-LEAST = {torch.float16: 0.99, torch.bfloat16: 0.95}
-LEAST_OF_PIXELS = {torch.float16: 0.95, torch.bfloat16: 0.6}
+MIN_CORRELATION = {torch.float16: 0.99, torch.bfloat16: 0.95}
+MIN_CORRELATION_OF_PIXELS = {torch.float16: 0.95, torch.bfloat16: 0.6}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def single(model, batch):
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_maps_are_float32_and_like_the_full_precision_s(there, batch, device, single, kind):
+def test_maps_are_float32_and_close_to_full_precision(there, batch, device, single, kind):
     dtype, mixed = TYPES[kind]
     network, images = copy.deepcopy(there).to(dtype), batch[:3].to(device, dtype)
     with torch.autocast(device.type, mixed) if mixed is not None else nullcontext():
@@ -43,35 +43,35 @@ def test_maps_are_float32_and_like_the_full_precision_s(there, batch, device, si
         actual = explained.maps[key]
         assert actual.dtype == torch.float32
         assert bool(actual.isfinite().all()), key
-        least = (LEAST_OF_PIXELS if key[0] in PIXELS else LEAST)[half]
-        # An axis has no sign of its own; where the one it is given hangs on a correlation near 0, rounding turns it.
-        assert alike(actual, raw, signed=key[0] != "eigencam") > least, key
-    # The type was really used: float32 would have lost nothing.
-    assert apart(explained.map("gradcam"), single.map("gradcam")) > 1e-5
+        least = (MIN_CORRELATION_OF_PIXELS if key[0] in PIXELS else MIN_CORRELATION)[half]
+        # The sign of a principal axis follows a correlation; if that is close to 0, rounding can change the sign.
+        assert correlation(actual, raw, signed=key[0] != "eigencam") > least, key
+    # The type was really used: otherwise there would be no error.
+    assert relative_error(explained.map("gradcam"), single.map("gradcam")) > 1e-5
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_what_reruns_the_network_does_so_in_its_own_type(there, batch, device, kind):
+def test_reruns_use_the_type_of_the_network(there, batch, device, kind):
     dtype, mixed = TYPES[kind]
     methods = ["scorecam", "groupcam(groups=4)", "reciprocam", "ablationcam", "noisy(gradcam, n=2)"]
     small = batch[:2, :, 8:24, 8:24]
     expected = whycam.explain(there, small.to(device), "layer1[-1]", methods, 3)
     network = copy.deepcopy(there).to(dtype)
-    seen = set()
-    handle = network.layer4.register_forward_hook(lambda _m, _i, out: seen.add(out.dtype))
+    dtypes = set()
+    handle = network.layer4.register_forward_hook(lambda _m, _i, out: dtypes.add(out.dtype))
     with torch.autocast(device.type, mixed) if mixed is not None else nullcontext():
         explained = whycam.explain(network, small.to(device, dtype), "layer1[-1]", methods, 3)
     handle.remove()
-    assert seen == {mixed or dtype}
+    assert dtypes == {mixed or dtype}
     for key, raw in explained.maps.items():
         assert raw.dtype == torch.float32
         assert bool(raw.isfinite().all()), key
-    assert alike(explained.map("scorecam"), expected.map("scorecam")) > 0.9
-    assert alike(explained.map("noisy(gradcam, n=2)"), expected.map("noisy(gradcam, n=2)")) > 0.9
+    assert correlation(explained.map("scorecam"), expected.map("scorecam")) > 0.9
+    assert correlation(explained.map("noisy(gradcam, n=2)"), expected.map("noisy(gradcam, n=2)")) > 0.9
 
 
 class Large(nn.Module):
-    """An activation whose sums and squares float16 cannot hold (65504 is its largest number)."""
+    """An activation whose sums and squares overflow in float16 (its largest number is 65504)."""
 
     def __init__(self):
         super().__init__()
@@ -96,6 +96,6 @@ def test_sums_do_not_overflow(device, kind):
         explained = whycam.explain(network.to(dtype), images.to(dtype), "layer", methods, 1)
     for key, raw in expected.maps.items():
         assert bool(explained.maps[key].isfinite().all()), key
-        # One counts positions above a bound, one finds an axis: of values that float16 hardly tells apart.
+        # FEM counts positions above a bound, the others find an axis: the values hardly differ in float16.
         if key[0] not in ("fem", "eigencam", "eigengradcam"):
-            assert apart(explained.maps[key], raw) < 1e-2, key
+            assert relative_error(explained.maps[key], raw) < 1e-2, key

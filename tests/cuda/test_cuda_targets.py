@@ -1,4 +1,4 @@
-"""Targets are given where their user has them, on the CPU as a rule; the network is on the GPU."""
+"""Targets whose tensors are on the CPU or on the GPU, for a network on the GPU."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import copy
 import numpy as np
 import pytest
 import torch
+from architectures import segformer
 from detectors import ListOfDicts, detr
-from near import apart, assert_near
+from map_errors import assert_maps_close, relative_error
 from networks import InPlace
-from test_architectures import segformer
 from torch import nn
 
 import whycam
@@ -58,11 +58,11 @@ def pair(spec, device):
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_a_target_on_the_cpu(pair, name):
+def test_targets_on_the_cpu(pair, name):
     here, there = (whycam.explain(*case, "conv2", METHODS, TARGETS[name]) for case in pair)
-    assert_near(there.maps, here.maps, 1e-8)
+    assert_maps_close(there.maps, here.maps, 1e-8)
     for key, score in here.scores.items():
-        assert apart(there.scores[key], score) < 1e-10
+        assert relative_error(there.scores[key], score) < 1e-10
 
 
 def test_targets_on_the_gpu_too(pair, device):
@@ -79,16 +79,16 @@ def test_targets_on_the_gpu_too(pair, device):
         model, images, "conv2", ["gradcam", "ablationcam"],
         {name: TARGETS.get(name, PER_IMAGE) for name in moved},
     )  # fmt: skip
-    assert_near(together.maps, here.maps, 1e-8)
+    assert_maps_close(together.maps, here.maps, 1e-8)
 
 
 def test_several_targets_from_one_pass(pair):
     targets = {"predicted": None, "cat": "cat", "each": PER_IMAGE, "margin": whycam.Margin(3, 5)}
     here, there = (whycam.explain(*case, ["conv", "act2"], METHODS[:3], targets) for case in pair)
-    assert_near(there.maps, here.maps, 1e-8)
+    assert_maps_close(there.maps, here.maps, 1e-8)
 
 
-def test_the_images_on_one_device_and_the_network_on_another_is_one_sentence(there, batch, device):
+def test_images_and_network_on_different_devices(there, batch, device):
     if device.type == "cpu":
         pytest.skip("there is one device only")
     with pytest.raises(whycam.WhycamError, match=r"the images are on cpu, the model on cuda:0: move one of them"):
@@ -97,7 +97,7 @@ def test_the_images_on_one_device_and_the_network_on_another_is_one_sentence(the
         whycam.explain(there, batch[:1].to(device), targets=torch.tensor([10]))
 
 
-def test_a_segmentation_mask(device):
+def test_segmentation_masks(device):
     torch.manual_seed(0)
     network, images = segformer().double().eval(), torch.randn(2, 3, 64, 64, dtype=torch.float64)
     masks = torch.zeros(2, 16, 16)
@@ -108,14 +108,14 @@ def test_a_segmentation_mask(device):
         on_cpu = mask.cpu() if isinstance(mask, torch.Tensor) else mask
         here = whycam.explain(network, images, methods=methods, targets=whycam.Segmentation(2, on_cpu))
         there = whycam.explain(far, pixels, methods=methods, targets=whycam.Segmentation(2, mask))
-        assert_near(there.maps, here.maps, 1e-8)
+        assert_maps_close(there.maps, here.maps, 1e-8)
 
 
 BOXES = [[[2.0, 2.0, 10.0, 12.0]], [[8.0, 4.0, 20.0, 14.0], [0.0, 0.0, 9.0, 9.0]], [[1.0, 1.0, 12.0, 12.0]]]
 
 
-@pytest.mark.parametrize("given", ["lists", "arrays", "tensors", "on the device", "its own"])
-def test_boxes(device, given):
+@pytest.mark.parametrize("form", ["lists", "arrays", "tensors", "on the device", "its own"])
+def test_boxes(device, form):
     torch.manual_seed(0)
     network, images = ListOfDicts().double().eval(), torch.randn(3, 3, 16, 24, dtype=torch.float64)
     boxes = {
@@ -124,22 +124,22 @@ def test_boxes(device, given):
         "tensors": [torch.tensor(entry) for entry in BOXES],
         "on the device": [torch.tensor(entry).to(device) for entry in BOXES],
         "its own": None,
-    }[given]
+    }[form]
     here_boxes = BOXES if boxes is not None else None
     methods = ["gradcam", "ablationcam", "scorecam", "augmented(gradcam)", "noisy(gradcam, n=2)", "inputgradient"]
     options = {"threshold": 0.05} if boxes is not None else {"confidence": 0.25}
     here = whycam.explain(network, images, "act", methods, whycam.Boxes(here_boxes, **options))
     far = copy.deepcopy(network).to(device)
     there = whycam.explain(far, images.to(device), "act", methods, whycam.Boxes(boxes, **options))
-    assert_near(there.maps, here.maps, 1e-7)
+    assert_maps_close(there.maps, here.maps, 1e-7)
     one_each = [whycam.Boxes(entry, threshold=0.05) for entry in BOXES]
     here, there = (
         whycam.explain(*case, "act", methods[:2], one_each) for case in ((network, images), (far, images.to(device)))
     )
-    assert_near(there.maps, here.maps, 1e-7)
+    assert_maps_close(there.maps, here.maps, 1e-7)
 
 
-def test_boxes_of_a_detection_transformer(device):
+def test_boxes_of_detr(device):
     torch.manual_seed(0)
     network, images = detr().double().eval(), torch.randn(2, 3, 32, 48, dtype=torch.float64)
     target = whycam.Boxes(confidence=0.0)
@@ -147,9 +147,9 @@ def test_boxes_of_a_detection_transformer(device):
     there = whycam.explain(
         copy.deepcopy(network).to(device), images.to(device), methods=["gradcam", "ablationcam"], targets=target
     )
-    assert_near(there.maps, here.maps, 1e-7)
+    assert_maps_close(there.maps, here.maps, 1e-7)
 
 
-def test_the_exact_decomposition_adds_up(exact_there, batch, device):
-    found = full_gradients(exact_there, batch[:2].double().to(device), 3)
-    assert apart(found.total, found.scores) < 1e-10
+def test_full_gradients_sum_to_the_score(exact_there, batch, device):
+    contributions = full_gradients(exact_there, batch[:2].double().to(device), 3)
+    assert relative_error(contributions.total, contributions.scores) < 1e-10

@@ -1,4 +1,4 @@
-"""CIFAR-10's layouts, written once for all tests of the room."""
+"""CIFAR-10's layouts, shared by the tests of data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CIFAR-10's layouts with made-up contents of the true sizes, written once for all tests of the room."""
+"""CIFAR-10's layouts with made-up contents of the true sizes, shared by the tests of data."""
 
 from __future__ import annotations
 

@@ -15,9 +15,9 @@ from make_layouts import parquet_file, png
 from PIL import Image
 
 from whycam.data import open_source, take
-from whycam.data.batches import fit_pixels
+from whycam.data.batches import resize_center_crop_uint8
 from whycam.data.bundled import choose_indices
-from whycam.data.preprocess import fit
+from whycam.data.preprocess import resize_center_crop
 from whycam.errors import WhycamError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -110,7 +110,7 @@ def test_a_flat_folder_has_no_training_split(pets):
         open_source(pets / "dog" / "b.png")
 
 
-def test_sizes_that_differ(pets):
+def test_images_of_different_sizes(pets):
     put(pets / "dog" / "wide.png", picture(7, 20, 33))
     source = open_source(pets)
     with pytest.raises(WhycamError, match=r"wide\.png is 33×20 pixels, .*tom\.bmp is 8×8: give the size"):
@@ -119,12 +119,12 @@ def test_sizes_that_differ(pets):
 
 
 @pytest.mark.parametrize(("height", "width"), [(20, 33), (9, 200), (5, 5), (12, 10)])
-def test_fitting_is_that_of_preprocess(height, width):
+def test_resizing_equals_preprocess(height, width):
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    whole = fit(torch.from_numpy(pixels).permute(2, 0, 1)[None].double(), (12, 10))[0]
-    fitted = fit_pixels(pixels, (12, 10))
-    assert fitted.dtype == torch.uint8
-    assert (fitted.double() - whole).abs().max() <= 0.5 + 1e-4
+    whole = resize_center_crop(torch.from_numpy(pixels).permute(2, 0, 1)[None].double(), (12, 10))[0]
+    resized = resize_center_crop_uint8(pixels, (12, 10))
+    assert resized.dtype == torch.uint8
+    assert (resized.double() - whole).abs().max() <= 0.5 + 1e-4
 
 
 def test_a_damaged_image_is_named_on_reading(pets):
@@ -217,7 +217,7 @@ def test_bundled_images():
     assert sum(file.stat().st_size for file in folder.iterdir()) < 2_000_000
 
 
-def test_the_word_not_a_folder_of_that_name(pets, monkeypatch):
+def test_bundled_is_a_keyword_not_a_path(pets, monkeypatch):
     pets.rename(pets.parent / "bundled")
     monkeypatch.chdir(pets.parent)
     assert open_source("bundled").name == "CIFAR-10 (bundled 1,000)"

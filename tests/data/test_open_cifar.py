@@ -108,7 +108,7 @@ def test_missing_and_unknown_paths(tmp_path):
     assert "cifar-10-batches-bin" in message
     assert "'bundled'" in message
     assert "is nothing whycam reads" in refused(tmp_path / "notes.txt")
-    (tmp_path / "cifar-10-binary.tar.gz.part").write_bytes(b"")
+    (tmp_path / ".cifar-10-batches-bin.partial").mkdir()
     assert "unfinished download" in refused(tmp_path)
 
 
@@ -154,17 +154,17 @@ def unsafe_tar(path: Path, name: str, kind: bytes = tarfile.REGTYPE, link: str =
 
 
 @pytest.mark.parametrize("name", ["../evil", "/etc/evil", "cifar-10-batches-bin/../../evil", "..\\evil", "C:/evil"])
-def test_members_that_would_escape(tmp_path, name):
+def test_path_traversal(tmp_path, name):
     assert f"would escape its folder ({name!r})" in refused(unsafe_tar(tmp_path / "x.tar.gz", name))
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
-def test_members_that_are_no_files(tmp_path, kind):
+def test_links_and_devices_are_refused(tmp_path, kind):
     path = unsafe_tar(tmp_path / "x.tar.gz", "test_batch.bin", kind, "/etc/passwd")
     assert "is no plain file ('test_batch.bin')" in refused(path)
 
 
-def test_an_archive_that_unpacks_without_end(tmp_path):
+def test_tar_bomb(tmp_path):
     path = tmp_path / "bomb.tar.gz"
     member = tarfile.TarInfo("cifar-10-batches-bin/filler")
     member.size = 2**34
@@ -190,6 +190,11 @@ def pickle_file(folder: Path, program: bytes) -> Path:
         (b"\x80\x02]q\x01cnumpy\nndarray\n(J\xff\xff\xff\x7ftR.", "it calls numpy.ndarray"),
         (b"\x80\x02" + b"]" * 1_100_000 + b".", "it has more than 1,000,000 instructions"),
         (b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00utf-8\x86R.", "it encodes strings"),
+        (b"\x80\x02c_codecs\nencode\n}X\x01\x00\x00\x00aK\x01sb.", "it changes _codecs.encode"),
+        (b"\x80\x02}\x8a\x09" + b"\x01" * 9 + b"Ns.", "it holds an integer of more than 64 bits"),
+        (b"\x80\x02]r\xff\xff\xff\x7f.", "it uses the memo index 2,147,483,647"),
+        (b"\x80\x02})" + b"\x85" * 200_000 + b"Ns.", "it has more than 16 tuples"),
+        (b"\x80\x02})q\x00" + b"h\x00h\x00\x86q\x00" * 60 + b"Ns.", "it has more than 16 tuples"),
     ],
 )  # fmt: skip
 def test_hostile_pickles_are_refused_by_name(tmp_path, program, reason):
@@ -223,9 +228,8 @@ def test_cifar_100_is_named(tmp_path):
     assert "is CIFAR-100" in refused(tmp_path)
 
 
-def test_importing_the_room_needs_no_optional_package():
-    program = (
-        "import sys, whycam.data; print([n for n in ('PIL', 'pyarrow', 'matplotlib', 'rich') if n in sys.modules])"
-    )
+def test_import_needs_no_optional_package():
+    optional = ("PIL", "pyarrow", "matplotlib", "rich", "pooch")
+    program = f"import sys, whycam.data; print([n for n in {optional} if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

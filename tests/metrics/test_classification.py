@@ -1,4 +1,4 @@
-"""Scores of a classifier against slow references and known values."""
+"""Scores of a classifier: against a slow loop, scipy and known values."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from scipy.stats import binomtest
 
 from whycam.metrics import score_classification, wilson_interval
 from whycam.metrics.classification import calibration_error, reliability_bins
@@ -38,7 +39,7 @@ def reference(logits, labels):
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 60), st.integers(2, 7), st.integers(0, 2**31))
-def test_equals_the_slow_reference(n, k, seed):
+def test_scores_equal_a_slow_loop(n, k, seed):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(n, k, generator=generator, dtype=torch.float64) * 3
     labels = torch.randint(k, (n,), generator=generator)
@@ -64,18 +65,20 @@ def test_calibration_at_the_edges_of_the_bins(confidence, error):
 
 @pytest.mark.parametrize(
     ("successes", "n", "expected"),
-    # The score interval's closed form, evaluated by hand to four digits.
+    # The closed form, computed by hand to four digits.
     [(0, 10, (0.0, 0.2775)), (10, 10, (0.7225, 1.0)), (5, 10, (0.2366, 0.7634)), (8677, 10_000, (0.8609, 0.8742))],
 )
-def test_wilson_interval(successes, n, expected):
+def test_wilson_interval_by_hand(successes, n, expected):
     assert wilson_interval(successes, n) == pytest.approx(expected, abs=1e-4)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 500), st.data())
-def test_wilson_interval_solves_its_own_equation(n, data):
-    """The ends are where the observed share lies 1.96 standard errors from the end itself."""
+def test_wilson_interval_equals_that_of_scipy(n, data):
     successes = data.draw(st.integers(0, n))
-    for end in wilson_interval(successes, n):
-        squared = (successes / n - end) ** 2
-        assert squared == pytest.approx(1.959963984540054**2 * end * (1 - end) / n, abs=1e-14)
+    expected = binomtest(successes, n).proportion_ci(method="wilson")
+    assert wilson_interval(successes, n) == pytest.approx((expected.low, expected.high), abs=1e-14)
+
+
+def test_wilson_interval_of_no_images():
+    assert wilson_interval(0, 0) == (0, 1)

@@ -1,4 +1,4 @@
-"""Checkpoints in every layout that people have on disk, and everything that must be refused."""
+"""Checkpoints in every common layout, and files that must be refused."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ import pickle
 import random
 import shutil
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import whycam
 from whycam import WhycamError
 from whycam.models import ARCHITECTURES, ModelSpec, load, resnet18, resnet34, save_checkpoint
+from whycam.models.resnet import Architecture
 
 BUNDLED = Path(whycam.__file__).parent / "assets" / "cifar10-resnet18"
 
@@ -44,7 +47,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts(layout, state, model, batch, tmp_path):
+def test_checkpoint_layouts(layout, state, model, batch, tmp_path):
     loaded, spec = load(save(tmp_path / "net.pth", LAYOUTS[layout](state)))
     assert spec.architecture == "resnet18"
     assert spec.classes[3] == "cat"
@@ -54,7 +57,7 @@ def test_layouts(layout, state, model, batch, tmp_path):
     torch.testing.assert_close(loaded(batch), model(batch), rtol=2e-3, atol=2e-3)
 
 
-def test_bundled(loaded):
+def test_bundled_checkpoint(loaded):
     model, spec = loaded
     assert sum(parameter.numel() for parameter in model.parameters()) == 11_173_962
     assert not model.training
@@ -62,7 +65,7 @@ def test_bundled(loaded):
     assert spec.preprocess.size == (32, 32)
     plain = spec.training["evaluations"]["plain"]
     assert plain["images"] == 10_000
-    assert plain["correct"] > 9214  # the study that this starts from
+    assert plain["correct"] > 9214  # the published study's
     assert spec.notes == ()
 
 
@@ -76,7 +79,7 @@ def test_own_format_keeps_everything(tmp_path, model, batch):
     assert load(folder / "model.safetensors")[1].classes == spec.classes
 
 
-def test_half_precision_file_is_half_the_size_and_has_a_digest_of_its_own_values(tmp_path, model):
+def test_half_precision_checkpoint_has_half_the_size_and_the_same_digest(tmp_path, model):
     spec = ModelSpec("resnet18", tuple("abcdefghij"))
     full = save_checkpoint(tmp_path / "full", model, spec)
     half = save_checkpoint(tmp_path / "half", model, spec, dtype=torch.float16)
@@ -98,6 +101,21 @@ def test_resnet34_and_other_numbers_of_classes(tmp_path):
     assert sum(parameter.numel() for parameter in ARCHITECTURES["resnet34"](10).parameters()) == 21_282_122
 
 
+def test_a_new_architecture_needs_only_its_entry(tmp_path, monkeypatch):
+    """Its last layer has another name and its own number of classes."""
+
+    def build(num_classes):
+        layers = {"stem": nn.Conv2d(3, 4, 3), "pool": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten()}
+        return nn.Sequential(OrderedDict(layers | {"fc": nn.Linear(4, num_classes)}))
+
+    monkeypatch.setitem(ARCHITECTURES, "small", Architecture(build, class_tensor="fc.bias"))
+    network = build(7)
+    loaded, spec = load(save(tmp_path / "small.pt", network.state_dict()))
+    assert (spec.architecture, len(spec.classes)) == ("small", 7)
+    images = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(loaded(images), network.eval()(images))
+
+
 def test_own_module(model):
     same, spec = load(model, classes=["x"] * 10)
     assert same is model
@@ -114,7 +132,7 @@ def test_classes_and_preprocess_can_be_overridden(spec):
 
 
 class Bomb:
-    """What a malicious file would run on loading."""
+    """Runs code when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -123,7 +141,7 @@ class Bomb:
         return (Path.touch, (self.path,))
 
 
-def test_pickle_that_would_execute_is_refused_and_does_not(tmp_path):
+def test_executable_pickle_is_refused(tmp_path):
     marker = tmp_path / "executed"
     for name, writer in [("torch.pth", torch.save), ("plain.pth", lambda c, p: p.write_bytes(pickle.dumps(c)))]:
         writer({"net": Bomb(marker)}, tmp_path / name)
@@ -163,7 +181,7 @@ def test_damaged_and_foreign_files(tmp_path, state):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_any_bytes_are_one_sentence(tmp_path):
+def test_random_bytes_errors(tmp_path):
     draw = random.Random(0)
     path = tmp_path / "noise"
     for start in [b"", b"\x80\x02", b"PK\x03\x04", *(bytes([byte]) for byte in range(128))] * 4:
@@ -172,7 +190,7 @@ def test_any_bytes_are_one_sentence(tmp_path):
             load(path)
 
 
-def test_flipped_bytes_are_one_sentence(tmp_path):
+def test_flipped_bytes_errors(tmp_path):
     draw = random.Random(1)
     path = save(tmp_path / "small.pth", {"a": torch.zeros(3), "b": torch.ones(2, 2)})
     whole = path.read_bytes()
@@ -184,7 +202,7 @@ def test_flipped_bytes_are_one_sentence(tmp_path):
                 load(path)
 
 
-def test_what_does_not_fit(tmp_path, state):
+def test_wrong_tensors_are_refused(tmp_path, state):
     missing = {name: value for name, value in state.items() if name != "conv1.weight"}
     stem = dict(state) | {"conv1.weight": torch.zeros(64, 3, 7, 7)}
     broken = dict(state) | {"bn1.weight": torch.full((64,), torch.nan)}
@@ -199,7 +217,7 @@ def test_what_does_not_fit(tmp_path, state):
             load(save(tmp_path / "net.pth", content))
 
 
-def test_missing_files_and_names(tmp_path):
+def test_missing_checkpoint_errors(tmp_path):
     with pytest.raises(
         WhycamError, match=r"no such checkpoint; give a file, a folder, or a bundled name \(did you mean"
     ):
@@ -220,7 +238,7 @@ def test_missing_files_and_names(tmp_path):
         ({"weights_sha256": "0" * 64}, r"checksum mismatch\): fetch or write the checkpoint again"),
     ],
 )
-def test_descriptions_that_do_not_fit(tmp_path, change, message):
+def test_wrong_config_errors(tmp_path, change, message):
     folder = tmp_path / "run"
     shutil.copytree(BUNDLED, folder)
     config = json.loads((folder / "config.json").read_text()) | change
@@ -229,7 +247,7 @@ def test_descriptions_that_do_not_fit(tmp_path, change, message):
         load(folder)
 
 
-def test_swapped_weights_are_noticed(tmp_path):
+def test_changed_weights_fail_the_checksum(tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(BUNDLED, folder)
     tensors = load_file(folder / "model.safetensors")
@@ -239,13 +257,13 @@ def test_swapped_weights_are_noticed(tmp_path):
         load(folder)
 
 
-def test_unwritable_place(tmp_path):
+def test_unwritable_folder_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(WhycamError, match="cannot be written: part of the path is a file"):
         save_checkpoint(tmp_path / "file" / "run", resnet18(), ModelSpec("resnet18", ()))
 
 
-def test_damaged_and_odd_weights_are_one_sentence(tmp_path):
+def test_damaged_and_unusual_weights_errors(tmp_path):
     from whycam.models.resnet import resnet18
 
     state = resnet18(10).state_dict()
@@ -267,7 +285,7 @@ def test_damaged_and_odd_weights_are_one_sentence(tmp_path):
             whycam.load(tmp_path / name)
 
 
-def test_a_checkpoint_named_by_its_weights_is_checked_too(tmp_path, loaded):
+def test_checkpoint_named_by_its_weights_file_is_checked(tmp_path, loaded):
     folder = whycam.save_checkpoint(tmp_path / "run", *loaded)
     assert whycam.load(folder / "model.safetensors")[1].classes == loaded[1].classes
     content = bytearray((folder / "model.safetensors").read_bytes())

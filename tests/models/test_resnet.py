@@ -1,4 +1,4 @@
-"""The networks compute what the paper says."""
+"""The networks equal the paper's definition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layer table of the study, to the letter."""
+"""The layer table equals the study's, character by character."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Estimated Total Size (MB): 53.89
 ----------------------------------------------------------------"""
 
 
-def test_resnet18():
+def test_summary_of_resnet18():
     table = str(summarize(resnet18()))
     head = "\n".join(
         ["-" * 64, "        Layer (type)               Output Shape         Param #", "=" * 64, BLOCKS.rstrip()]
@@ -45,7 +45,7 @@ def test_resnet18():
     assert sum(row.parameters for row in rows) == 11_173_962
 
 
-def test_leaves_the_model_as_it_was():
+def test_summarize_does_not_change_the_model():
     model = resnet18().train()
     model.layer1.eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture(autouse=True, scope="package")
 def one_thread():
-    """Networks this small are slower on several threads, above all beside other work."""
+    """Networks this small are slower with several threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""Batched augmentation against one image at a time in numpy, and what the draws are drawn from."""
+"""Batched augmentation against one image at a time in NumPy, and the distribution of its random numbers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from tiny import real
 
 from whycam.data import CIFAR10
 from whycam.training import RECIPES, Recipe
-from whycam.training.augment import Plan, crop_and_flip, fill_holes, plan_epoch
-from whycam.training.device_dataset import DeviceData
+from whycam.training.augment import AugmentationPlan, crop_and_flip, fill_holes, plan_epoch
+from whycam.training.device_dataset import DeviceDataset
 
 ALL = Recipe(
     epochs=2, batch_size=32, crops=((0.0, 20), (0.5, 0)), cutout=7, cutout_probability=0.6, jitter=0.3,
@@ -25,7 +25,7 @@ def source():
 
 
 def reference(image, plan, i, recipe, size):
-    """One (3, H, W) uint8 image, slowly, in float64."""
+    """The augmentation of one (3, H, W) uint8 image, in float64."""
     mode = {"mode": "reflect"} if recipe.pad_mode == "reflect" else {"mode": "constant", "constant_values": 0}
     padded = np.pad(image, ((0, 0), (recipe.pad,) * 2, (recipe.pad,) * 2), **mode)
     top, left = int(plan.top[i]), int(plan.left[i])
@@ -46,11 +46,11 @@ def reference(image, plan, i, recipe, size):
 
 @pytest.mark.parametrize("epoch", [0, 1])
 @pytest.mark.parametrize("recipe", [ALL, ALL.override({"pad_mode": "zero"}), *RECIPES.values()], ids=lambda r: r.name)
-def test_a_batch_equals_the_images_one_by_one(source, recipe, epoch):
-    data = DeviceData(source, CIFAR10, CPU, recipe.pad, recipe.pad_mode)
+def test_augmented_batch_equals_single_images_in_numpy(source, recipe, epoch):
+    data = DeviceDataset(source, CIFAR10, CPU, recipe.pad, recipe.pad_mode)
     plan = plan_epoch(recipe, len(source), 32, 5, epoch)
     size = recipe.crop_size(epoch, 32)
-    x, labels = data.augmented(plan, recipe, size)
+    x, labels = data.augmented_batch(plan, recipe, size)
     assert x.shape == (60, 3, size, size)
     assert x.dtype == torch.float32
     assert x.is_contiguous(memory_format=torch.channels_last)
@@ -60,24 +60,24 @@ def test_a_batch_equals_the_images_one_by_one(source, recipe, epoch):
         np.testing.assert_allclose(x[i].numpy(), expected, atol=3e-6, rtol=0)
 
 
-def test_part_by_part_equals_the_whole(source):
-    data = DeviceData(source, CIFAR10, CPU, ALL.pad, ALL.pad_mode)
+def test_batches_do_not_depend_on_their_size(source):
+    data = DeviceDataset(source, CIFAR10, CPU, ALL.pad, ALL.pad_mode)
     plan = plan_epoch(ALL, len(source), 32, 0, 0)
-    whole, labels = data.augmented(plan, ALL, 20)
-    parts = [data.augmented(plan.part(start, start + 7), ALL, 20) for start in range(0, 60, 7)]
+    whole, labels = data.augmented_batch(plan, ALL, 20)
+    parts = [data.augmented_batch(plan.slice(start, start + 7), ALL, 20) for start in range(0, 60, 7)]
     assert torch.equal(torch.cat([x for x, _ in parts]), whole)
     assert torch.equal(torch.cat([y for _, y in parts]), labels)
 
 
-def test_plain_images_are_the_preprocessed_ones(source):
-    data = DeviceData(source, CIFAR10, CPU, 4, "reflect")
-    x, labels = data.plain(10, 30)
+def test_plain_batch_equals_preprocess(source):
+    data = DeviceDataset(source, CIFAR10, CPU, 4, "reflect")
+    x, labels = data.plain_batch(10, 30)
     torch.testing.assert_close(x, CIFAR10(source.read(range(10, 30))), atol=1e-6, rtol=0)
     assert labels.tolist() == source.labels[10:30].tolist()
 
 
-def test_a_plan_depends_on_seed_and_epoch_alone():
-    def equal(a: Plan, b: Plan) -> bool:
+def test_a_plan_depends_only_on_seed_and_epoch():
+    def equal(a: AugmentationPlan, b: AugmentationPlan) -> bool:
         return all(torch.equal(left, right) for left, right in zip(vars(a).values(), vars(b).values(), strict=True))
 
     torch.manual_seed(1)
@@ -95,8 +95,8 @@ def test_a_plan_depends_on_seed_and_epoch_alone():
 @pytest.mark.parametrize(
     ("size", "low", "high"), [(40, 0, 0), (37, 0, 3), (32, 0, 8), (28, 2, 10), (24, 4, 12), (16, 4, 20)]
 )
-def test_crops_reach_everywhere_they_may_and_nowhere_else(size, low, high):
-    """In padded pixels; 24 of 32 moves inside the image by as much as 32 of 32 does over its edges."""
+def test_crop_positions_are_uniform_and_within_bounds(size, low, high):
+    """In pixels of the padded image: a crop of 24 of 32 moves as far inside the image as one of 32 over its edges."""
     plan = plan_epoch(Recipe(crops=((0, size),), pad=4), 20_000, 32, 0, 0)
     for start in (plan.top, plan.left):
         counts = torch.bincount(start, minlength=high + 1)
@@ -105,7 +105,7 @@ def test_crops_reach_everywhere_they_may_and_nowhere_else(size, low, high):
         assert (counts[low:] - share).abs().max() < 5 * share**0.5
 
 
-def test_the_shares_are_those_of_the_recipe():
+def test_probabilities_are_those_of_the_recipe():
     plan = plan_epoch(RECIPES["study"], 40_000, 32, 0, 0)
     holed = plan.hole_top >= 0
     assert torch.equal(holed, plan.hole_left >= 0)
@@ -132,7 +132,7 @@ def test_flips():
     assert abs(float((flips("random", 0) ^ flips("random", 1)).float().mean()) - 0.5) < 0.04
 
 
-def test_identities():
+def test_augmentations_without_effect():
     images = torch.randint(0, 256, (5, 8, 8, 3), dtype=torch.uint8)
     index, zero = torch.arange(5), torch.zeros(5, dtype=torch.int64)
     no, yes = torch.zeros(5, dtype=torch.bool), torch.ones(5, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""The shipped weights: what their card states is what the command finds, and the tool that makes them."""
+"""The bundled weights: their model card agrees with the command, and the tool that makes them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CARD = make_bundled_weights.FOLDER / "README.md"
 RECIPE = find_recipe("record", ["epochs=1", "batch_size=16", "crops=[[0,16]]", "precision=fp32"])
 
 
-def test_the_card_says_what_the_record_says():
+def test_model_card_agrees_with_the_record():
     record = json.loads((make_bundled_weights.FOLDER / "config.json").read_text())["training"]
     card = CARD.read_text()
     for view, name in (("plain", "plain"), ("flip", "with the mirror image"), ("six", "six views")):
@@ -40,7 +40,7 @@ def test_the_card_says_what_the_record_says():
 
 
 @pytest.mark.slow
-def test_evaluate_gives_the_cards_numbers_again(cifar10):
+def test_evaluate_command_repeats_the_model_card(cifar10):
     done = subprocess.run(
         [sys.executable, "-m", "whycam", "evaluate", "cifar10-resnet18", str(cifar10), "--json"],
         capture_output=True, text=True, check=True,
@@ -52,7 +52,7 @@ def test_evaluate_gives_the_cards_numbers_again(cifar10):
 
 @pytest.mark.slow
 def test_weights_and_card_are_made_from_a_run(tmp_path, capsys):
-    """A real run on a few images, stored and read back; another seed's is refused, and so are other images."""
+    """A real run on a few images is stored and loaded; another seed and other images are refused."""
     data, out, runs = two_classes(tmp_path / "data", test=16), tmp_path / "package", tmp_path / "runs"
     splits = [whycam.open_source(data, split) for split in ("train", "test")]
     for seed in (0, 3):

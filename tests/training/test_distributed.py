@@ -1,4 +1,4 @@
-"""Two real processes under torchrun: the same run as one process, and an elastic restart after a kill."""
+"""Two real processes under torchrun train like one process, and restart after a kill."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from tiny import MUON, RECIPE, Tiny, run
 from torch import nn
 
 from whycam.training import read_history
-from whycam.training.distributed import DistributedContext, SyncedBatchNorm2d, processes, synchronize_batchnorm
+from whycam.training.distributed import (
+    DistributedContext,
+    SyncedBatchNorm2d,
+    distributed_context,
+    synchronize_batchnorm,
+)
 from whycam.training.state import load_state
 
 CPU = torch.device("cpu")
@@ -32,19 +37,19 @@ def torchrun(*arguments, restarts=0):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """The folder of an undisturbed run in two processes."""
+    """The folder of an uninterrupted run in two processes."""
     folder = tmp_path_factory.mktemp("two") / "run"
     done = torchrun(folder)
     assert done.returncode == 0, done.stderr
     return folder
 
 
-def test_two_processes_have_the_loss_curve_of_one(two, tmp_path):
+def test_two_processes_match_one(two, tmp_path):
     run(tmp_path / "one")
     same_curve(tmp_path / "one", two)
 
 
-def test_also_with_muon(tmp_path):
+def test_two_processes_with_muon_match_one(tmp_path):
     done = torchrun(tmp_path / "two", "recipe", "muon")
     assert done.returncode == 0, done.stderr
     run(tmp_path / "one", recipe=MUON)
@@ -66,7 +71,7 @@ def same_curve(one_folder, two_folder):
 
 
 def test_after_a_kill_torchrun_restarts_from_the_checkpoint(two, tmp_path):
-    """The process that writes is the one that is killed; below it is the other one."""
+    """Rank 0 is killed, the process that writes; the next test kills rank 1."""
     done = torchrun(tmp_path / "run", "kill", 0, 3, restarts=1)
     assert done.returncode == 0, done.stderr
     assert "exitcode: -9" in done.stderr
@@ -86,7 +91,7 @@ def test_without_a_restart_the_kill_ends_the_run(tmp_path):
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
-def test_the_shares_of_a_batch_cover_it(count):
+def test_shares_cover_the_batch(count):
     parts = [DistributedContext(rank, count, CPU).share(32, 64) for rank in range(count)]
     assert [part[0] for part in parts] + [64] == [32] + [part[1] for part in parts]
     lengths = [stop - start for start, stop in parts]
@@ -95,17 +100,17 @@ def test_the_shares_of_a_batch_cover_it(count):
 
 @pytest.fixture
 def alone(tmp_path):
-    """A process group of one, so that the collective code runs."""
+    """A process group with one process, so that the communication code runs."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
 
 
-def test_a_process_group_that_there_is_is_used_and_left(alone, monkeypatch):
+def test_existing_process_group_is_used_and_kept_open(alone, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    with processes("cpu") as team:
-        assert (team.rank, team.count) == (0, 1)
+    with distributed_context("cpu") as dist:
+        assert (dist.rank, dist.world_size) == (0, 1)
     assert torch.distributed.is_initialized()
 
 
@@ -139,8 +144,8 @@ def test_synced_batchnorm_is_batchnorm(alone, affine, momentum, generator):
             torch.testing.assert_close(ours.state_dict()[name], value, rtol=1e-9, atol=1e-9)
 
 
-def test_the_compiler_keeps_out_of_what_processes_say_to_each_other(alone, generator):
-    """Tracing what waits for the others took minutes, and was given up after so many layers."""
+def test_compiler_skips_the_communication_of_batchnorm(alone, generator):
+    """Tracing the communication took minutes, and the compiler gave up after some layers."""
     model = synchronize_batchnorm(Tiny(10))
     plain = copy.deepcopy(model)
     x = torch.randn(4, 3, 16, 16, generator=generator)
@@ -155,7 +160,7 @@ def test_the_compiler_keeps_out_of_what_processes_say_to_each_other(alone, gener
     assert [name for name, _ in model.named_parameters()] == [name for name, _ in plain.named_parameters()]
 
 
-def test_other_layers_are_left_alone():
+def test_only_batchnorm_is_converted():
     model = Tiny(10)
     names = [name for name, _ in model.named_modules()]
     parameters = [id(p) for p in model.parameters()]

@@ -10,14 +10,14 @@ from tiny import PREPROCESS, Tiny, small
 
 from whycam.data import ArraySource
 from whycam.errors import WhycamError
-from whycam.training import evaluate, hold_out, measure, predict
-from whycam.training.device_dataset import DeviceData
+from whycam.training import evaluate_logits, evaluate_model, hold_out, predict_logits
+from whycam.training.device_dataset import DeviceDataset
 from whycam.training.evaluation import VIEWS, Evaluation
 
 
 @pytest.fixture(scope="module")
 def data():
-    return DeviceData(small(0, 60), PREPROCESS, torch.device("cpu"))
+    return DeviceDataset(small(0, 60), PREPROCESS, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def network():
 
 
 def shifted(image, down, right):
-    """A (3, H, W) image moved by a pixel, its edge mirrored, slowly."""
+    """A (3, H, W) image moved by a pixel, with a mirrored edge."""
     height, width = image.shape[1:]
     result = np.empty_like(image)
     for row in range(height):
@@ -45,8 +45,8 @@ def shifted(image, down, right):
 
 
 def test_the_views_equal_their_definitions(data, network):
-    answers = {view: predict(network, data, view=view, batch_size=7) for view in VIEWS}
-    x, _ = data.plain(0, 60)
+    answers = {view: predict_logits(network, data, view=view, batch_size=7) for view in VIEWS}
+    x, _ = data.plain_batch(0, 60)
 
     @torch.no_grad()
     def ask(images):
@@ -66,11 +66,11 @@ def test_the_views_equal_their_definitions(data, network):
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 60), st.integers(0, 2**32 - 1))
-def test_scores_equal_a_slow_reference(n, seed):
+def test_training_scores_equal_a_slow_reference(n, seed):
     draw = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(n, 4, generator=draw)
     labels = torch.randint(3, (n,), generator=draw)  # the last class has no images
-    result = measure(logits, labels)
+    result = evaluate_logits(logits, labels)
     hits, totals, loss = [0] * 4, [0] * 4, 0.0
     bins = [[] for _ in range(15)]
     for row, label in zip(logits.double().numpy(), labels.tolist(), strict=True):
@@ -89,11 +89,11 @@ def test_scores_equal_a_slow_reference(n, seed):
     assert Evaluation.from_dict(result.to_dict()) == result
 
 
-def test_evaluating_leaves_the_modes_alone(data, network):
+def test_evaluation_restores_the_modes(data, network):
     network.train()
     network.bn1.eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    evaluate(network, data)
+    evaluate_model(network, data)
     assert (network.training, network.bn1.training, network.bn2.training) == (True, False, True)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     network.eval()
@@ -119,14 +119,14 @@ def test_a_hold_out_is_stratified_and_complete(labels, data):
 
 
 @pytest.mark.parametrize("images", [0, 60, 61, -1])
-def test_an_impossible_hold_out_is_one_sentence(images):
+def test_impossible_hold_out_error(images):
     with pytest.raises(WhycamError) as error:
         hold_out(small(0, 60), images)
     assert str(error.value) == f"CIFAR-10 sample: cannot hold out {images} of 60 images; hold out fewer"
 
 
-def test_the_split_of_a_seed_does_not_change():
-    """Numbers that are compared across versions need the same images."""
+def test_hold_out_depends_only_on_its_seed():
+    """Runs of different versions must be compared on the same images."""
     first, second = (hold_out(small(0, 60), 10, seed=seed)[1] for seed in (0, 1))
     assert first.indices.tolist() != second.indices.tolist()
     assert first.indices.tolist() == hold_out(small(0, 60), 10)[1].indices.tolist()

@@ -1,4 +1,4 @@
-"""The range test: what it finds, and that it leaves nothing behind."""
+"""The range test: its suggestion, and that it restores everything."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from whycam.errors import WhycamError
 from whycam.training import lr_find, lr_range_test
 from whycam.training.optim import make_optimizer
-from whycam.training.plots import draw_lr_find, write_lr_find
+from whycam.training.plots import draw_lr_find, write_figure
 
 
 def batches(n=10_000, size=16):
@@ -24,7 +24,7 @@ def batches(n=10_000, size=16):
 
 
 def snapshot(model, optimizer):
-    """Everything that can be seen of both, as bytes."""
+    """The whole state of both, as bytes."""
     buffer = io.BytesIO()
     modes = [module.training for module in model.modules()]
     gradients = [p.grad for p in model.parameters()]
@@ -33,7 +33,7 @@ def snapshot(model, optimizer):
 
 
 def prepared(used, **fields):
-    """A network and its optimizer, if ``used`` with steps behind them and a gradient at hand."""
+    """A network and its optimizer; with ``used`` after some steps and with gradients."""
     model = Tiny(10)
     optimizer = make_optimizer(model, RECIPE.override(fields))
     if used:
@@ -46,7 +46,7 @@ def prepared(used, **fields):
 
 @pytest.mark.parametrize("used", [False, True])
 @pytest.mark.parametrize("kind", ["sgd", "adam", "muon"])
-def test_model_and_optimizer_are_as_before(kind, used):
+def test_model_and_optimizer_are_restored(kind, used):
     model, optimizer = prepared(used, optimizer=kind)
     twin, twin_optimizer = copy.deepcopy((model, optimizer))
     before = snapshot(model, optimizer)
@@ -55,7 +55,7 @@ def test_model_and_optimizer_are_as_before(kind, used):
     assert max(result.losses) != min(result.losses)
     assert snapshot(model, optimizer) == before
     assert [id(p) for p in model.parameters()] == identities
-    # And they behave as before, not only look it.
+    # The next step is the same too.
     for one, its in ((model, optimizer), (twin, twin_optimizer)):
         x, labels = next(batches())
         its.zero_grad()
@@ -64,7 +64,7 @@ def test_model_and_optimizer_are_as_before(kind, used):
     assert snapshot(model, optimizer) == snapshot(twin, twin_optimizer)
 
 
-def test_also_after_an_exception():
+def test_model_and_optimizer_are_restored_after_an_exception():
     model, optimizer = prepared(True)
     before = snapshot(model, optimizer)
     with pytest.raises(WhycamError) as error:
@@ -87,9 +87,9 @@ def test_rates_and_smoothing_equal_their_definitions():
 
 @pytest.mark.parametrize(("smoothing", "unlucky"), [(0.0, 0), (0.9, 0), (0.9, 3)])
 def test_the_suggestion_is_where_a_known_loss_falls_most_steeply(smoothing, unlucky):
-    """A model whose loss is a function of the learning rate alone: it reads it from the optimizer.
+    """The model's loss depends only on the learning rate, which it reads from the optimizer.
 
-    A few bad batches at the start, before the average has seen enough, are no fall.
+    A few bad batches at the start, where the average is over few losses, must not be taken for a fall.
     """
     steep, seen = 1e-2, []
 
@@ -106,12 +106,12 @@ def test_the_suggestion_is_where_a_known_loss_falls_most_steeply(smoothing, unlu
     model = Sigmoid(10)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     result = lr_range_test(model, optimizer, ((x, labels) for _ in range(200)), smoothing=smoothing)
-    # The average lags behind by up to ten of the 200 steps over six decades.
+    # The average is late by up to ten of the 200 steps over six decades.
     assert steep / 2.5 < result.suggestion < steep * (1.6 if smoothing == 0 else 2.5)
 
 
-def test_every_group_has_its_multiple_of_the_rate():
-    """As a training at that rate would have it: filters, the rest, and biases."""
+def test_every_group_has_its_scaled_learning_rate():
+    """As in a training: filters, other weights, gains, and biases."""
     model, optimizer = prepared(False, optimizer="muon", other_rate=10, bias_rate=3)
     seen = []
     lr_range_test(
@@ -122,7 +122,7 @@ def test_every_group_has_its_multiple_of_the_rate():
     assert seen[-1] == pytest.approx([0.1, 1, 1, 3])
 
 
-def test_the_test_of_a_recipe_ends_when_the_loss_explodes(tmp_path):
+def test_range_test_of_a_recipe_stops_when_the_loss_explodes(tmp_path):
     state = torch.random.get_rng_state()
     result = lr_find(RECIPE, small(0, 256), preprocess=PREPROCESS, network=Tiny, device="cpu", end=1e6, iterations=100)
     again = lr_find(RECIPE, small(0, 256), preprocess=PREPROCESS, network=Tiny, device="cpu", end=1e6, iterations=100)
@@ -133,11 +133,11 @@ def test_the_test_of_a_recipe_ends_when_the_loss_explodes(tmp_path):
     assert 1e-5 < result.suggestion < result.lrs[-1]
     axes = draw_lr_find(result).axes[0]
     assert [list(line.get_xdata()) for line in axes.lines[:2]] == [list(result.lrs)] * 2
-    path = write_lr_find(result, tmp_path / "lr.png")
+    path = write_figure(draw_lr_find(result), tmp_path / "lr.png")
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_wrong_ranges_are_one_sentence():
+def test_wrong_range_errors():
     model, optimizer = prepared(False)
     for options in ({"start": 0.0}, {"start": 1.0, "end": 0.1}, {"iterations": 3}):
         with pytest.raises(WhycamError, match="it needs 0 < start < end and at least 10 iterations"):

@@ -1,4 +1,4 @@
-"""Muon against its definition by singular values, and what it does to whom."""
+"""Muon against its definition by singular values, and the parameters it applies to."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import nn
 
 from whycam.models.resnet import BasicBlock, resnet18
 from whycam.training import Recipe
-from whycam.training.muon import NEWTON_SCHULZ, orthogonalised, scale_to_rows
-from whycam.training.optim import make_optimizer, parameter_groups, set_rates
+from whycam.training.muon import NEWTON_SCHULZ, normalize_filters, orthogonalize
+from whycam.training.optim import make_optimizer, parameter_groups, set_lr
 from whycam.training.train import initial_model
 
 SHAPES = [(8, 3, 3, 3), (8, 3, 3, 3), (16, 8, 1, 1), (6, 20), (1, 5, 3, 3), (8, 5), (5, 8)]
@@ -21,8 +21,8 @@ def draw(shape, seed=0):
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def slow_orthogonalised(matrix):
-    """Singular values through the polynomial, one by one, in NumPy."""
+def slow_orthogonalize(matrix):
+    """The polynomial applied to the singular values, in NumPy."""
     rows, columns = matrix.shape
     u, s, v = np.linalg.svd(matrix, full_matrices=False)
     s = s / np.sqrt((s**2).sum())
@@ -32,39 +32,39 @@ def slow_orthogonalised(matrix):
     return (u * s) @ v * max(1, rows / columns) ** 0.5
 
 
-@pytest.mark.parametrize("fill", [False, True])
-def test_the_iteration_works_on_singular_values(fill):
+@pytest.mark.parametrize("pad", [False, True])
+def test_newton_schulz_applies_its_polynomial_to_singular_values(pad):
     given = [draw(shape, seed) for seed, shape in enumerate(SHAPES)]
-    for matrix, answer in zip(given, orthogonalised(given, fill=fill), strict=True):
+    for matrix, answer in zip(given, orthogonalize(given, pad=pad), strict=True):
         assert answer.shape == matrix.shape
-        expected = slow_orthogonalised(matrix.flatten(1).numpy())
+        expected = slow_orthogonalize(matrix.flatten(1).numpy())
         np.testing.assert_allclose(answer.flatten(1).numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_types_are_kept():
+def test_orthogonalize_keeps_dtypes():
     kept = [torch.float32, torch.float64, torch.float32]
-    assert [m.dtype for m in orthogonalised([torch.ones(4, 6, dtype=kind) for kind in kept], fill=True)] == kept
+    assert [m.dtype for m in orthogonalize([torch.ones(4, 6, dtype=kind) for kind in kept], pad=True)] == kept
 
 
-def test_every_direction_moves_alike():
-    """Singular values from 1 to 1/30 come out within the iteration's known band."""
+def test_singular_values_end_near_one():
+    """Singular values from 1 to 1/30 end within the iteration's known range."""
     u, _, v = torch.linalg.svd(draw((12, 40)), full_matrices=False)
-    [answer] = orthogonalised([u @ torch.diag(torch.logspace(0, -1.5, 12, dtype=torch.float64)) @ v])
+    [answer] = orthogonalize([u @ torch.diag(torch.logspace(0, -1.5, 12, dtype=torch.float64)) @ v])
     values = torch.linalg.svdvals(answer)
     assert values.min() > 0.6
     assert values.max() < 1.3
 
 
-def test_memory_formats_do_not_matter():
+def test_orthogonalize_ignores_memory_formats():
     given = draw((8, 6, 3, 3))
-    [one], [two] = orthogonalised([given]), orthogonalised([given.to(memory_format=torch.channels_last)])
+    [one], [two] = orthogonalize([given]), orthogonalize([given.to(memory_format=torch.channels_last)])
     torch.testing.assert_close(one, two)
 
 
-def test_zero_stays_zero():
-    [answer] = orthogonalised([torch.zeros(4, 3, 3, 3)])
+def test_zero_matrices_stay_zero():
+    [answer] = orthogonalize([torch.zeros(4, 3, 3, 3)])
     filters = [torch.zeros(4, 3, 3, 3), torch.zeros(512, 9), torch.ones(4, 9)]
-    scale_to_rows(filters)
+    normalize_filters(filters)
     assert not answer.any()
     assert not filters[0].any()
     assert not filters[1].any()
@@ -72,13 +72,13 @@ def test_zero_stays_zero():
 
 
 def test_steps_equal_the_textbook():
-    """Filters: norm, then an orthogonal Nesterov step; the rest as decoupled SGD, each at its own rate."""
+    """Filters: norm, then an orthogonal Nesterov step; all others: decoupled SGD, each group at its own rate."""
     recipe = Recipe(optimizer="muon", weight_decay=0.05, momentum=0.8, other_rate=0.5, bias_rate=3.0)
     model = Tiny(10).double()
     optimizer = make_optimizer(model, recipe)
     slow = {name: {"p": p.detach().numpy().copy(), "m": 0.0} for name, p in model.named_parameters()}
     for lr, momentum in [(0.1, 0.8), (0.2, 0.85), (0.05, 0.9)]:
-        set_rates(optimizer, lr, momentum)
+        set_lr(optimizer, lr, momentum)
         optimizer.zero_grad()
         sum(((p - torch.linspace(0, 1, p.numel()).view_as(p)) ** 2).sum() / 2 for p in model.parameters()).backward()
         optimizer.step()
@@ -89,7 +89,7 @@ def test_steps_equal_the_textbook():
             step = g + momentum * one["m"]
             if p.ndim == 4:
                 p = p * (len(p) ** 0.5 / np.sqrt((p**2).sum()))
-                one["p"] = p - lr * slow_orthogonalised(step.reshape(len(p), -1)).reshape(p.shape)
+                one["p"] = p - lr * slow_orthogonalize(step.reshape(len(p), -1)).reshape(p.shape)
             else:
                 p = p * (1 - 0.5 * lr * (0.05 if p.ndim == 2 else 0.0) / (1 - momentum))
                 one["p"] = p - lr * 0.5 * (3.0 if name.endswith("bias") else 1.0) * step
@@ -110,7 +110,7 @@ def test_every_parameter_is_in_one_group(kind):
 
 
 class Tokens(nn.Module):
-    """Parameters of three and four axes, of which one alone is a convolution's filters."""
+    """Parameters with three and four axes, of which only one is a convolution's."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,21 +120,21 @@ class Tokens(nn.Module):
         self.scale = nn.Parameter(torch.full((8, 1, 1), 1e-5))
 
 
-def test_filters_are_convolutions_alone():
-    """Other parameters of many axes are not brought to a norm of its choice."""
+def test_only_convolution_filters_are_orthogonalized():
+    """The norm of other parameters with many axes is not changed."""
     model = Tokens()
     optimizer = make_optimizer(model, Recipe(optimizer="muon"))
     orthogonal = [p for group in optimizer.param_groups if group.get("orthogonal") for p in group["params"]]
     assert [id(p) for p in orthogonal] == [id(model.patches.weight)]
     sum(p.sum() for p in model.parameters()).backward()
-    set_rates(optimizer, 1e-9, 0.9)
+    set_lr(optimizer, 1e-9, 0.9)
     optimizer.step()
     assert float(model.scale.detach().abs().max()) == pytest.approx(1e-5, rel=1e-3)
     assert float(model.places.detach().abs().max()) < 1e-6
     assert float(model.patches.weight.detach().norm()) == pytest.approx(8**0.5)
 
 
-def test_a_network_learns_by_it(tmp_path):
+def test_a_network_learns_with_muon(tmp_path):
     recipe = Recipe(
         optimizer="muon", epochs=30, batch_size=32, lr=0.05, momentum=0.8, label_smoothing=0, flip="none", pad=0,
         crops=((0.0, 12),), averaging="none", precision="fp32",
@@ -144,7 +144,7 @@ def test_a_network_learns_by_it(tmp_path):
     assert result.history[-1].train_accuracy > 0.9 > 0.5 > result.history[0].train_accuracy
 
 
-def test_blocks_start_as_their_shortcuts():
+def test_zero_gain_makes_blocks_start_as_shortcuts():
     model = initial_model(Recipe(zero_gain=True), 10, 0, torch.device("cpu")).eval()
     blocks = [module for module in model.modules() if isinstance(module, BasicBlock)]
     assert len(blocks) == 8

@@ -1,4 +1,4 @@
-"""Recipes: typed, serializable, overridable, and refused where they make no sense."""
+"""Recipes: types, JSON, overrides, and errors."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from whycam.training import RECIPES, Recipe, find_recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_survives_json(name):
+def test_recipe_to_json_and_back(name):
     recipe = RECIPES[name]
     assert recipe.name == name
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
 
 
-def test_the_recipes_are_those_that_are_promised():
+def test_bundled_recipes():
     assert set(RECIPES) == {"study", "record", "long", "cpu"}
     assert RECIPES["record"].epochs == 20
     assert RECIPES["long"].epochs <= 60
@@ -48,7 +48,7 @@ def test_the_recipes_are_those_that_are_promised():
         ("name=mine", "name", "mine"),
     ],
 )
-def test_a_field_is_changed_as_text(change, field, value):
+def test_change_a_field_by_text(change, field, value):
     recipe = find_recipe("record", [change])
     assert getattr(recipe, field) == value
     assert type(getattr(recipe, field)) is type(value)
@@ -73,12 +73,14 @@ def test_a_field_is_changed_as_text(change, field, value):
         ("sam_from=1", "recipe: sam_from is 1.0; it must be below 1, or sam_radius 0 for never"),
         ("momentum_range=[0.9, 0.8]", "recipe: momentum_range is (0.9, 0.8); it must be (low, high) within [0, 1)"),
         ("momentum_range=0.9", "recipe: momentum_range is 0.9; it must be a list, for example [0.85, 0.95]"),
+        ("crops=[[0, 'x']]", "recipe: crops is \"[[0, 'x']]\"; it must be a list"),
+        ('crops=[[0, "x"]]', "recipe: crops is 'x'; it must be a whole number"),
         ("crops=24", "recipe: crops is 24; it must be a list, for example [[0, 24], [0.7, 32]]"),
         ("crops=[[0.5, 24]]", "recipe: crops is ((0.5, 24),); it must be pairs (from, size) whose first starts at 0"),
         ("crops=[[0, -1]]", "recipe: crops is ((0.0, -1),); a size is at least 1 pixel, or 0 for the whole image"),
     ],
 )
-def test_a_wrong_change_is_one_sentence(change, message):
+def test_wrong_change_errors(change, message):
     with pytest.raises(WhycamError) as error:
         find_recipe("record", [change])
     assert str(error.value).startswith(message)
@@ -106,7 +108,7 @@ def test_a_recipe_file(tmp_path):
         ("!!python/object/apply:os.system [echo]", "{path}: this is not YAML"),
     ],
 )
-def test_a_wrong_recipe_file_is_one_sentence(tmp_path, content, message):
+def test_wrong_recipe_file_errors(tmp_path, content, message):
     path = tmp_path / "mine.yaml"
     path.write_text(content)
     with pytest.raises(WhycamError) as error:
@@ -115,7 +117,7 @@ def test_a_wrong_recipe_file_is_one_sentence(tmp_path, content, message):
     assert "\n" not in str(error.value)
 
 
-def test_an_unknown_recipe_is_one_sentence(tmp_path):
+def test_unknown_recipe_errors(tmp_path):
     with pytest.raises(WhycamError, match=r"there is no recipe 'recrod' \(did you mean record\?\), and it is no .yaml"):
         find_recipe("recrod")
     with pytest.raises(WhycamError, match=r"none\.yaml: cannot be read \(No such file or directory\)"):

@@ -1,4 +1,4 @@
-"""A run that is killed, at any moment, ends with the very weights of one that was not."""
+"""A run that is killed at any moment and resumed ends with the same weights as an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -8,28 +8,30 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from tiny import MUON, PREPROCESS, RECIPE, Tiny, run, slow_steps, small, without_norm
 
 from whycam.errors import WhycamError
-from whycam.training.history import EpochRecord, Progress, read_history
-from whycam.training.state import Position, State, load_state, save_state
+from whycam.training.history import EpochRecord, StepProgress, read_history
+from whycam.training.state import Position, TrainingState, load_state, save_state
 from whycam.training.train import stop_on_signal
 
 KILLS = 20
-# Forked from a server that has torch loaded already: a life begins in hundredths of a second, with one thread.
+# Forked from a server that has already imported torch: a process starts in hundredths of a second, with one thread.
 SPAWN = multiprocessing.get_context("forkserver")
 SPAWN.set_forkserver_preload(["torch", "torch._dynamo", "PIL.Image", "safetensors.torch", "whycam.training"])
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """(folder, seconds) of a run that nobody disturbed, in a process like those of the others."""
+    """(folder, seconds) of an uninterrupted run, in a process like those of the other runs."""
     folder = tmp_path_factory.mktemp("runs") / "uninterrupted"
     lifetime(tmp_path_factory.mktemp("runs") / "warm-up")
     seconds = lifetime(folder)
@@ -37,9 +39,9 @@ def uninterrupted(tmp_path_factory):
 
 
 def lifetime(folder, die=None, kill_after=None, kill_begun=False, number=signal.SIGKILL, **options):
-    """Let one process work on the run in ``folder``, until it ends or is killed; the seconds it took.
+    """Let one process work on the run in ``folder`` until it ends or is killed; returns its seconds.
 
-    It is sent ``number`` after ``kill_after`` seconds, or (``kill_begun``) as soon as it has saved.
+    It gets the signal ``number`` after ``kill_after`` seconds, or with ``kill_begun`` as soon as it has saved.
     """
     from tiny import life
 
@@ -75,13 +77,13 @@ def same_end(folder, reference):
         assert {**vars(mine), "seconds": 0} == {**vars(other), "seconds": 0}
 
 
-def test_random_kills_change_nothing(uninterrupted, tmp_path, capsys):
+def test_resume_after_random_kills(uninterrupted, tmp_path, capsys):
     reference, seconds = uninterrupted
     draw = random.Random(0)
     hits, chains = [], 0
     while len(hits) < KILLS or chains < 2:
         folder = tmp_path / f"chain-{chains}"
-        # Saving after every step puts many of the kills into a write, saving seldom puts them into the work.
+        # With a save after every step many kills hit a write; with few saves they hit the training.
         options = {"checkpoint_seconds": (0.0, 0.02)[chains % 2]}
         chains += 1
         while True:
@@ -102,8 +104,8 @@ def test_random_kills_change_nothing(uninterrupted, tmp_path, capsys):
     assert len(hits) >= KILLS
 
 
-def test_a_killed_run_with_muon_goes_on_bit_for_bit(tmp_path):
-    """In the middle of an epoch, with filters, weights and biases stepped each in their way."""
+def test_resume_with_muon(tmp_path):
+    """In the middle of an epoch, with different kinds of steps for filters, weights and biases."""
     lifetime(tmp_path / "whole", recipe=MUON)
     lifetime(tmp_path / "killed", die=("just in place", 14), checkpoint_seconds=0.0, recipe=MUON)
     assert lifetime.exitcode == -signal.SIGKILL
@@ -115,7 +117,7 @@ def test_a_killed_run_with_muon_goes_on_bit_for_bit(tmp_path):
 
 @pytest.mark.parametrize("where", ["half-written", "not yet in place", "just in place"])
 @pytest.mark.parametrize("save", [1, 2, 11])
-def test_kills_during_the_checkpoint_write_change_nothing(uninterrupted, tmp_path, where, save):
+def test_resume_after_a_kill_during_a_save(uninterrupted, tmp_path, where, save):
     folder = tmp_path / "run"
     lifetime(folder, die=(where, save), checkpoint_seconds=0.0)
     assert lifetime.exitcode == -signal.SIGKILL
@@ -139,7 +141,7 @@ def test_a_signal_saves_and_ends_cleanly(uninterrupted, tmp_path, number):
     same_end(folder, uninterrupted[0])
 
 
-def test_the_signal_handlers_are_put_back():
+def test_signal_handlers_are_restored():
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with stop_on_signal() as stop:
         assert not stop()
@@ -148,9 +150,9 @@ def test_the_signal_handlers_are_put_back():
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
-def test_a_stopped_run_says_so_and_goes_on(tmp_path):
+def test_resume_a_stopped_run(tmp_path):
     def stop_early(event):
-        if isinstance(event, Progress) and (event.epoch, event.step) == (2, 3):
+        if isinstance(event, StepProgress) and (event.epoch, event.step) == (2, 3):
             os.kill(os.getpid(), signal.SIGTERM)
 
     stopped = run(tmp_path / "a", on_progress=stop_early)
@@ -168,7 +170,7 @@ def test_a_stopped_run_says_so_and_goes_on(tmp_path):
     assert resumed.evaluations == whole.evaluations
 
 
-def test_a_finished_run_is_read_back_not_repeated(tmp_path):
+def test_resuming_a_finished_run_reads_its_results(tmp_path):
     first = run(tmp_path / "run")
     weights = (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns
     seen = []
@@ -178,7 +180,7 @@ def test_a_finished_run_is_read_back_not_repeated(tmp_path):
     assert (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns == weights
 
 
-def test_a_full_disk_is_one_sentence_and_the_last_state_survives(tmp_path):
+def test_a_failed_write_keeps_the_last_state(tmp_path):
     """The operating system itself refuses to write, through a limit on the size of files."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -197,8 +199,8 @@ def test_a_full_disk_is_one_sentence_and_the_last_state_survives(tmp_path):
     assert run(tmp_path / "run", resume=True).finished
 
 
-def test_a_disk_without_space_says_how_to_go_on(tmp_path):
-    """The system's own device that is always full stands where the next state is to be written."""
+def test_a_full_disk_error_says_how_to_resume(tmp_path):
+    """The next state is written to /dev/full, a device that is always full."""
     folder = tmp_path / "run"
 
     def fill_up(event):
@@ -214,6 +216,19 @@ def test_a_disk_without_space_says_how_to_go_on(tmp_path):
     assert run(folder, resume=True).finished
 
 
+def test_resume_a_run_of_version_0_1(uninterrupted, tmp_path):
+    """``state-0.1.pt`` was saved by whycam 0.1 in a run like the uninterrupted one, after four steps of epoch 2."""
+    (tmp_path / "run").mkdir()
+    shutil.copy(Path(__file__).with_name("state-0.1.pt"), tmp_path / "run" / "state.pt")
+    seen = []
+    assert run(tmp_path / "run", resume=True, on_progress=seen.append).finished
+    assert (seen[0].epoch, seen[0].step) == (2, 5)
+    ours, theirs = load_state(tmp_path / "run" / "state.pt"), load_state(uninterrupted[0] / "state.pt")
+    for name, value in theirs.tensors["average"].items():
+        # Not bit for bit: the state may come from another kind of CPU.
+        torch.testing.assert_close(ours.tensors["average"][name], value, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -221,14 +236,14 @@ def test_a_disk_without_space_says_how_to_go_on(tmp_path):
         ({"network": without_norm}, "started with another network"),
     ],
 )
-def test_another_network_or_preprocessing_is_no_resume(tmp_path, changes, message):
+def test_resuming_with_another_network_or_preprocessing_is_refused(tmp_path, changes, message):
     run(tmp_path / "run", recipe=RECIPE.override({"epochs": 1, "crops": [[0, 16]]}))
     with pytest.raises(WhycamError, match=message):
         run(tmp_path / "run", recipe=RECIPE.override({"epochs": 1, "crops": [[0, 16]]}), resume=True, **changes)
 
 
-def test_epochs_that_are_not_saved_are_done_again(uninterrupted, tmp_path):
-    """The history is written all the same; what it has beyond the state is dropped when the run goes on."""
+def test_unsaved_epochs_are_repeated(uninterrupted, tmp_path):
+    """The history is written after every epoch; a resume drops its records after the state."""
     folder = tmp_path / "run"
 
     def stop(event):
@@ -243,17 +258,17 @@ def test_epochs_that_are_not_saved_are_done_again(uninterrupted, tmp_path):
     same_end(folder, uninterrupted[0])
 
 
-# An interrupt that falls into a destructor is one that Python ignores.
+# Python ignores an interrupt inside a destructor.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_interrupt_at_any_moment_of_a_write_leaves_a_whole_state(tmp_path):
-    """torch's writer would hide it behind an error of its own."""
+def test_an_interrupt_during_a_save_keeps_a_complete_state(tmp_path):
+    """torch's file writer would replace the interrupt by an error of its own."""
     path, draw = tmp_path / "state.pt", random.Random(0)
     weights = {"model": {"w": torch.zeros(1_000_000)}, "optimizer": {}}
     key = dict.fromkeys(("recipe", "seed", "data", "test_data"))
     ends = {"written": 0, "interrupted": 0}
 
     def save(epoch):
-        save_state(path, State(key, Position(epoch), weights, (0.0, 0, 0), 0, 0.0, []))
+        save_state(path, TrainingState(key, Position(epoch), weights, (0.0, 0, 0), 0, 0.0, []))
 
     began = time.monotonic()
     save(0)
@@ -303,7 +318,7 @@ def test_resuming_another_run_is_refused(tmp_path):
     assert state.read_bytes() == before
 
 
-def test_resuming_nothing_or_rubbish_is_refused(tmp_path):
+def test_resuming_without_a_valid_state_is_refused(tmp_path):
     with pytest.raises(WhycamError, match="there is no training state to resume; start without resuming"):
         run(tmp_path / "none", resume=True)
     assert not (tmp_path / "none").exists()
@@ -330,11 +345,11 @@ def test_resuming_nothing_or_rubbish_is_refused(tmp_path):
             run(tmp_path / "text", resume=True)
 
 
-def test_a_stop_during_an_evaluation_is_heard(tmp_path, monkeypatch):
-    """After an epoch as well as at the very end; the run goes on to the same weights."""
-    # The package's names of these modules are functions.
+def test_stop_during_an_evaluation(tmp_path, monkeypatch):
+    """After an epoch and at the very end; the resumed run has the same weights."""
+    # In the package, the name train is the function, not the module.
     loop, train = (sys.modules[f"whycam.training.{name}"] for name in ("loop", "train"))
-    evaluate = loop.evaluate
+    evaluate = loop.evaluate_model
     reference = run(tmp_path / "reference")
     for place, at in [(loop, 2), (train, 2)]:
         folder, count = tmp_path / place.__name__, [0]
@@ -346,7 +361,7 @@ def test_a_stop_during_an_evaluation_is_heard(tmp_path, monkeypatch):
             return evaluate(*arguments, **options)
 
         with monkeypatch.context() as patch:
-            patch.setattr(place, "evaluate", signalled)
+            patch.setattr(place, "evaluate_model", signalled)
             stopped = run(folder)
         assert not stopped.finished
         assert not (folder / "config.json").exists()

@@ -1,4 +1,4 @@
-"""Whole runs: what they write, that they learn, and what they say when something is wrong."""
+"""Whole runs: the files they write, that they learn, and their errors."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ import whycam
 from whycam.errors import WhycamError
 from whycam.models import load
 from whycam.models.resnet import resnet18
-from whycam.training import RECIPES, Recipe, evaluate, read_history, train, train_seeds
-from whycam.training.device_dataset import DeviceData
+from whycam.training import RECIPES, Recipe, evaluate_model, read_history, train, train_seeds
+from whycam.training.device_dataset import DeviceDataset
 from whycam.training.evaluation import VIEWS, Evaluation
-from whycam.training.history import EpochRecord, Progress
+from whycam.training.history import EpochRecord, StepProgress
 from whycam.training.loop import Loop
 from whycam.training.state import load_state
 from whycam.training.train import initial_model
@@ -35,7 +35,7 @@ def finished(tmp_path_factory):
     return run(folder, on_progress=seen.append), seen
 
 
-def test_a_run_leaves_a_record_that_can_be_checked(finished):
+def test_run_folder_and_record(finished):
     result, _ = finished
     folder = result.folder
     assert {path.name for path in folder.iterdir()} == {"state.pt", "history.jsonl", "model.safetensors", "config.json"}
@@ -46,14 +46,14 @@ def test_a_run_leaves_a_record_that_can_be_checked(finished):
     assert (record["seed"], record["images"], record["weights"]) == (0, 4 * 256, "ema")
     assert [EpochRecord.from_dict(entry) for entry in record["history"]] == list(result.history)
     assert read_history(folder) == list(result.history)
-    # The weights that were written are those that were evaluated.
+    # The written weights have the recorded scores.
     network = Tiny(10)
     from safetensors.torch import load_file
 
     network.load_state_dict(load_file(folder / "model.safetensors"))
-    data = DeviceData(small(900, 1000, "test"), PREPROCESS, torch.device("cpu"))
+    data = DeviceDataset(small(900, 1000, "test"), PREPROCESS, torch.device("cpu"))
     for view in VIEWS:
-        assert evaluate(network, data, view=view) == result.evaluations[view]
+        assert evaluate_model(network, data, view=view) == result.evaluations[view]
         assert Evaluation.from_dict(record["evaluations"][view]) == result.evaluations[view]
     state = load_state(folder / "state.pt")
     assert all(torch.equal(value, state.tensors["average"][name]) for name, value in network.state_dict().items())
@@ -61,7 +61,7 @@ def test_a_run_leaves_a_record_that_can_be_checked(finished):
 
 def test_progress_and_history_agree(finished):
     result, seen = finished
-    steps = [event for event in seen if isinstance(event, Progress)]
+    steps = [event for event in seen if isinstance(event, StepProgress)]
     epochs = [event for event in seen if isinstance(event, EpochRecord)]
     assert [(s.epoch, s.step) for s in steps] == [(e, s) for e in range(1, 5) for s in range(1, 9)]
     assert epochs == list(result.history)
@@ -90,27 +90,27 @@ def test_runs_are_reproducible_and_touch_no_global_state(finished, tmp_path):
     assert (other.folder / "model.safetensors").read_bytes() != (first.folder / "model.safetensors").read_bytes()
 
 
-def test_evaluation_only_now_and_then(tmp_path):
+def test_evaluate_every(tmp_path):
     history = run(tmp_path / "run", recipe=RECIPE.override({"evaluate_every": 3})).history
     assert [record.test_accuracy is not None for record in history] == [False, False, True, True]
     assert read_history(tmp_path / "run") == list(history)
 
 
-def test_the_last_batch(tmp_path):
+def test_drop_last(tmp_path):
     result = run(tmp_path / "all", images=250, recipe=RECIPE.override({"drop_last": False, "epochs": 1}))
     assert result.history[0].images == 250
     result = run(tmp_path / "whole", images=250, recipe=RECIPE.override({"epochs": 1}))
     assert result.history[0].images == 224
 
 
-def test_the_product_reads_what_training_wrote(tmp_path):
+def test_load_reads_a_trained_checkpoint(tmp_path):
     recipe = Recipe(name="two steps", epochs=1, batch_size=4, crops=((0, 8),), precision="fp32")
     result = train(recipe, real(0, 8), real(8, 12, "test"), tmp_path / "run", device="cpu")
     model, spec = load(tmp_path / "run")
     assert spec.classes == real(0, 1).classes
     assert spec.training["recipe"]["name"] == "two steps"
     assert (
-        evaluate(model, DeviceData(real(8, 12, "test"), spec.preprocess, torch.device("cpu")))
+        evaluate_model(model, DeviceDataset(real(8, 12, "test"), spec.preprocess, torch.device("cpu")))
         == (result.evaluations["plain"])
     )
     assert whycam.load(tmp_path / "run")[1] == spec
@@ -143,7 +143,7 @@ def test_the_loop_overfits_256_real_images(tmp_path):
 
 @pytest.mark.slow
 def test_resnet18_overfits_256_real_images(tmp_path):
-    # With 24 steps of warm-up a rate of 0.05 first drives the loss to 4, and memorizing is not done in time.
+    # With lr 0.05 and 24 steps of warm-up the loss first rises to 4, and 15 epochs are then too few.
     recipe = RECIPES["cpu"].override(
         {"epochs": 15, "batch_size": 32, "lr": 0.02, "weight_decay": 0, "label_smoothing": 0, "pad": 0, "flip": "none",
          "averaging": "none", "crops": [[0, 0]], "evaluate_every": 15}
@@ -156,11 +156,11 @@ def test_resnet18_overfits_256_real_images(tmp_path):
 @pytest.mark.slow
 def test_after_10_000_images_the_cpu_recipe_is_far_above_chance(cifar10, tmp_path):
     def stop(event):
-        if isinstance(event, Progress) and event.step * 128 >= 10_000:
+        if isinstance(event, StepProgress) and event.step * 128 >= 10_000:
             os.kill(os.getpid(), signal.SIGTERM)
 
     train_source, test_source = (whycam.open_source(cifar10, split=split) for split in ("train", "test"))
-    # As many as there are cores: more would wait for one another in a loop.
+    # One thread per core: more would wait for each other.
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     result = train(RECIPES["cpu"], train_source, test_source, tmp_path / "run", device="cpu", on_progress=stop)
     assert not result.finished
@@ -168,26 +168,28 @@ def test_after_10_000_images_the_cpu_recipe_is_far_above_chance(cifar10, tmp_pat
     assert 10_000 <= state.images < 10_128
     model = initial_model(result.recipe, 10, 0, torch.device("cpu"))
     model.load_state_dict(state.tensors["average"])
-    accuracy = evaluate(model, DeviceData(test_source, whycam.data.CIFAR10, torch.device("cpu")), bf16=True).accuracy
+    data = DeviceDataset(test_source, whycam.data.CIFAR10, torch.device("cpu"))
+    accuracy = evaluate_model(model, data, bf16=True).accuracy
     torch.set_num_threads(1)
     assert accuracy >= 0.3
 
 
-def test_divergence_is_one_sentence_and_the_last_state_survives(tmp_path):
-    """Without BatchNorm a huge learning rate soon gives infinities."""
+def test_divergence_error_keeps_the_last_state(tmp_path):
+    """Without BatchNorm a huge learning rate soon gives infinite values."""
     recipe = RECIPE.override({"lr": 1e3, "lr_start": 1e-6, "warmup": 0.9, "decoupled": False})
     with pytest.raises(WhycamError) as error:
         run(tmp_path / "run", recipe=recipe, network=without_norm, checkpoint_seconds=0.0)
     message = str(error.value)
     assert message.startswith("training diverged: ")
-    assert "start again in another folder with a lower lr or a longer warmup" in message
+    assert "the loss is NaN or infinite at epoch " in message or "the weights are NaN or infinite at epoch " in message
+    assert "start again in another folder with a lower lr (now 1000) or a longer warmup" in message
     assert message.endswith(f"the last good state is {tmp_path / 'run' / 'state.pt'}")
     state = load_state(tmp_path / "run" / "state.pt")
     assert all(bool(value.isfinite().all()) for value in state.tensors["model"].values())
     assert state.images > 0
 
 
-def test_wrong_data_is_one_sentence(tmp_path):
+def test_wrong_data_errors(tmp_path):
     out = tmp_path / "run"
     sample = small(0, 32)
     for sources, message in (
@@ -215,7 +217,7 @@ def test_wrong_data_is_one_sentence(tmp_path):
     assert not out.exists() or not list(out.iterdir())
 
 
-def test_wrong_folders_are_one_sentence(tmp_path):
+def test_wrong_folder_errors(tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("precious")
     with pytest.raises(WhycamError, match="thesis: holds something else already; choose a new or an empty folder"):
@@ -233,7 +235,7 @@ def test_several_seeds(tmp_path):
         )  # fmt: skip
 
     def stop_at_once(event):
-        if isinstance(event, Progress) and (tmp_path / "seeds" / "seed-5").exists() and event.step == 2:
+        if isinstance(event, StepProgress) and (tmp_path / "seeds" / "seed-5").exists() and event.step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
     stopped = one([0, 5, 2], on_progress=stop_at_once)
@@ -255,8 +257,8 @@ def test_several_seeds(tmp_path):
         one([1, 1])
 
 
-def test_a_run_lets_go_of_its_data_and_network(tmp_path, monkeypatch):
-    """When it returns, not when Python next looks for cycles: the next seed's run needs the memory."""
+def test_a_run_frees_its_data_and_network(tmp_path, monkeypatch):
+    """When it returns, not at the next garbage collection: the next seed's run needs the memory."""
     found = []
     plain = Loop.run
 
@@ -270,7 +272,7 @@ def test_a_run_lets_go_of_its_data_and_network(tmp_path, monkeypatch):
     try:
         for name in ("a", "b"):
             run(tmp_path / name, recipe=RECIPE.override({"epochs": 1}))
-        # The first one's frames are kept by torch, which imports its compiler in the midst of it.
+        # The second run: torch imports its compiler during the first one and keeps references to its frames.
         assert found[1]() is None
     finally:
         gc.enable()
@@ -281,7 +283,7 @@ def test_importing_the_library_does_not_import_training():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def test_initial_weights_depend_on_the_seed_alone():
+def test_initial_weights_depend_only_on_the_seed():
     recipe, cpu = RECIPES["record"], torch.device("cpu")
     a, b, c = (initial_model(recipe, 10, seed, cpu).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(a[name], b[name]) for name in a)

@@ -1,4 +1,4 @@
-"""The table of training runs, made from real ones, and the program that makes the runs."""
+"""The table of training runs, from real runs, and the program that makes them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from tiny import RECIPE, run, two_classes
 
 from whycam.training import RECIPES, Recipe, read_history
-from whycam.training.history import Progress
+from whycam.training.history import StepProgress
 
 TOOLS = Path(__file__).parents[2] / "tools"
 sys.path.insert(0, str(TOOLS))
@@ -31,7 +31,7 @@ def rows(text):
 
 
 def tiny(**changes) -> Recipe:
-    """The small recipe under the name of a preset, as though it were its values."""
+    """The small recipe with a few changes."""
     return RECIPE.override({"epochs": 2} | changes)
 
 
@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
 
     def stop(event):
-        if isinstance(event, Progress) and (event.epoch, event.step) == (2, 3):
+        if isinstance(event, StepProgress) and (event.epoch, event.step) == (2, 3):
             os.kill(os.getpid(), signal.SIGTERM)
 
     for seed in range(3):
@@ -63,17 +63,17 @@ def test_the_table_has_means_over_seeds_beside_the_published_numbers(folder):
     base = next(run for run in runs if run.folder.name == "seed-0").label
     finished = [run for run in runs if run.accuracy and run.label == base]
     assert len(finished) == 3
-    judged, epochs, n, *views, pace, hardware = table[base]
-    assert (judged, epochs, n) == ("CIFAR-10 sample (test)", "2", "3")
+    tested_on, epochs, n, *views, seconds, hardware = table[base]
+    assert (tested_on, epochs, n) == ("CIFAR-10 sample (test)", "2", "3")
     for view, cell in zip(("plain", "flip", "six"), views, strict=True):
         values = [100 * run.accuracy[view] for run in finished]
         assert cell == f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}"
-    assert float(pace) == pytest.approx(
+    assert float(seconds) == pytest.approx(
         statistics.median(read_history(folder / f"seed-{seed}")[-1].seconds / 2 for seed in range(3)), abs=0.06
     )
     assert hardware.startswith("fp32, cpu (")
     (plain,) = (run for run in runs if run.folder.name == "plain")
-    # One seed has no spread, and how often a run was evaluated does not matter.
+    # One seed has no standard deviation, and evaluate_every does not matter.
     assert table[plain.label][2:4] == ["1", f"{100 * plain.accuracy['plain']:.2f}"]
     assert ("cutout=4" in base, "cutout" in plain.label) == (True, False)
     assert "evaluate_every" not in plain.label
@@ -84,7 +84,7 @@ def test_the_table_has_means_over_seeds_beside_the_published_numbers(folder):
     assert sum("as published" in label for label in table) == len(training_table.PUBLISHED)
 
 
-def test_the_trajectory_is_that_of_the_history(folder):
+def test_trajectory_equals_the_history(folder):
     lines = training_table.trajectory(training_table.find_runs([folder]), (1, 2)).splitlines()
     for name, seed in (("plain", 1), ("begun", 0)):
         done = read_history(folder / name)
@@ -109,13 +109,13 @@ def test_an_ablation_is_the_difference_on_shared_seeds(folder):
     assert table["nothing"][1] == "3"
 
 
-def test_a_run_that_changes_its_preset_is_told_apart():
+def test_label_names_changes_to_the_preset():
     changed = RECIPES["record"].override({"lr": 0.3, "precision": "bf16", "evaluate_every": 20})
     assert training_table.changes(changed) == {"lr": "0.3"}
     assert training_table.changes(RECIPES["study"].override({"precision": "bf16"})) == {"precision": "bf16"}
 
 
-def test_mistakes_are_one_sentence(tmp_path, capsys):
+def test_training_table_errors(tmp_path, capsys):
     for content, sentence in (
         (None, "there is no training run"),
         ('{"training": {"evaluations": {}}}', "not the record"),
@@ -129,10 +129,10 @@ def test_mistakes_are_one_sentence(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_program_stops_in_time_and_goes_on(tmp_path):
-    """On images of two classes; the second call finds the sweep's first run done or resumes it.
+def test_program_stops_in_time_and_resumes(tmp_path):
+    """On images of two classes; the second call reads or resumes the sweep's first run.
 
-    Runs on other images are not taken for its own, and one that diverges does not keep the next from its turn.
+    A run on other images is refused, and after a diverged run the next one is trained.
     """
     data = two_classes(tmp_path / "data", test=8)
     command = [
@@ -158,7 +158,7 @@ def test_the_program_stops_in_time_and_goes_on(tmp_path):
             else set()
         )
         assert kept == {"config.json", "history.jsonl"} | weights
-    # Every line of the search has the best of the one before as its first run, each with two seeds.
+    # The first run of each line of the search is the best of the line before. Each run has two seeds.
     searched = 2 * (1 + sum(len(line) for line in SEARCH))
     held_out = len(list((tmp_path / "out" / "held-out").rglob("config.json")))
     assert searched < held_out <= searched + len(ABLATIONS)
@@ -176,7 +176,7 @@ def test_the_program_stops_in_time_and_goes_on(tmp_path):
     wild = ["lr=1000", "optimizer=sgd", "decoupled=false", "weight_decay=1", "crops=[[0,8]]", "batch_size=8"]
     wild = ["--out", str(tmp_path / "wild"), "--only", "study", "long", "--seeds", "1", "--set", "epochs=3", *wild]
     diverged = call(*wild)
-    # The study's recipe leaves the numbers, long at the same rate does not: it has its turn.
+    # The study's recipe diverges; long with the same learning rate does not.
     assert (diverged.returncode, diverged.stderr.count("training diverged")) == (0, 1), diverged.stderr
     (noted,) = (tmp_path / "wild").rglob("diverged.txt")
     (finished,) = (tmp_path / "wild").rglob("config.json")

@@ -1,4 +1,4 @@
-"""A small network, a small real data set, and a run of them that other processes can start."""
+"""A small network, a small real data set, and a training run that other processes can start."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import whycam
 from whycam.data import ArraySource
 from whycam.models.resnet import BasicBlock
 from whycam.training import Recipe, state as state_module, train
-from whycam.training.history import Progress
+from whycam.training.history import StepProgress
 
 RECIPE = Recipe(
     name="tiny",
@@ -35,7 +35,7 @@ RECIPE = Recipe(
 MUON = RECIPE.override(
     {"optimizer": "muon", "momentum": 0.85, "other_rate": 5.0, "bias_rate": 2.0, "sam_radius": 0.05, "sam_from": 0.5}
 )
-"""Everything that a recipe can do besides: orthogonal steps, rates of its own for each kind, sharpness-aware steps."""
+"""The remaining features: orthogonal steps, learning rates per parameter kind, sharpness-aware steps."""
 
 
 class Tiny(nn.Module):
@@ -76,7 +76,7 @@ def small_resnet(classes: int) -> nn.Module:
 def real(start: int, stop: int, split: str = "train") -> ArraySource:
     """Some of the bundled CIFAR-10 images."""
     bundled = whycam.open_source("bundled")
-    # The bundled images come class by class or not, depending on the file: a fixed shuffle mixes them either way.
+    # A fixed shuffle, because the bundled images may be sorted by class.
     index = np.random.default_rng(0).permutation(len(bundled))[start:stop]
     return ArraySource(
         bundled.read(index).numpy(),
@@ -97,7 +97,7 @@ def small(start: int, stop: int, split: str = "train") -> ArraySource:
 
 
 def two_classes(folder: Path, test: int) -> Path:
-    """A folder of real images of two classes as PNG files, 16 of each to train on and ``test`` to test on."""
+    """A folder of real images of two classes as PNG files: per class 16 for training and ``test`` for testing."""
     source = whycam.open_source("bundled")
     for label in (3, 5):
         for count, index in enumerate(np.flatnonzero(source.labels == label)[: 16 + test]):
@@ -126,7 +126,7 @@ def run(folder, *, recipe=RECIPE, images=256, resume=False, checkpoint_seconds=1
 
 
 def life(folder: Path, options: dict, die: tuple[str, int] | None, started) -> None:
-    """One process's life of a run, continued if there is something to continue; ``die`` = (where, at which save)."""
+    """One process of a run, resumed if there is a state; ``die`` = (where, at which save)."""
     torch.set_num_threads(1)
     if die is not None:
         _die_while_saving(*die)
@@ -135,14 +135,14 @@ def life(folder: Path, options: dict, die: tuple[str, int] | None, started) -> N
 
 
 def slow_steps(event) -> None:
-    """A listener that slows a run down, so that a signal finds it at work."""
-    if isinstance(event, Progress):
+    """A callback that slows a run down, so that a signal arrives during training."""
+    if isinstance(event, StepProgress):
         time.sleep(0.01)
 
 
 def _die_while_saving(where: str, at: int) -> None:
-    """Make this process kill itself at the ``at``-th save: with half the file written, whole but not yet in place,
-    or just put in place."""
+    """Let this process kill itself at the ``at``-th save: with a half-written file, before or after the file replaces
+    the old one."""
     save, replace, fsync, count = torch.save, Path.replace, os.fsync, [0]
 
     def kill() -> None:

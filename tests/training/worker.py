@@ -1,4 +1,4 @@
-"""What each process under torchrun runs: ``worker.py FOLDER [kill RANK STEP | recipe muon]``."""
+"""The program of each process under torchrun: ``worker.py FOLDER [kill RANK STEP | recipe muon]``."""
 
 from __future__ import annotations
 

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from whycam.app.live_payload import IMAGE_ID
 from whycam.app.work_queue import CancelToken
 from whycam.cam.explain import explain
 from whycam.cam.explanation import Explanation
@@ -20,17 +19,19 @@ from whycam.cam.methods import METHODS
 from whycam.cam.methods.registry import Method, method_note
 from whycam.cam.targets.class_names import class_index
 from whycam.cam.targets.resolve import leading
-from whycam.data.batches import fit_pixels
+from whycam.data.batches import resize_center_crop_uint8
 from whycam.data.decode import decode_image
 from whycam.errors import WhycamError, near_misses
 from whycam.models import ModelSpec
 from whycam.models.resnet import STUDY_LAYERS, study_layers
-from whycam.nn_utils import hookable_modules, in_eval_mode
+from whycam.nn_utils import hookable_modules, hooked, in_eval_mode
 from whycam.report.encoding import MapStore
 from whycam.report.payload import TARGETS, encode_columns, text
 from whycam.report.sprites import pack_images
 from whycam.study.tables import image_rows, map_rows, prediction_rows
 
+IMAGE_ID = "image"
+"""The id of the one image that there is."""
 MAX_PIXELS = 2**24
 """Largest image that is decoded (16 megapixels: 50 MB as RGB)."""
 
@@ -92,7 +93,9 @@ class LiveExplainer:
         second = class_index(choice.chosen, self.spec.classes) if choice.chosen else None
         begin = time.perf_counter()
         pixels = decode_image(content, "the image", max_pixels=MAX_PIXELS)
-        fitted = fit_pixels(pixels if pixels.flags.writeable else pixels.copy(), self.spec.preprocess.size)[None]
+        fitted = resize_center_crop_uint8(
+            pixels if pixels.flags.writeable else pixels.copy(), self.spec.preprocess.size
+        )[None]
         token.check()
         decoded = time.perf_counter()
         inputs = self.spec.preprocess(fitted.to(self.device))
@@ -159,12 +162,8 @@ def _cancellable(model: nn.Module, token: CancelToken) -> Iterator[None]:
         token.check()
 
     leaves = [module for module in hookable_modules(model) if not any(module.children())]
-    handles = [module.register_forward_pre_hook(check) for module in leaves]
-    try:
+    with hooked(((leaf, check) for leaf in leaves), before=True):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _offered(name: str) -> Method:

@@ -7,46 +7,35 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from whycam.app.live_explainer import IMAGE_ID, LiveExplainer
 from whycam.cam.methods import METHODS
 from whycam.cam.methods.registry import method_note
 from whycam.data import open_source
 from whycam.data.decode import encode_png
 from whycam.data.preprocess import CIFAR10
 from whycam.report.encoding import MISSING
-from whycam.report.payload import TOP_CLASSES, display_constants, encode_columns, text
+from whycam.report.payload import page_core, text
 from whycam.study.tables import prediction_rows
 
 if TYPE_CHECKING:
-    from whycam.app.live_explainer import LiveExplainer
     from whycam.models import ModelSpec
-
-IMAGE_ID = "image"
-"""The id of the one image, which a report's data block would have from the data set."""
 
 
 def live_core(live: LiveExplainer) -> dict[str, Any]:
     """The data block of a report with one image, whose maps are not there yet, and what the visitor may choose."""
-    height, width = live.spec.preprocess.size
     classes = list(live.spec.classes)
     empty = prediction_rows(np.zeros(1, np.int64), [IMAGE_ID], np.zeros(1, np.int64), torch.zeros(1, len(classes)))
     methods = [{"name": name, "scope": method.scope, **method_note(name)} for name, method in METHODS.items()]
-    return {
-        "classes": classes,
-        "methods": [method for method in methods if method["name"] == "gradcam"],
+    core = page_core(
+        classes, [method for method in methods if method["name"] == "gradcam"], live.layers,
+        size=live.spec.preprocess.size, n=1, data="live", ids=[IMAGE_ID], predictions=empty, ranges={},
+        flags=bytes([MISSING]) * len(live.layers), second="chosen",
+    )  # fmt: skip
+    return core | {
         "offered": methods,
         "preselected": live.preselected,
-        "layers": live.layers,
-        "image": {"height": height, "width": width},
-        "n": 1,
-        "data": "live",
-        "ids": [IMAGE_ID],
-        "top": min(TOP_CLASSES, len(classes)),
-        "columns": text(encode_columns(empty, len(classes))),
-        "ranges": {},
-        "predictedFlags": text(bytes([MISSING]) * len(live.layers)),
         "chunks": [{"start": 0, "stop": 1, "src": None}],
         "samples": _samples(live.spec),
-        **display_constants("chosen"),
     }
 
 

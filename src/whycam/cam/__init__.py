@@ -1,4 +1,4 @@
-"""The core: capture → method → map. Knows nothing of CIFAR-10, files or reports."""
+"""The core of whycam: capture activations and gradients, and derive the maps of all methods from them."""
 
 from whycam._lazy import lazy_names
 from whycam.cam.explain import Explainer, explain
@@ -23,38 +23,9 @@ __getattr__ = lazy_names(
 )
 
 __all__ = [
-    "METHODS",
-    "Binary",
-    "Boxes",
-    "ClassScore",
-    "Detections",
-    "Explainer",
-    "Explanation",
-    "Factorization",
-    "Finer",
-    "Layer",
-    "LayerTrace",
-    "Layout",
-    "LogProbability",
-    "Margin",
-    "Method",
-    "Output",
-    "Predicted",
-    "Probability",
-    "ReST",
-    "Segmentation",
-    "Similarity",
-    "Trace",
-    "WholeOutput",
-    "capture",
-    "default_layer",
-    "detections",
-    "explain",
-    "factorize",
-    "inspect_layers",
-    "load_explanation",
-    "method",
-    "resolve_layer",
-    "resolve_layers",
+    "METHODS", "Binary", "Boxes", "ClassScore", "Detections", "Explainer", "Explanation", "Factorization", "Finer",
+    "Layer", "LayerTrace", "Layout", "LogProbability", "Margin", "Method", "Output", "Predicted", "Probability",
+    "ReST", "Segmentation", "Similarity", "Trace", "WholeOutput", "capture", "default_layer", "detections",
+    "explain", "factorize", "inspect_layers", "load_explanation", "method", "resolve_layer", "resolve_layers",
     "resolve_methods",
-]
+]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What an explanation is: frozen raw maps with everything needed to read them."""
+"""`Explanation`: the raw maps of a batch, with the scores and inputs that belong to them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
-from whycam.cam.maps import Aggregation, Flag, Interpolation, aggregate, flags_of, heatmaps
+from whycam.cam.maps import Aggregation, Flag, Interpolation, Key, aggregate, flags_of, heatmaps
 from whycam.errors import WhycamError, near_misses
 from whycam.files import write_bytes
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from whycam.cam.methods.registry import MethodLike
 
-Key = tuple[str, str, str]
 _SEPARATOR = "|"
 
 
@@ -32,9 +31,9 @@ class Explanation:
     Attributes:
         maps: (method, layer, target) → (B, h, w).
         logits: (B, K).
-        scores: target → (B,), what was explained.
-        inputs: (B, C, H, W), the images as the model saw them.
-        channels: layer → C, the number of channels there.
+        scores: target → (B,), the scores that are explained.
+        inputs: (B, C, H, W), the images as the model got them.
+        channels: layer → C, its number of channels.
     """
 
     maps: Mapping[Key, Tensor]
@@ -48,7 +47,7 @@ class Explanation:
         """(B,) index of the largest logit.
 
         Raises:
-            WhycamError: the network does not answer with (B, K) logits.
+            WhycamError: the network does not return (B, K) logits.
         """
         if self.logits.ndim != 2 or not self.logits.shape[1]:
             raise WhycamError(f"the network's output is {tuple(self.logits.shape)}: no class is predicted")
@@ -61,7 +60,7 @@ class Explanation:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The layers' names, as they were asked for."""
+        """The layers' names, as the user wrote them."""
         return tuple(dict.fromkeys(key[1] for key in self.maps))
 
     @property
@@ -71,21 +70,23 @@ class Explanation:
 
     @property
     def flags(self) -> dict[Key, list[tuple[Flag, ...]]]:
-        """(method, layer, target) → what to be told about each image's map; see `whycam.cam.maps.flags_of`."""
+        """(method, layer, target) → flags of each image's map, such as "coarse"; see `whycam.cam.maps.flags_of`."""
         return {key: flags_of(raw) for key, raw in self.maps.items()}
 
     def map(self, method: MethodLike | None = None, layer: str | None = None, target: str | None = None) -> Tensor:
-        """The raw map (B, h, w): signed, at the layer's own resolution. What there is only one of may be left out.
+        """The raw map (B, h, w): signed, at the layer's own resolution.
+
+        A name may be left out if there is only one method, layer or target.
 
         Raises:
-            WhycamError: there is no such map, or several that fit.
+            WhycamError: no map or several maps match.
         """
         return self.maps[self._key(method, layer, target)]
 
     def range(
         self, method: MethodLike | None = None, layer: str | None = None, target: str | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Each raw map's smallest and largest value, (B,) each: what `heatmap` scaled away."""
+        """Each raw map's smallest and largest value, (B,) each; a `heatmap` no longer shows them."""
         flat = self.map(method, layer, target).flatten(1)
         return flat.amin(dim=1), flat.amax(dim=1)
 
@@ -114,18 +115,18 @@ class Explanation:
         """One heatmap of several layers, (B, h, w) in [0, 1]; see `whycam.cam.maps.aggregate`.
 
         Args:
-            method: may be left out where there is one.
-            layers: by default all that the method has a map of.
-            target: may be left out where there is one.
+            method: may be left out if there is only one.
+            layers: by default all layers that the method has a map of.
+            target: may be left out if there is only one.
             how: "mean", "max" or "product" over the layers.
-            size: the finest layer's, the image's, or (h, w).
+            size: "finest" for the finest layer's size, "image" for the image's, or (h, w).
 
         Raises:
             WhycamError: there is no such map.
         """
-        name, _, aim = self._key(method, layers[0] if layers else self.layers[0], target)
+        name, _, target = self._key(method, layers[0] if layers else self.layers[0], target)
         if layers is None:
-            layers = [key[1] for key in self.maps if key[0] == name and key[2] == aim]
+            layers = [key[1] for key in self.maps if key[0] == name and key[2] == target]
         maps = [self.maps[self._key(method, layer, target)] for layer in layers]
         if isinstance(size, str) and size not in ("finest", "image"):
             raise WhycamError(f"size is 'finest', 'image' or (h, w), not {size!r}")
@@ -165,7 +166,7 @@ class Explanation:
         )
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
+        """The HTML that a notebook shows."""
         from whycam.cam.display import explanation_html
 
         return explanation_html(self)
@@ -174,21 +175,21 @@ class Explanation:
         from whycam.cam.methods.registry import Method, canonical
 
         name = method.name if isinstance(method, Method) else canonical(method) if method is not None else None
-        asked = (name, layer, target)
-        chosen = list(self.maps)
-        # What is named narrows down what the rest may be: a method may have maps of one layer only.
-        for place in sorted(range(3), key=lambda place: asked[place] is None):
-            known = tuple(dict.fromkeys(key[place] for key in chosen))
-            value = _choose(("method", "layer", "target")[place], asked[place], known)
-            chosen = [key for key in chosen if key[place] == value]
-        return chosen[0]
+        names = (name, layer, target)
+        keys = list(self.maps)
+        # First the parts that are given: they narrow down the rest, because a method may have a map of one layer only.
+        for part in sorted(range(3), key=lambda part: names[part] is None):
+            known = tuple(dict.fromkeys(key[part] for key in keys))
+            chosen = _choose(("method", "layer", "target")[part], names[part], known)
+            keys = [key for key in keys if key[part] == chosen]
+        return keys[0]
 
 
 def load_explanation(path: str | Path) -> Explanation:
     """Read what `Explanation.save` wrote; tensors are on the CPU.
 
     Raises:
-        WhycamError: the file is missing, damaged or something else.
+        WhycamError: the file is missing, damaged or not an explanation.
     """
     from safetensors import SafetensorError, safe_open
 

@@ -1,4 +1,4 @@
-"""From a signed raw map to something to look at: what is lost on the way is said, not hidden."""
+"""From signed raw maps to heatmaps for display, and flags for maps whose picture would mislead."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from torch.nn import functional as F
 
 from whycam.errors import WhycamError
 
+Key = tuple[str, str, str]
+"""(method, layer, target)."""
 Flag = Literal["non-finite", "all-zero", "negative-only", "constant", "coarse"]
 Interpolation = Literal["nearest", "bilinear"]
 Aggregation = Literal["mean", "max", "product"]
 
-# Below this many cells a map says little more than "somewhere in this quarter".
+# A map with fewer cells than this says little more than "somewhere in this quarter of the image".
 COARSE_CELLS = 9
 
 
@@ -26,18 +28,18 @@ def finite(maps: Tensor) -> Tensor:
 
 
 def only_finite(maps: Tensor) -> Tensor:
-    """(B, …), a map that is not finite made zero: no evidence anywhere."""
+    """(B, …) with each map that is not finite replaced by zeros: no evidence anywhere."""
     return torch.where(finite(maps).view(-1, *[1] * (maps.ndim - 1)), maps, 0)
 
 
 def flags_of(raw: Tensor) -> list[tuple[Flag, ...]]:
-    """What a viewer has to be told about each map, because a picture of it would mislead.
+    """Flags of each map whose picture alone would mislead a viewer.
 
-    * ``non-finite``: holds NaN or infinity; nothing else is said of it then.
-    * ``all-zero``: no evidence either way.
+    * ``non-finite``: holds NaN or infinity; the map then has no other flag but ``coarse``.
+    * ``all-zero``: no evidence for or against the target.
     * ``negative-only``: only evidence against the target; the usual ReLU leaves nothing.
-    * ``constant``: the same everywhere, so it singles out no place.
-    * ``coarse``: fewer than nine cells; where the evidence lies is hardly resolved.
+    * ``constant``: the same value everywhere, so it points to no region.
+    * ``coarse``: fewer than nine cells, which hardly locate the evidence.
 
     Args:
         raw: (B, h, w) signed.
@@ -67,9 +69,9 @@ def flags_of(raw: Tensor) -> list[tuple[Flag, ...]]:
 
 
 def resize(maps: Tensor, size: Sequence[int], interpolation: Interpolation = "bilinear") -> Tensor:
-    """(B, h, w) → (B, H, W), and likewise for one and three axes of positions.
+    """(B, h, w) → (B, H, W), also for one and three axes of positions.
 
-    Linear with half-pixel centers (``align_corners=False``), as OpenCV does it, or the nearest cell.
+    Linear interpolation with half-pixel centers (``align_corners=False``), as in OpenCV, or the nearest cell.
     """
     if tuple(maps.shape[1:]) == tuple(size):
         return maps
@@ -80,7 +82,7 @@ def resize(maps: Tensor, size: Sequence[int], interpolation: Interpolation = "bi
 
 
 def to_unit(raw: Tensor) -> Tensor:
-    """Each map stretched so that its smallest value is 0 and its largest 1; a constant map becomes 0, NaN stays."""
+    """Min-max scale each map to [0, 1]; a constant map becomes 0, NaN stays NaN."""
     flat = raw.flatten(1)
     shape = (-1, *[1] * (raw.ndim - 1))
     low, high = flat.amin(dim=1).view(shape), flat.amax(dim=1).view(shape)
@@ -96,20 +98,20 @@ def heatmaps(
 ) -> Tensor:
     """Positive evidence on [0, 1], at the image's size.
 
-    ReLU, division by ``scale``, resizing. Zero stays zero: unlike min-max scaling this invents no evidence, and with
-    one ``scale`` for several maps their brightness can be compared.
+    The steps are a ReLU, division by ``scale`` and resizing. Zero stays zero: unlike min-max scaling, this adds no
+    evidence that the map does not have. With one ``scale`` for several maps their brightness can be compared.
 
     Args:
         raw: (B, h, w) signed.
         size: (H, W).
-        scale: what 1 stands for, in units of ``raw``: a number for all or (B,); by default each map's own maximum.
-        interpolation: "bilinear" (smooth, shows detail the map does not have) or "nearest" (the native grid).
+        scale: the value of ``raw`` that becomes 1: one number or (B,); by default each map's own maximum.
+        interpolation: "bilinear" (smooth, shows detail that the map does not have) or "nearest" (the native grid).
 
     Returns:
         (B, H, W) float; an all-zero or negative-only map is zero, NaN counts as zero (see `flags_of`).
 
     Raises:
-        WhycamError: ``scale`` is not one number or one per map, none negative, or there is no such interpolation.
+        WhycamError: ``scale`` is not one number or one per map, or is negative; or there is no such interpolation.
     """
     if interpolation not in get_args(Interpolation):
         raise WhycamError(f"interpolation is {' or '.join(map(repr, get_args(Interpolation)))}, not {interpolation!r}")
@@ -118,27 +120,27 @@ def heatmaps(
     if top.shape not in ((), (1,), (len(raw),)):
         raise WhycamError(f"scale is {tuple(top.shape)} for {len(raw)} maps: give one number, or one per map")
     if scale is not None and not bool((top >= 0).all()):
-        raise WhycamError("scale is what 1 stands for in a heatmap, and holds a number that is negative or NaN")
+        raise WhycamError("scale is the value that becomes 1 in a heatmap; it must not be negative or NaN")
     top = top.to(raw)
     top = top.expand(len(raw)).view(-1, *[1] * (raw.ndim - 1))
     unit = torch.where(top > 0, positive / top, 0.0).clamp(max=1)
-    # Interpolation between two ones is rounded to more than 1 at times.
+    # Rounding can make an interpolated value larger than 1.
     return resize(unit, size, interpolation).clamp(max=1)
 
 
 def aggregate(maps: Sequence[Tensor], how: Aggregation = "mean", size: Sequence[int] | None = None) -> Tensor:
     """One heatmap of several layers' maps, (B, h, w) in [0, 1].
 
-    Layers have scales of their own, so each map's positive evidence is first divided by its largest (`heatmaps`), then
-    resized. In a product a layer without positive evidence vetoes everything.
+    The layers' scales differ, so each map's positive evidence is first divided by its maximum (see `heatmaps`), then
+    resized. A product is zero if one layer has no positive evidence.
 
     Args:
         maps: (B, h, w) signed, of any sizes.
-        how: what is taken over the layers.
-        size: of the result; by default the finest of the maps'.
+        how: "mean", "max" or "product" over the layers.
+        size: of the result; by default that of the finest map.
 
     Raises:
-        WhycamError: there is no map, or ``how`` is none of the three.
+        WhycamError: there is no map, or ``how`` is unknown.
     """
     if not maps:
         raise WhycamError("there is no map to aggregate")

@@ -1,1 +1,1 @@
-"""The command line: argv in, calls of the other rooms out."""
+"""The command line: it reads argv and calls the other rooms."""

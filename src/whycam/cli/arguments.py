@@ -1,86 +1,109 @@
-"""What every command of the command line takes; no torch, no logic."""
+"""The arguments and options of every command. No torch, no logic."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
 
+from whycam.cli.completion import SHELLS
+
 TRAINING_DATA_HELP = (
-    "CIFAR-10's official archive (binary or python) or its unpacked folder, a Parquet file or folder, "
+    "CIFAR-10's official archive (binary or python), its unpacked folder, a Parquet file, a folder of Parquet files, "
     "or a folder of class/name.png"
 )
-DATA_HELP = f"{TRAINING_DATA_HELP}, or 'bundled' (1,000 test images)"
+DATA_HELP = f"{TRAINING_DATA_HELP}; or 'bundled' (1,000 test images)"
 CHECKPOINT_HELP = "a checkpoint folder, a .safetensors or PyTorch file, or the bundled 'cifar10-resnet18'"
 
-COMPARED = ("gradcam", "hirescam", "layercam", "gradcam++", "eigencam")
+COMPARED_METHODS = ("gradcam", "hirescam", "layercam", "gradcam++", "eigencam")
 
 
-def _common(
+def _add_common(
     sub: argparse.ArgumentParser, *, batch_size: int | None = None, devices: str = "auto, cpu, cuda, cuda:1, mps"
 ) -> None:
     sub.add_argument("--device", default="auto", metavar="NAME", help=f"{devices} (default: auto)")
     if batch_size is not None:
         sub.add_argument(
-            "--batch-size", type=int, default=batch_size, metavar="N", help=f"images at a time (default: {batch_size})"
+            "--batch-size", type=int, default=batch_size, metavar="N", help=f"images per batch (default: {batch_size})"
         )
-    _json(sub)
+    _add_json(sub)
 
 
-def _json(sub: argparse.ArgumentParser) -> None:
+def _add_json(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--json", action="store_true", help="print the result as one JSON object")
 
 
-def _explained(sub: argparse.ArgumentParser, *, methods: Sequence[str] = ("gradcam",)) -> None:
+def _add_layers_and_methods(sub: argparse.ArgumentParser, *, methods: Sequence[str] = ("gradcam",)) -> None:
     sub.add_argument(
         "--layers",
         nargs="+",
         metavar="LAYER",
-        help="written like layer3[-2] or layer3.0 (default: layer2[-2] layer3[-2] layer4[-1])",
+        help="the layers to explain, such as layer3[-2] or layer3.0 (default: layer2[-2] layer3[-2] layer4[-1])",
     )
     sub.add_argument(
         "--methods",
         nargs="+",
         default=list(methods),
         metavar="METHOD",
-        help=f"see whycam methods (default: {' '.join(methods)})",
+        help=f"the explanation methods; whycam methods lists them (default: {' '.join(methods)})",
     )
 
 
-def _compared(sub: argparse.ArgumentParser) -> None:
+def _add_study_samples(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--baseline",
         type=int,
         default=20,
         metavar="N",
-        help="correct predictions per class to explain too, for comparison (default: 20)",
+        help="also explain N correct predictions per class, to compare the errors with (default: 20)",
     )
     sub.add_argument(
         "--score-images",
         type=int,
         default=32,
         metavar="N",
-        help="errors, drawn at random, whose maps are scored by ROAD beside controls; 0 for none (default: 32)",
+        help="draw N errors at random and score their maps and two controls with ROAD; 0: no scores (default: 32)",
     )
 
 
-def _dataset(sub: argparse.ArgumentParser) -> None:
+def _add_dataset(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT_HELP)
     sub.add_argument("data", metavar="DATA", help=DATA_HELP)
     sub.add_argument("--split", default="test", metavar="NAME", help="train or test (default: test)")
-    sub.add_argument("--limit", type=int, metavar="N", help="the first N images only")
+    sub.add_argument("--limit", type=int, metavar="N", help="use only the first N images")
+
+
+def _add_recipe(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--data", required=True, metavar="DATA", help=TRAINING_DATA_HELP)
+    sub.add_argument(
+        "--recipe",
+        default="study",
+        metavar="NAME",
+        help="study, record, long or cpu (whycam recipes lists them), or a YAML file of fields (default: study)",
+    )
+    sub.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="change fields of the recipe: --set lr=0.3 epochs=10",
+    )
+    sub.add_argument("--seed", type=int, default=0, metavar="N", help="the random seed (default: 0)")
 
 
 def _demo(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--out", default="demo", metavar="DIR", help="the study folder (default: demo)")
-    _explained(sub)
-    _compared(sub)
-    _common(sub, batch_size=64)
+    _add_layers_and_methods(sub)
+    _add_study_samples(sub)
+    _add_common(sub, batch_size=64)
 
 
 def _data(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("directory", metavar="DIR", help="where cifar-10-batches-bin goes; made if missing")
-    sub.add_argument("--url", metavar="URL", help="a mirror of the official binary archive")
-    _json(sub)
+    sub.add_argument(
+        "directory", metavar="DIR", help="the folder to unpack cifar-10-batches-bin into; created if missing"
+    )
+    sub.add_argument("--url", metavar="URL", help="download the official binary archive from this mirror")
+    _add_json(sub)
 
 
 def _network(sub: argparse.ArgumentParser) -> None:
@@ -89,27 +112,29 @@ def _network(sub: argparse.ArgumentParser) -> None:
         metavar="CHECKPOINT",
         nargs="?",
         default="cifar10-resnet18",
-        help=f"{CHECKPOINT_HELP}; or an architecture, resnet18 or resnet34",
+        help=f"{CHECKPOINT_HELP}; or an architecture: resnet18 or resnet34 (default: cifar10-resnet18)",
     )
-    _json(sub)
+    _add_json(sub)
 
 
 def _evaluate(sub: argparse.ArgumentParser) -> None:
-    _dataset(sub)
-    _common(sub, batch_size=128)
+    _add_dataset(sub)
+    _add_common(sub, batch_size=128)
 
 
 def _study(sub: argparse.ArgumentParser) -> None:
-    _dataset(sub)
-    sub.add_argument("--out", required=True, metavar="DIR", help="the study folder: new, empty, or to be continued")
-    _explained(sub)
-    _compared(sub)
-    _common(sub, batch_size=64)
+    _add_dataset(sub)
+    sub.add_argument(
+        "--out", required=True, metavar="DIR", help="the study folder: new, empty, or an interrupted study to continue"
+    )
+    _add_layers_and_methods(sub)
+    _add_study_samples(sub)
+    _add_common(sub, batch_size=64)
 
 
 def _report(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("study", metavar="STUDY", help="a finished study folder")
-    _json(sub)
+    _add_json(sub)
 
 
 def _explain(sub: argparse.ArgumentParser) -> None:
@@ -120,26 +145,28 @@ def _explain(sub: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="CLASS",
-        help="a class name or index to explain besides the predicted one; may be repeated",
+        help="also explain this class, a name or an index; may be repeated (the predicted class is always explained)",
     )
-    sub.add_argument("--out", default=".", metavar="DIR", help="where NAME.whycam.png goes (default: here)")
-    _explained(sub)
-    _common(sub)
+    sub.add_argument(
+        "--out", default=".", metavar="DIR", help="the folder for NAME.whycam.png (default: the current folder)"
+    )
+    _add_layers_and_methods(sub)
+    _add_common(sub)
 
 
 def _compare(sub: argparse.ArgumentParser) -> None:
-    _dataset(sub)
-    sub.add_argument("--out", required=True, metavar="DIR", help="where table, scores and figure go")
-    _explained(sub, methods=COMPARED)
+    _add_dataset(sub)
+    sub.add_argument("--out", required=True, metavar="DIR", help="the folder for the table, the scores and the figure")
+    _add_layers_and_methods(sub, methods=COMPARED_METHODS)
     sub.add_argument(
         "--measures",
         nargs="+",
         metavar="MEASURE",
-        help="see whycam measures (default: those that it marks)",
+        help="whycam measures lists them (default: those marked there as measured by default)",
     )
-    sub.add_argument("--images", type=int, default=32, metavar="N", help="how many to draw at random (default: 32)")
-    sub.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is random (default: 0)")
-    _common(sub, batch_size=64)
+    sub.add_argument("--images", type=int, default=32, metavar="N", help="draw N images at random (default: 32)")
+    sub.add_argument("--seed", type=int, default=0, metavar="N", help="the seed of all random choices (default: 0)")
+    _add_common(sub, batch_size=64)
 
 
 def _serve(sub: argparse.ArgumentParser) -> None:
@@ -147,76 +174,63 @@ def _serve(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--checkpoint",
         metavar="CHECKPOINT",
-        help="the network of the study, for its live page (found by itself where it is the bundled one)",
+        help="the network of the study, for the live page (not needed for the bundled network)",
     )
-    sub.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (default: 127.0.0.1)")
-    sub.add_argument("--port", type=int, default=8000, metavar="N", help="0 takes any free one (default: 8000)")
+    sub.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="listen here (default: 127.0.0.1)")
+    sub.add_argument("--port", type=int, default=8000, metavar="N", help="0: any free port (default: 8000)")
     sub.add_argument("--layers", nargs="+", metavar="LAYER", help="the layers to offer (default: every block)")
     sub.add_argument(
         "--allow-host",
         action="append",
         default=[],
         metavar="NAME",
-        help="also answer to this host name (.example.org: all below it); may be repeated",
+        help="also answer to this host name (.example.org: to all names below it); may be repeated",
     )
     sub.add_argument(
         "--allow-frame",
         action="append",
         default=[],
         metavar="ORIGIN",
-        help="let pages of this origin show ours in a frame; may be repeated",
+        help="let web pages of this origin show the pages in a frame; may be repeated",
     )
-    _common(sub)
+    _add_common(sub)
 
 
 def _completion(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("shell", choices=("bash", "zsh", "fish"), help="bash, zsh or fish")
-
-
-def _recipe(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--data", required=True, metavar="DATA", help=TRAINING_DATA_HELP)
-    sub.add_argument(
-        "--recipe",
-        default="study",
-        metavar="NAME",
-        help="study, record, long, cpu (see whycam recipes), or a YAML file of fields (default: study)",
-    )
-    sub.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="change fields of the recipe: --set lr=0.3 epochs=10",
-    )
-    sub.add_argument("--seed", type=int, default=0, metavar="N", help="(default: 0)")
+    sub.add_argument("shell", choices=SHELLS, help=f"{', '.join(SHELLS[:-1])} or {SHELLS[-1]}")
 
 
 def _train(sub: argparse.ArgumentParser) -> None:
-    _recipe(sub)
-    sub.add_argument("--out", required=True, metavar="DIR", help="checkpoint, history and curves")
-    sub.add_argument("--seeds", type=int, metavar="K", help="train K seeds from --seed on and report mean and spread")
+    _add_recipe(sub)
+    sub.add_argument(
+        "--out", required=True, metavar="DIR", help="the folder for the checkpoint, the history and the curves"
+    )
+    sub.add_argument(
+        "--seeds", type=int, metavar="K", help="train with K seeds, counted from --seed; report mean and spread"
+    )
     sub.add_argument(
         "--validate",
         type=int,
         nargs="?",
         const=5000,
         metavar="N",
-        help="report on N held-out training images (default: 5000) instead of the test set, for tuning",
+        help="for tuning: hold out N training images (default: 5000) and report on them instead of on the test set",
     )
     sub.add_argument("--limit", type=int, metavar="N", help="train on the first N images only")
     sub.add_argument("--resume", action="store_true", help="continue the run in --out")
-    sub.add_argument("--tensorboard", action="store_true", help="write TensorBoard events to DIR/tensorboard too")
-    _common(sub, devices="auto, cpu, cuda, cuda:1")
+    sub.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events to DIR/tensorboard")
+    _add_common(sub, devices="auto, cpu, cuda, cuda:1")
 
 
 def _lr_find(sub: argparse.ArgumentParser) -> None:
-    _recipe(sub)
-    sub.add_argument("--out", default="lr-find", metavar="DIR", help="where figure and numbers go (default: lr-find)")
+    _add_recipe(sub)
+    sub.add_argument(
+        "--out", default="lr-find", metavar="DIR", help="the folder for figure and numbers (default: lr-find)"
+    )
     sub.add_argument("--start", type=float, default=1e-5, metavar="LR", help="first learning rate (default: 1e-5)")
     sub.add_argument("--end", type=float, default=10.0, metavar="LR", help="last learning rate (default: 10)")
-    sub.add_argument("--iterations", type=int, default=200, metavar="N", help="steps, one batch each (default: 200)")
-    _common(sub)
+    sub.add_argument("--iterations", type=int, default=200, metavar="N", help="steps of one batch each (default: 200)")
+    _add_common(sub)
 
 
 ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
@@ -230,11 +244,11 @@ ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "explain": _explain,
     "compare": _compare,
     "serve": _serve,
-    "methods": _json,
-    "measures": _json,
+    "methods": _add_json,
+    "measures": _add_json,
     "train": _train,
     "lr-find": _lr_find,
-    "recipes": _json,
+    "recipes": _add_json,
     "completion": _completion,
 }
-"""By command, what adds its arguments to a parser."""
+"""For each command the function that adds its arguments to a parser."""

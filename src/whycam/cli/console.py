@@ -1,4 +1,4 @@
-"""What the command line shows while it works and when it is done; quiet when piped."""
+"""The output of the command line: progress, results and notes. Progress is shown on a terminal only."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ STAGES = {
 
 @contextmanager
 def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar per stage on standard error, told (stage, done, total); nothing at all where that is no terminal."""
+    """Show one progress bar per stage on standard error; show nothing if standard error is not a terminal.
+
+    Yields:
+        The function to call with (stage, done, total).
+    """
     try:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -46,30 +50,30 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def say(text: str) -> None:
-    """One line of result on standard output."""
+    """Print one line of the result on standard output."""
     sys.stdout.write(text + "\n")
 
 
 def flush() -> None:
-    """Let whoever reads standard output through a pipe have what was said so far."""
+    """Send the output so far to the reader of a pipe."""
     sys.stdout.flush()
 
 
 def say_json(values: Mapping[str, Any]) -> None:
-    """The result for machines: one JSON object on standard output; numbers that JSON cannot write are null."""
-    sys.stdout.write(json.dumps(_writable(values), ensure_ascii=False, allow_nan=False) + "\n")
+    """Print the result as one JSON object on standard output. NaN and infinities, which JSON lacks, become null."""
+    sys.stdout.write(json.dumps(_json_value(values), ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def _writable(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _writable(member) for key, member in value.items()}
-    return [_writable(member) for member in value] if isinstance(value, list | tuple) else value
+        return {key: _json_value(member) for key, member in value.items()}
+    return [_json_value(member) for member in value] if isinstance(value, list | tuple) else value
 
 
 def note(text: str) -> None:
-    """Something to know besides the result, on standard error."""
+    """Print a remark that is not part of the result, on standard error."""
     sys.stderr.write(f"whycam: {text}\n")
 
 

@@ -1,7 +1,9 @@
-"""Which explanation method to trust on a network; the public function is `whycam.compare`."""
+"""Compare explanation methods on one network; the public function is `whycam.compare`."""
 
+import whycam.comparison.builtin_metrics  # noqa: F401 (registers the metrics)
 from whycam.comparison.context import ComparisonContext
-from whycam.comparison.measures import MEASURES, Measure, measure
-from whycam.comparison.ranking import Comparison, Ranking, compare
+from whycam.comparison.ranking import Comparison, Ranking
+from whycam.comparison.registry import METRICS, Metric, metric
+from whycam.comparison.run import compare
 
-__all__ = ["MEASURES", "Comparison", "ComparisonContext", "Measure", "Ranking", "compare", "measure"]
+__all__ = ["METRICS", "Comparison", "ComparisonContext", "Metric", "Ranking", "compare", "metric"]

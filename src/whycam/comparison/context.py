@@ -1,4 +1,4 @@
-"""What explanation methods compete on: one network, some images, all of their maps, and what was made of these."""
+"""The context of a comparison: one network, some images, and the maps of all methods."""
 
 from __future__ import annotations
 
@@ -10,39 +10,40 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from whycam._lazy import renamed_attribute
 from whycam.cam.explain import Explainer
 from whycam.cam.maps import finite, heatmaps, only_finite
 from whycam.cam.methods.registry import Method
 from whycam.errors import WhycamError
 from whycam.metrics.faithfulness.confidence_drop import ConfidenceChange, confidence_change
-from whycam.metrics.faithfulness.scoring import Preprocessing
 from whycam.metrics.map_complexity import complexity
 from whycam.metrics.robustness.coherency import coherency
+from whycam.metrics.scoring import Preprocessing
 from whycam.nn_utils import first_tensor
 from whycam.seeds import derive_seed
 
 Key = tuple[str, str]
-"""(method, layer) as an `Explanation` names them: "input" for methods that look at the images alone."""
+"""(method, layer) as in an `Explanation`; the layer is "input" for methods that look only at the image."""
 
 RANDOM = "random"
 CONTROLS = (RANDOM, "sobel", "center")
-"""Maps that know nothing of the decision: random channel weights, the image's edges, its middle."""
+"""Maps that ignore the decision: random channel weights, the image's edges, a Gaussian at the image center."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
 class ComparisonContext:
-    """What is compared: methods and layers on one network and some images, all asked about the predicted class.
+    """The network, the images and all maps of a comparison. Every map explains the predicted class.
 
     Attributes:
         model: the network, in eval mode.
-        images: (B, C, H, W) floats in [0, 1], of the network's size.
-        preprocess: makes network input of them.
+        images: (B, C, H, W) floats in [0, 1], at the network's size.
+        preprocess: turns them into network input.
         layers: names.
-        methods: resolved.
-        seed: of everything drawn.
-        batch_size: images at a time.
+        methods: `Method` objects.
+        seed: seeds all random numbers.
+        batch_size: images in one forward pass.
     """
 
     model: nn.Module
@@ -52,128 +53,132 @@ class ComparisonContext:
     methods: tuple[Method, ...]
     seed: int = 0
     batch_size: int = 64
-    _made: dict[object, Any] = field(init=False, repr=False, default_factory=dict)
+    _cache: dict[object, Any] = field(init=False, repr=False, default_factory=dict)
 
     @cached_property
     def logits(self) -> Tensor:
         """(B, K).
 
         Raises:
-            WhycamError: the network answers otherwise, or K is 1.
+            WhycamError: the network has another output, or K is 1.
         """
         with torch.no_grad():
-            found = [
-                first_tensor(self.model(self.preprocess(some))) for some in torch.split(self.images, self.batch_size)
+            outputs = [
+                first_tensor(self.model(self.preprocess(batch))) for batch in torch.split(self.images, self.batch_size)
             ]
-        logits = [answer for answer in found if answer is not None and answer.ndim == 2]
+        logits = [output for output in outputs if output is not None and output.ndim == 2]
         if logits and logits[0].shape[1] == 1:
             raise WhycamError(
-                "the network has a single logit, whose softmax is 1 whatever it is shown: compare on one that "
-                "answers with two, torch.cat([torch.zeros_like(z), z], dim=1) of the single one z"
+                "the network has a single logit, and the softmax of one logit is always 1: compare with a network that "
+                "returns two, torch.cat([torch.zeros_like(z), z], dim=1) for a single logit z"
             )
-        if len(logits) < len(found):
-            raise WhycamError("methods are compared on a predicted class, and this network has no (B, K) logits")
+        if len(logits) < len(outputs):
+            raise WhycamError("methods are compared for the predicted class, and this network has no (B, K) logits")
         return torch.cat(logits).float()
 
     @cached_property
     def classes(self) -> Tensor:
-        """(B,) the predicted ones: what every map is asked about, also after the image has been altered."""
+        """(B,) the predicted classes. Every map explains them, also after the image was altered."""
         return self.logits.argmax(dim=1)
 
     @cached_property
     def maps(self) -> dict[Key, Tensor]:
-        """Every signed map, (B, h, w); one that is not finite counts as no evidence anywhere (see `broken`)."""
-        return {key: only_finite(found) for key, found in self._found.items()}
+        """All signed maps, (B, h, w) each; a map that is not finite is replaced by zeros (see `broken`)."""
+        return {key: only_finite(raw) for key, raw in self._raw_maps.items()}
 
     @cached_property
     def broken(self) -> dict[Key, int]:
-        """How many maps are not finite."""
-        return {key: int((~finite(found)).sum()) for key, found in self._found.items()}
+        """The number of maps that are not finite."""
+        return {key: int((~finite(raw)).sum()) for key, raw in self._raw_maps.items()}
 
     @property
     def blank(self) -> dict[Key, int]:
-        """How many maps are the same everywhere, those that are not finite left aside."""
-        return {key: int(flat(found).sum()) for key, found in self._found.items()}
+        """The number of maps that are constant, without those that are not finite."""
+        return {key: int(constant(raw).sum()) for key, raw in self._raw_maps.items()}
 
     @cached_property
-    def _found(self) -> dict[Key, Tensor]:
-        return self.explained(self.model, self.images, self.classes)
+    def _raw_maps(self) -> dict[Key, Tensor]:
+        return self.explain(self.model, self.images, self.classes)
 
     @property
     def seeds(self) -> list[int]:
-        """One an image, from its place."""
+        """A seed for each image, derived from its position."""
         return [derive_seed("context", self.seed, place) for place in range(len(self.images))]
 
-    def explained(
-        self, model: nn.Module, images: Tensor, classes: Tensor, only: Key | None = None
-    ) -> dict[Key, Tensor]:
-        """Maps of the first n images or of altered ones, by this or another network.
+    def explain(self, model: nn.Module, images: Tensor, classes: Tensor, only: Key | None = None) -> dict[Key, Tensor]:
+        """Maps of the first n images, or of altered versions of them, by this network or another.
 
-        Random weights are drawn for each image anew: with the same for all, whether a method beats them would be a
-        matter of that one draw.
+        The control "random" draws new weights for each image. With the same weights for all images, the comparison of a
+        method with this control would depend on a single draw.
 
         Args:
             model: the network.
             images: (n, C, H, W) in [0, 1].
-            classes: (n,) what is asked about.
-            only: the map that is wanted, by default all.
+            classes: (n,) the classes to explain.
+            only: the one map to compute, by default all.
 
         Returns:
             key → (n, h, w).
         """
-        methods: Sequence[Method] = self.methods
-        layers = self.layers
+        methods, layers = self.methods, self.layers
         if only is not None:
-            methods = [method for method in methods if method.name == only[0]]
+            methods = tuple(method for method in methods if method.name == only[0])
             layers = (only[1],) if only[1] in layers else layers
         found: dict[Key, list[Tensor]] = {}
 
-        def explain(these: Sequence[Method], rows: slice, seed: int) -> None:
-            explained = Explainer(model, layers, these, seed=seed)(self.preprocess(images[rows]), classes[rows])
-            for (method, layer, _), raw in explained.maps.items():
+        def add(some: Sequence[Method], rows: slice, seed: int) -> None:
+            explanation = Explainer(model, layers, some, seed=seed)(self.preprocess(images[rows]), classes[rows])
+            for (method, layer, _), raw in explanation.maps.items():
                 found.setdefault((method, layer), []).append(raw)
 
-        if settled := [method for method in methods if method.name != RANDOM]:
+        if in_batches := [method for method in methods if method.name != RANDOM]:
             for start in range(0, len(images), self.batch_size):
-                explain(settled, slice(start, start + self.batch_size), self.seed)
-        if drawn := [method for method in methods if method.name == RANDOM]:
+                add(in_batches, slice(start, start + self.batch_size), self.seed)
+        if one_by_one := [method for method in methods if method.name == RANDOM]:
             for place, seed in enumerate(self.seeds[: len(images)]):
-                explain(drawn, slice(place, place + 1), seed)
+                add(one_by_one, slice(place, place + 1), seed)
         return {key: torch.cat(parts) for key, parts in found.items()}
 
-    def again(self, key: Key) -> Callable[[Tensor], Tensor]:
-        """How one of the maps is made, of the images after they were altered: (B, C, H, W) → (B, h, w)."""
+    def explain_altered(self, key: Key) -> Callable[[Tensor], Tensor]:
+        """The function that makes the maps of ``key`` for altered images: (B, C, H, W) → (B, h, w)."""
 
         def explain(altered: Tensor) -> Tensor:
-            return only_finite(self.explained(self.model, altered, self.classes, key)[key])
+            return only_finite(self.explain(self.model, altered, self.classes, key)[key])
 
         return explain
 
-    def once(self, what: object, make: Callable[[], T]) -> T:
-        """``make()``, made at the first call with this ``what`` and kept for the others."""
-        if what not in self._made:
-            self._made[what] = make()
-        made: T = self._made[what]
-        return made
+    def cached(self, name: object, make: Callable[[], T]) -> T:
+        """The result of ``make()``, computed at the first call with this ``name`` and kept for later calls."""
+        if name not in self._cache:
+            self._cache[name] = make()
+        result: T = self._cache[name]
+        return result
 
-    def change(self, key: Key) -> ConfidenceChange:
-        """What becomes of the probability on the image times its map."""
-        return self.once(
-            ("change", key),
+    def confidence_change(self, key: Key) -> ConfidenceChange:
+        """The probability of the class before and after the image is multiplied by its heatmap."""
+        return self.cached(
+            ("confidence_change", key),
             lambda: confidence_change(self.model, self.images, self.maps[key], self.classes,
                                       preprocess=self.preprocess, batch_size=self.batch_size),
         )  # fmt: skip
 
     def coherency(self, key: Key) -> Tensor:
-        """How alike the map of the image times its map is."""
-        return self.once(("coherency", key), lambda: coherency(self.again(key), self.images, self.maps[key]))
+        """The similarity of a map to the map of the image times its heatmap."""
+        return self.cached(
+            ("coherency", key), lambda: coherency(self.explain_altered(key), self.images, self.maps[key])
+        )
 
     def complexity(self, key: Key) -> Tensor:
-        """How much of the image is lit."""
+        """How much of the image the heatmap highlights."""
         return complexity(heatmaps(self.maps[key], self.images.shape[2:]))
 
+    explained = renamed_attribute("explained", "explain")
+    again = renamed_attribute("again", "explain_altered")
+    once = renamed_attribute("once", "cached")
+    change = renamed_attribute("change", "confidence_change")
 
-def flat(maps: Tensor) -> Tensor:
-    """(B, …) → (B,) bool: which maps are the same everywhere, and so put nothing before anything else."""
+
+def constant(maps: Tensor) -> Tensor:
+    """(B, …) → (B,) bool: which maps have the same value everywhere, and therefore rank no pixel above another."""
     values = maps.flatten(1)
     return values.amin(dim=1) == values.amax(dim=1)

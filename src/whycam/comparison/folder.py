@@ -1,4 +1,4 @@
-"""Compare explanation methods on a checkpoint and a data set, and keep what came out in a folder."""
+"""Compare explanation methods on a checkpoint and a data set, and write the result to a folder."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from torch import nn
 from whycam._version import __version__, versions
 from whycam.cam.inspect import default_layer
 from whycam.cam.network.layers import resolve_layers
-from whycam.comparison.ranking import Comparison, compare
-from whycam.data.preprocess import fit
+from whycam.comparison.ranking import Comparison
+from whycam.comparison.run import compare
+from whycam.data.preprocess import resize_center_crop
 from whycam.data.source import ImageSource
 from whycam.device import device_name
-from whycam.errors import WhycamError
+from whycam.errors import WhycamError, check_batch_size
 from whycam.files import replacing, write_bytes, writing
 from whycam.models.checkpoint import ModelSpec, check_classes
 from whycam.models.resnet import study_layers
@@ -34,11 +35,11 @@ RESULT, SCORES = "comparison.json", "scores.parquet"
 
 @dataclass(frozen=True, eq=False)
 class Compared:
-    """What `compare_on` found and where it lies.
+    """The result of `compare_on`.
 
     Attributes:
         comparison: the scores.
-        record: what ``comparison.json`` holds.
+        record: the content of ``comparison.json``.
         path: the folder.
     """
 
@@ -55,47 +56,47 @@ def compare_on(
     *,
     methods: Sequence[str],
     layers: Sequence[str] | None = None,
-    measures: Sequence[str] | None = None,
+    metrics: Sequence[str] | None = None,
     images: int = 32,
     seed: int = 0,
     batch_size: int = 64,
     progress: Progress = quiet,
 ) -> Compared:
-    """Compare methods on images drawn from ``source``; ``comparison.json`` and ``scores.parquet`` go to ``out``.
+    """Compare methods on random images of ``source``; write ``comparison.json`` and ``scores.parquet`` to ``out``.
 
     Args:
-        model: a network; afterwards as it was.
+        model: a network; not changed.
         spec: its classes, preprocessing and digest.
-        source: the images; their labels are not looked at.
-        out: a folder, made if need be.
+        source: the images; their labels are not used.
+        out: a folder; it is made if it does not exist.
         methods: names.
-        layers: names; by default the study's three, or the last spatial layer of another network.
-        measures: names, see `whycam.comparison.MEASURES`; by default those that the network and the images allow.
-        images: how many to draw, all where there are fewer.
-        seed: of the draw and of everything else that is random.
-        batch_size: images at a time.
-        progress: told (measure, done, total).
+        layers: names; by default the three layers of the study, or the last layer with spatial positions of other
+            networks.
+        metrics: names, see `whycam.comparison.METRICS`; by default those that work for this network and these images.
+        images: the number of images to draw; all images if there are fewer.
+        seed: seeds the draw and all other random numbers.
+        batch_size: images in one forward pass.
+        progress: called with (metric, done, total).
 
     Raises:
-        WhycamError: something asked for is unknown or does not fit, or the folder cannot be written.
+        WhycamError: an argument is unknown or does not fit the network, or the folder cannot be written.
     """
     check_classes(spec, source)
     if images < 2:
         raise WhycamError(f"compare on at least 2 images, better on 50; got {images}")
-    if batch_size < 1:
-        raise WhycamError(f"the batch size must be at least 1, got {batch_size}")
+    check_batch_size(batch_size)
     out, network = Path(out), unwrapped(model)
     device = next(network.parameters()).device
     if layers is None:
         first = spec.preprocess(source.read([0]).to(device))
         layers = study_layers(network) or (default_layer(network, first).name,)
-    resolve_layers(network, layers)  # an unknown one is said before images are read
+    resolve_layers(network, layers)  # refuses unknown layers before the images are read
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     drawn = torch.randperm(len(source), generator=generator("comparison", seed))[:images].sort().values.numpy()
-    pixels = fit(source.read(drawn).to(device).float() / 255, spec.preprocess.size).clamp(0, 1)
+    pixels = resize_center_crop(source.read(drawn).to(device).float() / 255, spec.preprocess.size).clamp(0, 1)
     found = compare(
-        network, pixels, methods, layers, preprocess=spec.preprocess.normalize, measures=measures, seed=seed,
+        network, pixels, methods, layers, preprocess=spec.preprocess.normalize, metrics=metrics, seed=seed,
         batch_size=batch_size, progress=progress,
     )  # fmt: skip
     record = {
@@ -115,18 +116,18 @@ def compare_on(
 
 
 def _table(found: Comparison) -> pa.Table:
-    """A row per measure, method, layer and unit: an image of ``drawn``, by its place there."""
+    """A row for each metric, method, layer and image. "unit" is the position of the image in ``drawn``."""
     parts = [
         pa.table(
             {
-                "measure": pa.array([measure] * len(values), pa.string()),
+                "measure": pa.array([metric] * len(values), pa.string()),
                 "method": pa.array([method] * len(values), pa.string()),
                 "layer": pa.array([layer] * len(values), pa.string()),
                 "unit": pa.array(np.arange(len(values)), pa.int32()),
                 "score": pa.array(values.numpy(), pa.float64()),
             }
         )
-        for measure, scores in found.scores.items()
+        for metric, scores in found.scores.items()
         for (method, layer), values in scores.items()
     ]
     return pa.concat_tables(parts)

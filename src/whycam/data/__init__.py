@@ -1,6 +1,6 @@
 """Data sets, read from whatever layout they are in; only torch and numpy until one is opened that needs more."""
 
-from whycam.data.cifar import CLASSES as CIFAR10_CLASSES
+from whycam.data.cifar import CIFAR10_CLASSES
 from whycam.data.decode import decode_image, encode_png
 from whycam.data.download import OFFICIAL_URL, download_cifar10
 from whycam.data.open import open_source
@@ -9,16 +9,6 @@ from whycam.data.source import ArraySource, ImageSource
 from whycam.data.subset import Subset, take
 
 __all__ = [
-    "CIFAR10",
-    "CIFAR10_CLASSES",
-    "OFFICIAL_URL",
-    "ArraySource",
-    "ImageSource",
-    "Preprocess",
-    "Subset",
-    "decode_image",
-    "download_cifar10",
-    "encode_png",
-    "open_source",
-    "take",
-]
+    "CIFAR10", "CIFAR10_CLASSES", "OFFICIAL_URL", "ArraySource", "ImageSource", "Preprocess", "Subset",
+    "decode_image", "download_cifar10", "encode_png", "open_source", "take",
+]  # fmt: skip

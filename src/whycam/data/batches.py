@@ -1,4 +1,4 @@
-"""Batches decoded on reading, from image files or from encoded bytes."""
+"""Decode batches of images, from image files or from encoded bytes."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from whycam.data.decode import Pixels, decode_image, decode_unguarded
-from whycam.data.preprocess import fit
+from whycam.data.decode import Pixels, decode_image, decode_without_warning_filter
+from whycam.data.preprocess import resize_center_crop
 from whycam.errors import WhycamError
 
 _WORKERS = min(8, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedImage:
     """One image as it is stored.
 
     Attributes:
@@ -32,7 +32,7 @@ class Encoded:
     label: str
 
 
-def read_batch(items: Sequence[Encoded], size: tuple[int, int] | None, first: Encoded) -> Tensor:
+def decode_batch(items: Sequence[EncodedImage], size: tuple[int, int] | None, first: EncodedImage) -> Tensor:
     """Decode a batch, side by side on several threads.
 
     Args:
@@ -54,14 +54,14 @@ def read_batch(items: Sequence[Encoded], size: tuple[int, int] | None, first: En
     if not items:
         return torch.empty((0, 3, height, width), dtype=torch.uint8)
 
-    def load(item: Encoded) -> Tensor:
-        pixels = decode_unguarded(item.content, item.label)
+    def load(item: EncodedImage) -> Tensor:
+        pixels = decode_without_warning_filter(item.content, item.label)
         if size is None and pixels.shape[:2] != (height, width):
             raise WhycamError(
                 f"{item.label} is {pixels.shape[1]}×{pixels.shape[0]} pixels, {first.label} is {width}×{height}: "
                 "give the size that images of different sizes are to be fitted to (the model's preprocess.size)"
             )
-        return fit_pixels(pixels, (height, width))
+        return resize_center_crop_uint8(pixels, (height, width))
 
     # Silenced here for all threads at once, because the filter is a property of the process.
     with warnings.catch_warnings(), ThreadPoolExecutor(min(_WORKERS, len(items))) as pool:
@@ -69,13 +69,13 @@ def read_batch(items: Sequence[Encoded], size: tuple[int, int] | None, first: En
         return torch.stack(list(pool.map(load, items)))
 
 
-def fit_pixels(pixels: Pixels, size: tuple[int, int]) -> Tensor:
-    """``preprocess.fit`` for one (H, W, 3) uint8 image: (3, h, w) uint8, rounded to the nearest level.
+def resize_center_crop_uint8(pixels: Pixels, size: tuple[int, int]) -> Tensor:
+    """``preprocess.resize_center_crop`` for one (H, W, 3) uint8 image: (3, h, w) uint8, rounded to the nearest level.
 
     A channel at a time, since a large photograph would take four times its size as floats.
     """
     image = torch.from_numpy(pixels).permute(2, 0, 1)
     if tuple(image.shape[1:]) == size:
         return image.contiguous()
-    channels = [fit(channel[None, None].float(), size)[0, 0] for channel in image]
+    channels = [resize_center_crop(channel[None, None].float(), size)[0, 0] for channel in image]
     return torch.stack(channels).round().clamp(0, 255).to(torch.uint8)

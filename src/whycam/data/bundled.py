@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from whycam.data.cifar import CLASSES
+from whycam.data.cifar import CIFAR10_CLASSES
 from whycam.data.decode import Pixels, decode_image
 from whycam.data.source import ArraySource, IndexArray
 from whycam.errors import WhycamError
@@ -35,7 +35,7 @@ def choose_indices(labels: IndexArray, seed: int) -> IndexArray:
     """
     order = sorted(range(len(labels)), key=lambda index: hashlib.sha256(f"{seed}/{index}".encode()).digest())
     ordered = labels[order]
-    chosen = [np.asarray(order)[ordered == number][:PER_CLASS] for number in range(len(CLASSES))]
+    chosen = [np.asarray(order)[ordered == number][:PER_CLASS] for number in range(len(CIFAR10_CLASSES))]
     return np.sort(np.concatenate(chosen)).astype(np.int64)
 
 
@@ -72,7 +72,7 @@ def bundled_source(split: str = "test") -> ArraySource:
     source = ArraySource(
         images=from_mosaic(decode_image(mosaic, "the bundled images")),
         labels=np.asarray(index["labels"], dtype=np.int64),
-        classes=CLASSES,
+        classes=CIFAR10_CLASSES,
         ids=tuple(f"test/{number:05d}" for number in index["indices"]),
         name=NAME,
         split="test",
@@ -91,7 +91,7 @@ def write_bundle(images: Pixels, labels: IndexArray, seed: int) -> tuple[bytes, 
     source = ArraySource(
         images=chosen,
         labels=labels[indices],
-        classes=CLASSES,
+        classes=CIFAR10_CLASSES,
         ids=tuple(f"test/{number:05d}" for number in indices),
         name=NAME,
         split="test",

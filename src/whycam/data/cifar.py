@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from whycam.data.archive import members
+from whycam.data.archive import open_archive, regular_files
 from whycam.data.decode import Pixels
 from whycam.data.source import ArraySource, IndexArray
 from whycam.data.unpickle import unpickle_batch
 from whycam.errors import WhycamError
 
-CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-BATCH = 10_000
-"""Images per file."""
-RECORD = 1 + 3 * 32 * 32
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+IMAGES_PER_BATCH = 10_000
+RECORD_BYTES = 1 + 3 * 32 * 32
 """Bytes per image of the binary form: the label, then the red, green and blue planes, row by row."""
 
-BATCHES = {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test": ("test_batch",)}
+BATCH_NAMES = {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test": ("test_batch",)}
 BINARY_FOLDER, PYTHON_FOLDER = "cifar-10-batches-bin", "cifar-10-batches-py"
 SHA256 = {
     "data_batch_1.bin": "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
@@ -32,19 +31,22 @@ SHA256 = {
 }
 """Of the official binary files."""
 
-_BINARY_BYTES = BATCH * RECORD
-_PICKLE_BYTES = range(BATCH * (RECORD - 1), 64 * 2**20)  # official: 31 million; Python 3 writes protocol 2 larger
+BATCH_BYTES = IMAGES_PER_BATCH * RECORD_BYTES
+"""Bytes per file of the binary form."""
+_PICKLE_BYTES = range(
+    IMAGES_PER_BATCH * (RECORD_BYTES - 1), 64 * 2**20
+)  # official: 31 million; Python 3 writes protocol 2 larger
 _Batch = tuple[Pixels, IndexArray]
 
 
 def is_binary_folder(path: Path) -> bool:
     """Whether a folder holds at least one ``.bin`` file of CIFAR-10's binary form."""
-    return any((path / f"{batch}.bin").is_file() for batches in BATCHES.values() for batch in batches)
+    return any((path / f"{batch}.bin").is_file() for batches in BATCH_NAMES.values() for batch in batches)
 
 
 def is_python_folder(path: Path) -> bool:
     """Whether a folder holds at least one file of CIFAR-10's python form."""
-    return any((path / batch).is_file() for batches in BATCHES.values() for batch in batches)
+    return any((path / batch).is_file() for batches in BATCH_NAMES.values() for batch in batches)
 
 
 def read_folder(path: Path, split: str) -> ArraySource:
@@ -76,36 +78,43 @@ def read_archive(path: Path, split: str) -> ArraySource:
     wanted = _batches(split, path)
 
     def contents() -> Iterator[tuple[str, _Batch]]:
-        for member in members(path):
-            name, suffix = member.inside.stem, member.inside.suffix
-            if name in wanted and suffix in (".bin", ""):
-                label = f"{path}: {member.inside}"
-                _check_size(member.size, suffix, label)
-                parse = parse_binary if suffix else parse_python
-                yield name, parse(member.read(), label)
+        with open_archive(path) as tar:
+            for member in regular_files(tar, path):
+                inside = PurePosixPath(member.name)
+                if inside.stem in wanted and inside.suffix in (".bin", ""):
+                    label = f"{path}: {inside}"
+                    _check_size(member.size, inside.suffix, label)
+                    content = tar.extractfile(member)
+                    assert content is not None, "a regular file has content"
+                    parse = parse_binary if inside.suffix else parse_python
+                    yield inside.stem, parse(content.read(), label)
 
     return _assemble(contents(), split, path)
 
 
-def parse_binary(data: bytes, where: str) -> _Batch:
+def parse_binary(data: bytes, name: str) -> _Batch:
     """Take a binary file apart: (N, 3, 32, 32) uint8 pixels and (N,) labels."""
-    records = np.frombuffer(data, np.uint8).reshape(-1, RECORD)
-    return records[:, 1:].reshape(-1, 3, 32, 32), _checked(records[:, 0].astype(np.int64), where)
+    records = np.frombuffer(data, np.uint8).reshape(-1, RECORD_BYTES)
+    return records[:, 1:].reshape(-1, 3, 32, 32), _checked(records[:, 0].astype(np.int64), name)
 
 
-def parse_python(data: bytes, where: str) -> _Batch:
+def parse_python(data: bytes, name: str) -> _Batch:
     """Take a python file apart: (N, 3, 32, 32) uint8 pixels and (N,) labels."""
-    batch = unpickle_batch(data, where)
+    batch = unpickle_batch(data, name)
     if "fine_labels" in batch:
-        raise WhycamError(f"{where} is CIFAR-100, which is not supported here: give CIFAR-10 or an image folder")
+        raise WhycamError(f"{name} is CIFAR-100, which is not supported here: give CIFAR-10 or an image folder")
     pixels, labels = batch.get("data"), batch.get("labels")
-    if not isinstance(pixels, np.ndarray) or pixels.shape != (BATCH, RECORD - 1):
-        raise WhycamError(f"{where} holds no {BATCH:,} images of 32×32 pixels: download the official archive")
-    if not isinstance(labels, list) or len(labels) != BATCH or not all(type(label) is int for label in labels):
-        raise WhycamError(f"{where} holds no {BATCH:,} labels: download the official archive")
+    if not isinstance(pixels, np.ndarray) or pixels.shape != (IMAGES_PER_BATCH, RECORD_BYTES - 1):
+        raise WhycamError(f"{name} holds no {IMAGES_PER_BATCH:,} images of 32×32 pixels: download the official archive")
+    if (
+        not isinstance(labels, list)
+        or len(labels) != IMAGES_PER_BATCH
+        or not all(type(label) is int for label in labels)
+    ):
+        raise WhycamError(f"{name} holds no {IMAGES_PER_BATCH:,} labels: download the official archive")
     smallest, largest = min(labels), max(labels)
     if not 0 <= smallest <= largest <= 9:
-        raise _bad_labels(where, smallest, largest)
+        raise _bad_labels(name, smallest, largest)
     return pixels.reshape(-1, 3, 32, 32), np.asarray(labels, dtype=np.int64)
 
 
@@ -119,8 +128,8 @@ def official_order(images: Pixels, labels: IndexArray) -> tuple[Pixels, IndexArr
     """
     names = {digest: name for name, digest in SHA256.items()}
     found: list[str] = []
-    for start in range(0, len(labels), BATCH):
-        part = slice(start, start + BATCH)
+    for start in range(0, len(labels), IMAGES_PER_BATCH):
+        part = slice(start, start + IMAGES_PER_BATCH)
         records = np.concatenate(
             [labels[part, None].astype(np.uint8), images[part].reshape(len(labels[part]), -1)], axis=1
         )
@@ -128,10 +137,12 @@ def official_order(images: Pixels, labels: IndexArray) -> tuple[Pixels, IndexArr
         if name is None:
             return images, labels, False
         found.append(name)
-    if sorted(found) not in [[f"{batch}.bin" for batch in batches] for batches in BATCHES.values()]:
+    if sorted(found) not in [[f"{batch}.bin" for batch in batches] for batches in BATCH_NAMES.values()]:
         return images, labels, False
     if found != sorted(found):
-        order = np.concatenate([np.arange(BATCH) + BATCH * found.index(name) for name in sorted(found)])
+        order = np.concatenate(
+            [np.arange(IMAGES_PER_BATCH) + IMAGES_PER_BATCH * found.index(name) for name in sorted(found)]
+        )
         images, labels = images[order], labels[order]
     return images, labels, True
 
@@ -142,7 +153,7 @@ def cifar_source(images: Pixels, labels: IndexArray, split: str) -> ArraySource:
     return ArraySource(
         images=images,
         labels=labels,
-        classes=CLASSES,
+        classes=CIFAR10_CLASSES,
         ids=tuple(f"{split}/{index:05d}" for index in range(len(labels))),
         name="CIFAR-10" if official else "CIFAR-10 (other contents than the official files)",
         split=split,
@@ -151,14 +162,14 @@ def cifar_source(images: Pixels, labels: IndexArray, split: str) -> ArraySource:
 
 def _assemble(contents: Iterable[tuple[str, _Batch]], split: str, path: Path) -> ArraySource:
     wanted = _batches(split, path)
-    images: Pixels = np.empty((len(wanted) * BATCH, 3, 32, 32), np.uint8)
-    labels: IndexArray = np.empty(len(wanted) * BATCH, np.int64)
+    images: Pixels = np.empty((len(wanted) * IMAGES_PER_BATCH, 3, 32, 32), np.uint8)
+    labels: IndexArray = np.empty(len(wanted) * IMAGES_PER_BATCH, np.int64)
     missing = list(wanted)
     for name, (pixels, numbers) in contents:
         if name not in missing:
             raise WhycamError(f"{path} holds {name} twice: download the official archive")
         missing.remove(name)
-        part = slice(wanted.index(name) * BATCH, (wanted.index(name) + 1) * BATCH)
+        part = slice(wanted.index(name) * IMAGES_PER_BATCH, (wanted.index(name) + 1) * IMAGES_PER_BATCH)
         images[part], labels[part] = pixels, numbers
     if len(missing) == len(wanted):
         raise WhycamError(f"{path} holds no {missing[0]} of CIFAR-10, neither as .bin nor as pickle: give another path")
@@ -168,32 +179,32 @@ def _assemble(contents: Iterable[tuple[str, _Batch]], split: str, path: Path) ->
 
 
 def _batches(split: str, path: Path) -> tuple[str, ...]:
-    if split not in BATCHES:
+    if split not in BATCH_NAMES:
         raise WhycamError(f"{path} is CIFAR-10, which has the splits train and test, not {split!r}")
-    return BATCHES[split]
+    return BATCH_NAMES[split]
 
 
-def _check_size(size: int, suffix: str, where: str) -> None:
+def _check_size(size: int, suffix: str, name: str) -> None:
     """Sizes are exact, so a wrong one is noticed before anything is read."""
     if size < 0:
-        raise WhycamError(f"{where} is missing: download the official archive again")
-    if suffix and size != _BINARY_BYTES:
+        raise WhycamError(f"{name} is missing: download the official archive again")
+    if suffix and size != BATCH_BYTES:
         raise WhycamError(
-            f"{where} has {size:,} bytes instead of {_BINARY_BYTES:,}: it is truncated or foreign, download it again"
+            f"{name} has {size:,} bytes instead of {BATCH_BYTES:,}: it is truncated or foreign, download it again"
         )
     if not suffix and size not in _PICKLE_BYTES:
         raise WhycamError(
-            f"{where} has {size:,} bytes instead of about 31 million: it is truncated or foreign, download it again"
+            f"{name} has {size:,} bytes instead of about 31 million: it is truncated or foreign, download it again"
         )
 
 
-def _checked(labels: IndexArray, where: str) -> IndexArray:
+def _checked(labels: IndexArray, name: str) -> IndexArray:
     if int(labels.max()) > 9:
-        raise _bad_labels(where, int(labels.min()), int(labels.max()))
+        raise _bad_labels(name, int(labels.min()), int(labels.max()))
     return labels
 
 
-def _bad_labels(where: str, smallest: int, largest: int) -> WhycamError:
+def _bad_labels(name: str, smallest: int, largest: int) -> WhycamError:
     return WhycamError(
-        f"{where} has labels from {smallest} to {largest} instead of 0 to 9: it is no CIFAR-10 batch, or damaged"
+        f"{name} has labels from {smallest} to {largest} instead of 0 to 9: it is no CIFAR-10 batch, or damaged"
     )

@@ -49,10 +49,10 @@ def decode_image(
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return decode_unguarded(source, name, max_pixels=max_pixels)
+        return decode_without_warning_filter(source, name, max_pixels=max_pixels)
 
 
-def decode_unguarded(
+def decode_without_warning_filter(
     source: str | os.PathLike[str] | bytes, name: str | None = None, *, max_pixels: int = MAX_PIXELS
 ) -> Pixels:
     """``decode_image`` for callers that already silence warnings, which only one thread at a time may do."""

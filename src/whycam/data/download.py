@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import sys
+import tarfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from whycam.data.archive import Member, members
-from whycam.data.cifar import BATCH, BINARY_FOLDER, RECORD, SHA256
-from whycam.data.fetch import Patience, Progress, Transfer, discard, disk_error
+from whycam.data.archive import open_archive, regular_files
+from whycam.data.cifar import BATCH_BYTES, BINARY_FOLDER, SHA256
+from whycam.data.fetch import Download, DownloadProgress, RetryPolicy
 from whycam.errors import WhycamError
+from whycam.files import sha256_of, sync, writing
 
 if sys.platform != "win32":
     import fcntl
 
 OFFICIAL_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
-_MAX_EXTRA = 2**16  # bytes of a text file beside the data
-_CHUNK = 2**20
+_MAX_OPTIONAL_BYTES = 2**16  # of a text file beside the data
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Archive:
         folder: the folder inside it, and the name of the finished folder.
         file_size: bytes of every file in ``files``.
         files: SHA-256 (hex) by name.
-        extras: small files that may lie beside them.
+        optional_files: small files that may lie beside them.
     """
 
     url: str
@@ -44,7 +44,7 @@ class Archive:
     folder: str
     file_size: int
     files: Mapping[str, str]
-    extras: frozenset[str] = field(default=frozenset({"batches.meta.txt", "readme.html"}))
+    optional_files: frozenset[str] = field(default=frozenset({"batches.meta.txt", "readme.html"}))
 
     @property
     def name(self) -> str:
@@ -57,18 +57,20 @@ CIFAR10_BINARY = Archive(
     size=170_052_171,
     sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
     folder=BINARY_FOLDER,
-    file_size=BATCH * RECORD,
+    file_size=BATCH_BYTES,
     files=SHA256,
 )
 
 
-def download_cifar10(directory: str | Path, *, url: str = OFFICIAL_URL, progress: Progress | None = None) -> Path:
+def download_cifar10(
+    directory: str | Path, *, url: str = OFFICIAL_URL, progress: DownloadProgress | None = None
+) -> Path:
     """Download CIFAR-10's official binary archive and unpack it into ``directory/cifar-10-batches-bin``.
 
-    A broken download is continued by the next call. The archive and each file in it are verified by size and
-    SHA-256, and the folder appears under its name only when it is whole, so that a kill at any moment leaves
-    nothing half-written there. A folder that is there already is verified and returned. An archive that was
-    downloaded by hand and put into ``directory`` is used instead of the network, and stays.
+    A broken download is tried again a few times. The archive and each file in it are verified by size and SHA-256,
+    and the folder appears under its name only when it is complete, so that a kill at any moment leaves nothing
+    half-written there. A folder that is there already is verified and returned. An archive that was downloaded by
+    hand and put into ``directory`` is used instead of the network, and stays.
 
     Args:
         directory: where to put the folder; made if missing.
@@ -81,149 +83,116 @@ def download_cifar10(directory: str | Path, *, url: str = OFFICIAL_URL, progress
     Raises:
         WhycamError: no network, a wrong size or checksum, a full or read-only disk, another download into the
             same directory, or something else under the folder's name.
+        MissingExtraError: pooch, from the ``study`` extra, is needed and not installed.
     """
     return download_archive(replace(CIFAR10_BINARY, url=url), Path(directory), progress=progress)
 
 
 def download_archive(
-    archive: Archive, directory: Path, *, progress: Progress | None = None, patience: Patience | None = None
+    archive: Archive,
+    directory: Path,
+    *,
+    progress: DownloadProgress | None = None,
+    retry: RetryPolicy = RetryPolicy(),  # noqa: B008
 ) -> Path:
     """``download_cifar10`` for any archive of that layout."""
     target = directory / archive.folder
-    if directory.name == archive.folder and directory.is_dir() and any(directory.iterdir()):
+    if directory.name == archive.folder and directory.is_dir() and not _is_empty_folder(directory):
         target = directory
-    part = directory / f"{archive.name}.part"
-    try:
-        if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-            _verify_folder(target, archive)
-            discard(part)  # left by a kill after the folder was in place
+    work = partial_folder(target)
+    with writing(directory):
+        if target.exists() and not _is_empty_folder(target):
+            if problem := _problem(target, archive):
+                raise WhycamError(f"{target} exists but {problem}: move it away, or choose another directory")
+            shutil.rmtree(work, ignore_errors=True)  # left by a kill after the folder was in place
             return target
         directory.mkdir(parents=True, exist_ok=True)
-        with _locked(directory):
-            _download_locked(archive, directory, part, target, progress, patience or Patience())
-    except OSError as error:
-        raise disk_error(directory, error) from error
+        with _locked(directory), _new_folder(work):
+            packed = directory / archive.name
+            if packed.is_file():
+                _verify_own_archive(packed, archive)
+            else:
+                packed = work / archive.name
+                _fetch(archive, directory, packed, progress, retry)
+            _unpack(packed, archive, work)
+            (work / archive.folder).replace(target)
+            sync(directory)
     return target
 
 
-def _download_locked(
-    archive: Archive, directory: Path, part: Path, target: Path, progress: Progress | None, patience: Patience
+def partial_folder(target: Path) -> Path:
+    """Where the folder ``target`` is made; it is there after a kill only."""
+    return target.with_name(f".{target.name}.partial")
+
+
+def _fetch(
+    archive: Archive, directory: Path, packed: Path, progress: DownloadProgress | None, retry: RetryPolicy
 ) -> None:
-    own = directory / archive.name
-    if own.is_file():
-        _verify_archive(own, archive, f"remove {own} to download it again")
-        _unpack(own, archive, target)
-        return
-    by_hand = (
-        f"download {archive.url} on another machine and put it at {own}, or use the images that come with whycam "
-        "(the word 'bundled' in place of a path)"
-    )
-    have = part.stat().st_size if part.is_file() else 0
-    _check_room(directory, archive.size - have + len(archive.files) * archive.file_size)
-    transfer = Transfer(archive.url, part, archive.size, by_hand, progress, patience)
-    transfer.run()
-    if have and _sha256(part) != archive.sha256:
-        # What was continued may have been begun with another file; once more, from the beginning.
-        discard(part)
-        transfer.run()
-    if progress is not None:
-        progress(archive.size, archive.size)
-    try:
-        _verify_archive(part, archive, by_hand, called=archive.url)
-    except WhycamError:
-        discard(part)
-        raise
-    _unpack(part, archive, target)
-    discard(part)
-
-
-def _unpack(packed: Path, archive: Archive, target: Path) -> None:
-    """Unpack beside the target, verify, and move into place in one step."""
-    temporary = target.with_name(f".{archive.folder}.unpacking")
-    _remove(temporary)  # left by a kill
-    temporary.mkdir()
-    try:
-        missing = set(archive.files)
-        for member in members(packed):
-            inside, size = member.inside, member.size
-            if str(inside.parent) != archive.folder or inside.name not in {*archive.files, *archive.extras}:
-                raise WhycamError(f"{packed} holds {str(inside)!r}, which does not belong there: it was not unpacked")
-            expected = archive.files.get(inside.name)
-            if size > _MAX_EXTRA if expected is None else size != archive.file_size:
-                raise WhycamError(f"{packed}: {inside} has {size:,} bytes, which is wrong: it was not unpacked")
-            digest = _write(member, temporary / inside.name)
-            if expected is not None and digest != expected:
-                raise WhycamError(f"{packed}: {inside} has the SHA-256 {digest} instead of {expected}")
-            missing.discard(inside.name)
-        if missing:
-            raise WhycamError(f"{packed} lacks {', '.join(sorted(missing))}: it was not unpacked")
-        _sync_folder(temporary)
-        temporary.replace(target)
-        _sync_folder(target.parent)
-    finally:
-        _remove(temporary)
-
-
-def _write(content: Member, path: Path) -> str:
-    """Copy to a new file and on to the disk; returns the SHA-256."""
-    state = hashlib.sha256()
-    try:
-        with path.open("xb") as out:
-            while chunk := content.read(_CHUNK):
-                state.update(chunk)
-                out.write(chunk)
-            out.flush()
-            os.fsync(out.fileno())
-    except OSError as error:
-        raise disk_error(path, error) from error
-    return state.hexdigest()
-
-
-def _verify_folder(folder: Path, archive: Archive) -> None:
-    """A folder under the final name is whole, or something else that must not be touched."""
-    for name, expected in archive.files.items():
-        file = folder / name
-        if not file.is_file():
-            problem = f"has no {name}"
-        elif file.stat().st_size != archive.file_size:
-            problem = f"has a {name} of {file.stat().st_size:,} bytes instead of {archive.file_size:,}"
-        elif _sha256(file) != expected:
-            problem = f"has a {name} with a wrong SHA-256"
-        else:
-            continue
-        raise WhycamError(f"{folder} exists but {problem}: move it away, or choose another directory")
-
-
-def _verify_archive(path: Path, archive: Archive, way_out: str, called: str | None = None) -> None:
-    if path.stat().st_size != archive.size:
-        raise WhycamError(
-            f"{called or path} has {path.stat().st_size:,} bytes instead of {archive.size:,}: it is truncated or "
-            f"another file; {way_out}"
-        )
-    if (digest := _sha256(path)) != archive.sha256:
-        raise WhycamError(
-            f"{called or path} has the SHA-256 {digest} instead of {archive.sha256}: it is damaged or another file; "
-            f"{way_out}"
-        )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _check_room(directory: Path, needed: int) -> None:
-    free = shutil.disk_usage(directory).free
+    needed, free = archive.size + len(archive.files) * archive.file_size, shutil.disk_usage(directory).free
     if free < needed:
         raise WhycamError(
             f"{directory} has {free / 1e6:,.0f} MB free, CIFAR-10 needs {needed / 1e6:,.0f} MB while it is unpacked: "
             "make room, or choose another directory"
         )
+    by_hand = (
+        f"download {archive.url} on another machine and put it at {directory / archive.name}, or use the images that "
+        "come with whycam (the word 'bundled' in place of a path)"
+    )
+    Download(archive.url, archive.size, archive.sha256, by_hand, progress, retry).save(packed)
+
+
+def _verify_own_archive(path: Path, archive: Archive) -> None:
+    size = path.stat().st_size
+    if size != archive.size:
+        problem = f"{size:,} bytes instead of {archive.size:,}: it is truncated"
+    elif (digest := sha256_of(path)) != archive.sha256:
+        problem = f"the SHA-256 {digest} instead of {archive.sha256}: it is damaged"
+    else:
+        return
+    raise WhycamError(f"{path} has {problem} or another file; remove {path} to download it again")
+
+
+def _unpack(packed: Path, archive: Archive, work: Path) -> None:
+    """Unpack into ``work``, verify, and have it on the disk."""
+    with open_archive(packed) as tar:
+        for member in regular_files(tar, packed):
+            _check_member(member, packed, archive)
+            tar.extract(member, work, set_attrs=False, filter="data")
+    folder = work / archive.folder
+    if problem := _problem(folder, archive):
+        raise WhycamError(f"{packed} {problem}: it was not unpacked")
+    for path in (*folder.iterdir(), folder):
+        sync(path)
+
+
+def _check_member(member: tarfile.TarInfo, packed: Path, archive: Archive) -> None:
+    inside = PurePosixPath(member.name)
+    if str(inside.parent) != archive.folder or inside.name not in {*archive.files, *archive.optional_files}:
+        raise WhycamError(f"{packed} holds {member.name!r}, which does not belong there: it was not unpacked")
+    if member.size != archive.file_size if inside.name in archive.files else member.size > _MAX_OPTIONAL_BYTES:
+        raise WhycamError(f"{packed}: {inside} has {member.size:,} bytes, which is wrong: it was not unpacked")
+
+
+def _problem(folder: Path, archive: Archive) -> str | None:
+    """What keeps a folder from being complete, as the part of a sentence that follows its name."""
+    for name, expected in archive.files.items():
+        file = folder / name
+        if not file.is_file():
+            return f"has no {name}"
+        if (size := file.stat().st_size) != archive.file_size:
+            return f"has a {name} of {size:,} bytes instead of {archive.file_size:,}"
+        if sha256_of(file) != expected:
+            return f"has a {name} with a wrong SHA-256"
+    return None
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Keep a second download out of the directory; the system lets go of the lock of a killed process."""
+    """Keep a second download out of the directory; the system releases the lock of a killed process."""
     if sys.platform == "win32":
         yield
         return
@@ -240,16 +209,12 @@ def _locked(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _remove(folder: Path) -> None:
-    if folder.is_dir():
-        shutil.rmtree(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make names durable, where the system lets a folder be opened."""
-    if sys.platform != "win32":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+@contextmanager
+def _new_folder(path: Path) -> Iterator[None]:
+    """Make an empty folder, which is removed in the end."""
+    shutil.rmtree(path, ignore_errors=True)  # left by a kill
+    path.mkdir()
+    try:
+        yield
+    finally:
+        shutil.rmtree(path, ignore_errors=True)

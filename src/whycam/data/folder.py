@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from whycam.data.batches import Encoded, read_batch
+from whycam.data.batches import EncodedImage, decode_batch
 from whycam.data.decode import EXTENSIONS
 from whycam.data.labels import match_classes
 from whycam.data.source import IndexArray
-from whycam.data.splits import canonical, choose, choose_unsplit
+from whycam.data.splits import choose_split, split_of_name, split_of_undivided_data
 from whycam.errors import WhycamError
 
 
@@ -57,11 +57,11 @@ class ImageFolder:
 
     def read(self, indices: Sequence[int] | IndexArray) -> Tensor:
         """The images at ``indices`` as (B, 3, H, W) uint8 RGB, fitted to ``size``."""
-        return read_batch([self._encoded(index) for index in indices], self.size, self._encoded(0))
+        return decode_batch([self._encoded(index) for index in indices], self.size, self._encoded(0))
 
-    def _encoded(self, index: int | np.int64) -> Encoded:
+    def _encoded(self, index: int | np.int64) -> EncodedImage:
         path = self.root / self.ids[index]
-        return Encoded(path, str(path))
+        return EncodedImage(path, str(path))
 
 
 def open_folder(
@@ -80,11 +80,11 @@ def open_folder(
     """
     inside: dict[str, Path] = {}
     for folder in _subfolders(root):
-        spelled = canonical(folder.name)
+        spelled = split_of_name(folder.name)
         if spelled and spelled not in inside and _class_names(folder):
             inside[spelled] = folder
     if inside:
-        split = choose(split, inside, str(root))
+        split = choose_split(split, inside, str(root))
         bases, chosen = list(inside.values()), inside[split]
     else:
         bases, chosen = [root], root
@@ -92,7 +92,7 @@ def open_folder(
     if not names:
         return None
     if not inside:
-        split = choose_unsplit(split, root.resolve().name, str(root))
+        split = split_of_undivided_data(split, root.resolve().name, str(root))
     positions = np.arange(len(names)) if classes is None else match_classes(names, classes, str(root))
     ids: list[str] = []
     labels: list[int] = []
@@ -105,7 +105,7 @@ def open_folder(
         name=root.resolve().name or str(root),
         split=split,
         classes=tuple(names) if classes is None else tuple(classes),
-        ids=tuple(_encodable(image, root) for image in ids),
+        ids=tuple(_check_utf8(image, root) for image in ids),
         labels=np.asarray(labels, dtype=np.int64),
         size=size,
     )
@@ -132,7 +132,7 @@ def _images(folder: Path) -> Iterator[Path]:
                 yield Path(base, name)
 
 
-def _encodable(image: str, root: Path) -> str:
+def _check_utf8(image: str, root: Path) -> str:
     try:
         image.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""One door for every data set: what a path holds is seen from the path."""
+"""Open a data set of any kind; the path alone decides which."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from whycam.data import cifar, parquet
 from whycam.data.bundled import bundled_source
 from whycam.data.decode import EXTENSIONS
+from whycam.data.download import partial_folder
 from whycam.data.folder import open_folder
 from whycam.data.labels import match_classes
 from whycam.data.source import ArraySource, ImageSource
@@ -17,7 +18,7 @@ from whycam.errors import WhycamError
 
 BUNDLED = "bundled"
 _ARCHIVES = ("cifar-10-binary.tar.gz", "cifar-10-python.tar.gz")
-_RECOGNIZED = (
+_SUPPORTED = (
     "CIFAR-10 as .tar.gz or as the folder cifar-10-batches-bin or cifar-10-batches-py, Parquet files with the columns "
     "img or image and label, a folder of images (class/name.png, also inside train/ and test/), "
     f"or the word {BUNDLED!r}"
@@ -56,16 +57,16 @@ def open_source(
     """
     if str(path) == BUNDLED:
         return _relabel(bundled_source(split), classes)
-    place = Path(path)
+    root = Path(path)
     try:
-        if place.is_dir():
-            source = _open_directory(place, split, size, classes)
-        elif place.exists():
-            source = _open_file(place, split, size, classes)
+        if root.is_dir():
+            source = _open_directory(root, split, size, classes)
+        elif root.exists():
+            source = _open_file(root, split, size, classes)
         else:
-            raise WhycamError(f"{place} does not exist: give {_RECOGNIZED}")
+            raise WhycamError(f"{root} does not exist: give {_SUPPORTED}")
     except OSError as error:
-        raise WhycamError(f"{place} cannot be read ({error.strerror}): check its permissions") from error
+        raise WhycamError(f"{root} cannot be read ({error.strerror}): check its permissions") from error
     return _relabel(source, classes) if isinstance(source, ArraySource) else source
 
 
@@ -80,7 +81,7 @@ def _open_directory(path: Path, split: str, size: tuple[int, int] | None, classe
         return parquet.open_parquet(path, split, size=size, classes=classes)
     source = open_folder(path, split, size=size, classes=classes)
     if source is None:
-        raise WhycamError(f"{path} is nothing whycam reads: it {_inventory(path)}; give {_RECOGNIZED}")
+        raise WhycamError(f"{path} is nothing whycam reads: it {_list_contents(path)}; give {_SUPPORTED}")
     return source
 
 
@@ -91,26 +92,26 @@ def _open_file(path: Path, split: str, size: tuple[int, int] | None, classes: Se
         return cifar.read_archive(path, split)
     if start == b"PAR1" or path.suffix.lower() == ".parquet":
         return parquet.open_parquet(path, split, size=size, classes=classes)
-    if path.suffix == ".bin" or path.name in {name for names in cifar.BATCHES.values() for name in names}:
+    if path.suffix == ".bin" or path.name in {name for names in cifar.BATCH_NAMES.values() for name in names}:
         what = "is one file of several; give the folder that it lies in"
     elif path.suffix.lower() in EXTENSIONS:
         what = "is one image; give a folder with one folder per class"
     elif not start:
-        what = f"is empty; give {_RECOGNIZED}"
+        what = f"is empty; give {_SUPPORTED}"
     elif zipfile.is_zipfile(path):
         what = "is a zip archive; unpack it and give the folder"
     else:
-        what = f"is nothing whycam reads; give {_RECOGNIZED}"
+        what = f"is nothing whycam reads; give {_SUPPORTED}"
     raise WhycamError(f"{path} {what}")
 
 
-def _inventory(path: Path) -> str:
-    """What a folder that was not recognized does hold, in a few words."""
+def _list_contents(path: Path) -> str:
+    """What a folder of no recognized kind holds, in a few words."""
     names = sorted(entry.name + "/" * entry.is_dir() for entry in path.iterdir())
     if not names:
         return "is empty"
-    if any(name.endswith(".tar.gz.part") for name in names):
-        return "holds an unfinished download (finish it with whycam data)"
+    if partial_folder(path / cifar.BINARY_FOLDER).is_dir():
+        return "holds an unfinished download (run whycam data again)"
     if any(Path(name).suffix.lower() in EXTENSIONS for name in names):
         return "holds images, but not in one folder per class"
     return f"holds {', '.join(names[:5])}{f' and {len(names) - 5:,} more' if len(names) > 5 else ''}"

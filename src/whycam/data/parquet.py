@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from whycam.data.batches import Encoded, read_batch
-from whycam.data.cifar import BATCH, CLASSES, cifar_source
+from whycam.data.batches import EncodedImage, decode_batch
+from whycam.data.cifar import CIFAR10_CLASSES, IMAGES_PER_BATCH, cifar_source
 from whycam.data.decode import Pixels, decode_image
 from whycam.data.labels import match_classes
 from whycam.data.source import ArraySource, ImageSource, IndexArray
-from whycam.data.splits import canonical, choose, choose_unsplit
+from whycam.data.splits import choose_split, split_of_name, split_of_undivided_data
 from whycam.errors import WhycamError, missing_extra
 
 _IMAGE_COLUMNS = ("img", "image")
@@ -64,9 +64,9 @@ class ParquetSource:
 
     def read(self, indices: Sequence[int] | IndexArray) -> Tensor:
         """The images at ``indices`` as (B, 3, H, W) uint8 RGB, fitted to ``size``."""
-        return read_batch([self._encoded(int(index)) for index in indices], self.size, self._encoded(0))
+        return decode_batch([self._encoded(int(index)) for index in indices], self.size, self._encoded(0))
 
-    def _encoded(self, index: int) -> Encoded:
+    def _encoded(self, index: int) -> EncodedImage:
         if not -len(self) <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         index %= len(self)
@@ -76,7 +76,7 @@ class ParquetSource:
             self._cache.clear()  # one row group in memory at a time
             with _open(group.file) as file:
                 self._cache[position] = file.read_row_group(group.number, columns=[self.column]).column(self.column)
-        return Encoded(_content(self._cache[position][index - group.start], self.ids[index]), self.ids[index])
+        return EncodedImage(_content(self._cache[position][index - group.start], self.ids[index]), self.ids[index])
 
 
 def find_parquet(path: Path) -> dict[str, list[Path]]:
@@ -87,12 +87,12 @@ def find_parquet(path: Path) -> dict[str, list[Path]]:
     """
     for name in _SUBFOLDERS:
         files = sorted((path / name).glob("*.parquet"))
-        nested = sorted(file for file in (path / name).glob("*/*.parquet") if canonical(file.parent.name))
+        nested = sorted(file for file in (path / name).glob("*/*.parquet") if split_of_name(file.parent.name))
         splits: dict[str, list[Path]] = {}
         for file in files:
             splits.setdefault(_split_of(file.name) or "all", []).append(file)
         for file in nested:
-            splits.setdefault(canonical(file.parent.name) or "all", []).append(file)
+            splits.setdefault(split_of_name(file.parent.name) or "all", []).append(file)
         if splits:
             return splits
     return {}
@@ -110,19 +110,19 @@ def open_parquet(
         WhycamError: the split or one of its files is missing, or a file is damaged or has other columns.
     """
     if path.is_file():
-        split = choose_unsplit(split, _split_of(path.name) or "", str(path))
+        split = split_of_undivided_data(split, _split_of(path.name) or "", str(path))
         files = [path]
     else:
         splits = find_parquet(path)
         if set(splits) == {"all"}:
-            split, files = choose_unsplit(split, path.resolve().name, str(path)), splits["all"]
+            split, files = split_of_undivided_data(split, path.resolve().name, str(path)), splits["all"]
         else:
-            split = choose(split, splits, str(path))
+            split = choose_split(split, splits, str(path))
             files = splits[split]
         _check_complete(files)
     column, names = _schema(files[0])
     groups, labels, names = _rows(files, column, names)
-    if len(labels) <= _IN_MEMORY and len(labels) and names in (None, CLASSES):
+    if len(labels) <= _IN_MEMORY and len(labels) and names in (None, CIFAR10_CLASSES):
         source = _as_cifar(files, column, labels, split, named=names is not None)
         if source is not None:
             return source
@@ -150,7 +150,7 @@ def open_parquet(
 
 def _split_of(name: str) -> str | None:
     match = _SHARD.match(name)
-    return canonical(match["split"]) if match else None
+    return split_of_name(match["split"]) if match else None
 
 
 def _check_complete(files: list[Path]) -> None:
@@ -233,18 +233,18 @@ def _as_cifar(files: list[Path], column: str, labels: IndexArray, split: str, *,
 
     Where the file does not name the classes itself (``named``), the contents must be the official ones.
     """
-    if int(labels.max()) > 9 or (not named and len(labels) % BATCH):
+    if int(labels.max()) > 9 or (not named and len(labels) % IMAGES_PER_BATCH):
         return None
     batches: list[Pixels] = []
-    first: Encoded | None = None
+    first: EncodedImage | None = None
     for file in files:
         with _open(file) as opened:
             for batch in opened.iter_batches(batch_size=1000, columns=[column]):
-                items = [Encoded(_content(value, str(file)), f"{file}: an image") for value in batch.column(0)]
+                items = [EncodedImage(_content(value, str(file)), f"{file}: an image") for value in batch.column(0)]
                 first = first or items[0]
                 if not batches and decode_image(first.content, first.label).shape[:2] != (32, 32):
                     return None
-                batches.append(read_batch(items, None, first).numpy())
+                batches.append(decode_batch(items, None, first).numpy())
     source = cifar_source(np.concatenate(batches), labels, split)
     return source if named or source.name == "CIFAR-10" else None
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from whycam._lazy import renamed_attribute
 from whycam.errors import WhycamError
 
 CHANNEL_ORDERS = ("RGB", "BGR", "L")
@@ -60,7 +61,7 @@ class Preprocess:
         Raises:
             WhycamError: the batch has another shape, type or range, or holds NaN.
         """
-        return self._normalized(fit(_unit_interval(images), self.size))
+        return self._normalize(resize_center_crop(_unit_interval(images), self.size))
 
     def normalize(self, images: Tensor) -> Tensor:
         """The same without resizing, for networks that take images of any size.
@@ -74,9 +75,11 @@ class Preprocess:
         Raises:
             WhycamError: the batch has another shape, type or range, or holds NaN.
         """
-        return self._normalized(_unit_interval(images))
+        return self._normalize(_unit_interval(images))
 
-    def _normalized(self, pixels: Tensor) -> Tensor:
+    normalise = renamed_attribute("normalise", "normalize")
+
+    def _normalize(self, pixels: Tensor) -> Tensor:
         if self.channels == "BGR":
             pixels = pixels.flip(1)
         elif self.channels == "L":
@@ -118,7 +121,7 @@ class Preprocess:
 CIFAR10 = Preprocess(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616), size=(32, 32))
 
 
-def fit(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_center_crop(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize (B, C, h, w) floats so that they cover ``size`` and crop the center; equal sizes pass untouched."""
     height, width = pixels.shape[-2:]
     if (height, width) == size:

@@ -1,4 +1,4 @@
-"""What every data set looks like from inside: an ordered, labeled, identified source of pixels."""
+"""What every data set is to the rest of whycam: images in a fixed order, with labels and ids."""
 
 from __future__ import annotations
 

@@ -17,12 +17,12 @@ _SPELLINGS = {
 }
 
 
-def canonical(name: str) -> str | None:
+def split_of_name(name: str) -> str | None:
     """The split that a folder or file name stands for, or None."""
     return _SPELLINGS.get(name.lower())
 
 
-def choose(requested: str, present: Collection[str], where: str) -> str:
+def choose_split(requested: str, present: Collection[str], where: str) -> str:
     """The split to read: the one asked for, or "val" in place of a "test" that does not exist.
 
     Raises:
@@ -36,13 +36,13 @@ def choose(requested: str, present: Collection[str], where: str) -> str:
     raise WhycamError(f"{where} has no split {requested!r}; there is {there}")
 
 
-def choose_unsplit(requested: str, name: str, where: str) -> str:
+def split_of_undivided_data(requested: str, name: str, where: str) -> str:
     """The split that data without splits passes for: its own name's if asked for, else "all" for "test" and "all".
 
     Raises:
         WhycamError: another split is asked for.
     """
-    if requested == canonical(name):
+    if requested == split_of_name(name):
         return requested
     if requested in ("test", "all"):
         return "all"

@@ -1,4 +1,4 @@
-"""A part of a data set that is one itself."""
+"""A subset of a data set, which is a data set too."""
 
 from __future__ import annotations
 

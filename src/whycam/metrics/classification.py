@@ -1,4 +1,4 @@
-"""How well a classifier does: accuracy with an interval, calibration, confusion, per class."""
+"""Scores of a classifier: accuracy with its interval, calibration, confusion matrix, accuracy per class."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _Z95 = 1.959963984540054  # the 97.5% quantile of the normal distribution
 
 @dataclass(frozen=True)
 class Bin:
-    """Images whose confidence lies in (low, high]; confidence and accuracy are means over them, None if n is 0."""
+    """The images whose confidence lies in (low, high], with their mean confidence and accuracy (None if n is 0)."""
 
     low: float
     high: float
@@ -31,12 +31,12 @@ class Classification:
     """Scores of a classifier on a labeled set.
 
     Attributes:
-        n: images.
-        correct: of them classified right.
-        cross_entropy: mean, in nats.
+        n: the number of images.
+        correct: the number of correctly classified images.
+        cross_entropy: the mean, in nats.
         ece: expected calibration error over 15 equal bins of confidence (Guo et al., 2017, arXiv:1706.04599).
-        reliability: those bins.
-        confusion: K rows (actual) of K counts (predicted).
+        reliability: the bins.
+        confusion: K rows (actual class) of K counts (predicted class).
     """
 
     n: int
@@ -48,16 +48,16 @@ class Classification:
 
     @property
     def accuracy(self) -> float:
-        """Share classified right, in [0, 1]."""
+        """The share of correctly classified images, in [0, 1]; NaN if there are no images."""
         return self.correct / self.n if self.n else math.nan
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95% interval of the accuracy; see `wilson_interval`."""
+        """The 95% interval of the accuracy, see `wilson_interval`."""
         return wilson_interval(self.correct, self.n)
 
     def to_dict(self, classes: Sequence[str]) -> dict[str, Any]:
-        """The JSON form, with a row per class."""
+        """The JSON form, with a row for each class."""
         rows = [
             {
                 "class": name,
@@ -83,16 +83,16 @@ class Classification:
 
 
 def score_classification(logits: Tensor, labels: Tensor) -> Classification:
-    """Score (N, K) logits against (N,) labels; computed in float64."""
+    """Score (N, K) logits against (N,) labels, in float64."""
     classes = logits.shape[1]
     logits = logits.double()
     confidence, predicted = logits.softmax(dim=1).max(dim=1)
-    right = predicted == labels
+    is_correct = predicted == labels
     counts = torch.bincount(labels * classes + predicted, minlength=classes * classes).view(classes, classes)
-    bins = reliability_bins(confidence, right)
+    bins = reliability_bins(confidence, is_correct)
     return Classification(
         n=len(labels),
-        correct=int(right.sum()),
+        correct=int(is_correct.sum()),
         cross_entropy=float(F.cross_entropy(logits, labels)) if len(labels) else math.nan,
         ece=calibration_error(bins),
         reliability=bins,
@@ -100,26 +100,30 @@ def score_classification(logits: Tensor, labels: Tensor) -> Classification:
     )
 
 
-def reliability_bins(confidence: Tensor, right: Tensor, bins: int = ECE_BINS) -> tuple[Bin, ...]:
-    """Sort images into ``bins`` equal bins of confidence, bin b being (b / bins, (b + 1) / bins].
+def reliability_bins(confidence: Tensor, is_correct: Tensor, bins: int = ECE_BINS) -> tuple[Bin, ...]:
+    """Sort images into equal bins of confidence; bin b is (b / bins, (b + 1) / bins].
 
     Args:
         confidence: (N,) probability of the predicted class.
-        right: (N,) bool.
-        bins: how many.
+        is_correct: (N,) bool.
+        bins: the number of bins.
     """
     index = (confidence.double() * bins).ceil().long().sub(1).clamp(0, bins - 1)
     result = []
     for b in range(bins):
         inside = index == b
         n = int(inside.sum())
-        means = (float(confidence[inside].double().mean()), float(right[inside].double().mean())) if n else (None, None)
+        means = (
+            (float(confidence[inside].double().mean()), float(is_correct[inside].double().mean()))
+            if n
+            else (None, None)
+        )
         result.append(Bin(b / bins, (b + 1) / bins, n, *means))
     return tuple(result)
 
 
 def calibration_error(bins: Sequence[Bin]) -> float:
-    """Expected calibration error: Σ |accuracy − confidence| over the bins, weighted by their share of the images."""
+    """Expected calibration error: |accuracy − confidence| of each bin, weighted by the bin's share of the images."""
     total = sum(entry.n for entry in bins)
     gaps = (
         entry.n * abs(entry.accuracy - entry.confidence)
@@ -130,7 +134,7 @@ def calibration_error(bins: Sequence[Bin]) -> float:
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """The 95% score interval of a proportion (Wilson, 1927), which stays inside [0, 1] and is right for few images."""
+    """The 95% score interval of a proportion (Wilson, 1927): it stays inside [0, 1] and is valid for few images."""
     if n == 0:
         return (0.0, 1.0)
     share, z2 = successes / n, _Z95**2

@@ -1,4 +1,4 @@
-"""Networks, their checkpoints, and the table that summarizes them."""
+"""Networks, their checkpoints, and the layer table."""
 
 from whycam._lazy import lazy_names
 from whycam.models.checkpoint import ModelSpec, save_checkpoint

@@ -24,14 +24,14 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What has to be known about a network besides its weights.
+    """A network without its weights: architecture, classes and preprocessing.
 
     Attributes:
-        architecture: a name of ``whycam.models.ARCHITECTURES``, or what describes your own module.
+        architecture: a name in ``whycam.models.ARCHITECTURES``, or the class name of your own module.
         classes: class names in the order of the logits.
         preprocess: how pixels become input.
         training: the training record as it was written (recipe, epochs, accuracy …); empty when unknown.
-        weights_sha256: digest of the weights (names, shapes and fp32 values), however the file stores them.
+        weights_sha256: digest of the weights (names, shapes and fp32 values), independent of the file's number type.
         notes: what had to be assumed on loading, one sentence each, to be shown to the user.
     """
 
@@ -46,12 +46,12 @@ class ModelSpec:
 def save_checkpoint(
     folder: str | Path, model: nn.Module, spec: ModelSpec, *, dtype: torch.dtype = torch.float32
 ) -> Path:
-    """Write ``model.safetensors`` and ``config.json``; each appears whole or not at all.
+    """Write ``model.safetensors`` and ``config.json``; each file is either complete or absent.
 
     Args:
         folder: created if missing.
         model: its state_dict is written; tensors are copied to the CPU.
-        spec: ``weights_sha256`` is computed here, whatever it holds.
+        spec: its ``weights_sha256`` is ignored; the digest is computed here.
         dtype: how floating-point weights are stored; float16 halves the file.
 
     Returns:
@@ -77,7 +77,7 @@ def save_checkpoint(
     }
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    # The weights first: a config.json is only ever seen beside weights it describes.
+    # The weights first, so that every config.json lies beside the weights that it describes.
     write_bytes(folder / WEIGHTS_FILE, save(tensors))
     write_bytes(folder / CONFIG_FILE, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
     return folder
@@ -112,7 +112,7 @@ def read_config(path: Path) -> ModelSpec:
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, shapes and values (floats as fp32): fp16 and fp32 files agree where their values do."""
+    """SHA-256 over names, shapes and values (floats as fp32): equal values in fp16 and in fp32 have the same digest."""
     state = hashlib.sha256()
     for name in sorted(tensors):
         value = tensors[name].detach().cpu()
@@ -123,7 +123,7 @@ def weights_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def check_classes(spec: ModelSpec, source: ImageSource) -> None:
-    """Refuse data whose classes are not the network's.
+    """Refuse data with other classes than the network's.
 
     Raises:
         WhycamError: there are more or fewer classes, or the same names in another order.
@@ -135,7 +135,7 @@ def check_classes(spec: ModelSpec, source: ImageSource) -> None:
         )
     ours = {name.lower(): index for index, name in enumerate(spec.classes)}
     for index, name in enumerate(source.classes):
-        # Other names for the same classes (car, automobile) are common; another order would be wrong silently.
+        # Other names for the same class (car, automobile) are common; another order would give wrong results silently.
         if ours.get(name.lower(), index) != index:
             raise WhycamError(
                 f"class {index} is {spec.classes[index]!r} for the network and {name!r} in {source.name}: "

@@ -1,4 +1,4 @@
-"""Checkpoints in: the bundled one, whycam's own format, and the layouts people have on disk."""
+"""Load checkpoints: the bundled one, whycam's own format, and the common layouts of training scripts."""
 
 from __future__ import annotations
 
@@ -14,21 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from whycam.data.cifar import CIFAR10_CLASSES
 from whycam.data.preprocess import CIFAR10, Preprocess
 from whycam.errors import WhycamError, near_misses
 from whycam.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE, ModelSpec, read_config, weights_digest
 from whycam.models.resnet import ARCHITECTURES
 
-CIFAR10_CLASSES = (
-    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
-)  # fmt: skip
 BUNDLED = {"cifar10-resnet18": Path(__file__).parent.parent / "assets" / "cifar10-resnet18"}
 
-# Wrappers around a network leave these in front of every name (DataParallel and DDP, torch.compile).
+# DataParallel, DDP and torch.compile put these in front of every name.
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
-# Training scripts put the network under one of these keys.
+# Training scripts store the state_dict under one of these keys.
 _NETWORK_KEYS = ("net", "state_dict", "model", "model_state_dict", "model_state", "network")
-# No network this loader knows is near it; it stops a small archive that unpacks to terabytes.
+# Far above every known network: it stops a small archive that unpacks to terabytes.
 _MAX_UNPACKED_BYTES = 8 * 2**30
 
 
@@ -44,18 +42,18 @@ def load(
     Args:
         checkpoint: the name of bundled weights ("cifar10-resnet18"); a folder with ``model.safetensors`` and
             ``config.json``; a ``.safetensors`` file; a PyTorch file (``.pt``, ``.pth``, ``.ckpt``, ``.bin``) that
-            holds the state_dict of a CIFAR ResNet-18 or -34, plain or under "net"/"state_dict"/"model", with or
+            holds the state_dict of one of ``ARCHITECTURES``, plain or under "net"/"state_dict"/"model", with or
             without ``module.`` and ``_orig_mod.`` prefixes; or your own module, which is used as it is.
-        classes: names that override the checkpoint's; as many as there are logits.
+        classes: names that override the checkpoint's; one per logit.
         preprocess: overrides the checkpoint's.
-        device: where the network goes; the weights are fp32 whatever the file stores.
+        device: where the network goes; the weights are fp32, whatever type the file stores.
 
     Returns:
-        The module in eval mode (convolution weights channels-last, which is the faster layout), and its spec. What is
-        loaded from a file has the class names as its attribute ``class_names`` too.
+        The module in eval mode and its spec. A module that was loaded from a file has channels-last convolution
+        weights, the faster layout, and the class names in its attribute ``class_names``.
 
     Raises:
-        WhycamError: the file is missing, damaged, holds anything besides tensors and plain values, or fits no
+        WhycamError: the file is missing or damaged, holds anything besides tensors and plain values, or fits no
             known architecture.
     """
     if isinstance(checkpoint, nn.Module):
@@ -68,26 +66,25 @@ def load(
         return checkpoint.to(device).eval(), spec
 
     state, spec = _read(checkpoint)
-    model = _build(state, spec, checkpoint)
+    model, outputs = _build(state, spec, checkpoint)
     spec = dataclasses.replace(
         spec,
         preprocess=preprocess or spec.preprocess,
         classes=tuple(classes) if classes is not None else spec.classes,
         weights_sha256=weights_digest(model.state_dict()),
     )
-    outputs = state["linear.bias"].numel()
     if len(spec.classes) != outputs:
         raise WhycamError(
             f"{checkpoint}: the network has {outputs} outputs, but {len(spec.classes)} class names are given"
         )
-    # To the type checker a module's attributes are tensors and modules.
+    # The type checker knows only tensors and modules as a module's attributes.
     model.class_names = spec.classes  # type: ignore[assignment]
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.eval(), spec
 
 
 def _read(checkpoint: str | Path) -> tuple[dict[str, Tensor], ModelSpec]:
-    """The network's tensors and what is known about it, from wherever they lie."""
+    """The network's tensors and its spec, from a bundled name, a folder or a file."""
     path = BUNDLED.get(str(checkpoint), Path(checkpoint))
     if path.is_dir():
         if not (path / WEIGHTS_FILE).is_file():
@@ -106,7 +103,7 @@ def _read(checkpoint: str | Path) -> tuple[dict[str, Tensor], ModelSpec]:
         known = near_misses(str(checkpoint), BUNDLED)
         raise WhycamError(f"{checkpoint}: no such checkpoint; give a file, a folder, or a bundled name{known}")
     if path.name == WEIGHTS_FILE and (path.parent / CONFIG_FILE).is_file():
-        return _read(path.parent)  # the weights of a checkpoint folder: with its description and its checksum
+        return _read(path.parent)  # a checkpoint folder's weights: read its description and checksum too
     if path.suffix == ".safetensors":
         state = _network_tensors(_read_safetensors(path), path)
     else:
@@ -128,7 +125,7 @@ def _read_pytorch(path: Path) -> Any:
     _refuse_inflating_archive(path)
     try:
         with warnings.catch_warnings():
-            # Torch warns of unusual pickle protocols; what it cannot read it refuses all the same.
+            # Torch warns of unusual pickle protocols, but it also refuses those that it cannot read.
             warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -138,11 +135,12 @@ def _read_pytorch(path: Path) -> Any:
             f"{path}: holds something besides tensors and plain values{what}, which loading would execute; save the "
             "state_dict alone: torch.save(model.state_dict(), path)"
         ) from error
-    except Exception as error:  # what is no pickle at all makes the unpickler stumble in any way there is
+    except Exception as error:  # the unpickler can raise any exception on bytes that are not a pickle
         raise WhycamError(f"{path}: not a readable PyTorch file, perhaps truncated or of another kind") from error
 
 
 def _refuse_inflating_archive(path: Path) -> None:
+    """Refuse an archive that would unpack to far more than its own size."""
     try:
         if not zipfile.is_zipfile(path):
             return
@@ -158,7 +156,7 @@ def _refuse_inflating_archive(path: Path) -> None:
 
 
 def _network_tensors(content: Any, path: Path) -> dict[str, Tensor]:
-    """Find the state_dict in what a training script saved, and take wrappers' prefixes off its names."""
+    """Find the state_dict in a training script's checkpoint, and remove wrappers' prefixes from its names."""
     for key in _NETWORK_KEYS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -173,46 +171,34 @@ def _network_tensors(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _infer_spec(state: Mapping[str, Tensor], path: Path) -> ModelSpec:
-    """Recognize an architecture by its tensors' names and say what had to be assumed."""
-    architecture = next((name for name in ARCHITECTURES if _matches(state, name)), None)
-    if architecture is None:
+    """Recognize the architecture by the tensors' names, and note what had to be assumed."""
+    found = {name: n for name, known in ARCHITECTURES.items() if (n := known.num_classes(state)) is not None}
+    if not found:
         raise WhycamError(
             f"{path}: its tensors ({_few(state)}) are those of none of {', '.join(ARCHITECTURES)}; "
             "load your own module in Python and pass it to whycam.explain"
         )
-    outputs = len(state["linear.bias"])
-    classes = CIFAR10_CLASSES if outputs == 10 else tuple(f"class {index}" for index in range(outputs))
+    architecture, outputs = next(iter(found.items()))
+    ten = outputs == len(CIFAR10_CLASSES)
+    assumed = "CIFAR-10's are assumed" if ten else "numbered classes and CIFAR-10's normalization are assumed"
     return ModelSpec(
         architecture=architecture,
-        classes=classes,
-        notes=(
-            f"{path.name} says nothing of its classes and normalization: "
-            + (
-                "CIFAR-10's are assumed."
-                if outputs == 10
-                else "numbered classes and CIFAR-10's normalization are assumed."
-            ),
-        ),
+        classes=CIFAR10_CLASSES if ten else tuple(f"class {index}" for index in range(outputs)),
+        notes=(f"{path.name} says nothing of its classes and normalization: {assumed}.",),
     )
 
 
-def _matches(state: Mapping[str, Tensor], architecture: str) -> bool:
-    """Whether the names are the architecture's; BatchNorm's batch counters may be missing."""
-    with torch.device("meta"):
-        expected = set(ARCHITECTURES[architecture](10).state_dict())
-    counters = {name for name in expected if name.endswith("num_batches_tracked")}
-    # The classifier's bias tells how many classes there are, so it is looked at before anything is built.
-    return expected - counters <= set(state) <= expected and state["linear.bias"].ndim == 1
-
-
-def _build(state: Mapping[str, Tensor], spec: ModelSpec, checkpoint: str | Path) -> nn.Module:
-    if spec.architecture not in ARCHITECTURES:
+def _build(state: Mapping[str, Tensor], spec: ModelSpec, checkpoint: str | Path) -> tuple[nn.Module, int]:
+    """The network with the weights of ``state``, and its number of classes."""
+    architecture = ARCHITECTURES.get(spec.architecture)
+    if architecture is None:
         raise WhycamError(
             f"{checkpoint}: unknown architecture {spec.architecture!r}{near_misses(spec.architecture, ARCHITECTURES)}"
         )
-    if not _matches(state, spec.architecture):
+    outputs = architecture.num_classes(state)
+    if outputs is None:
         raise WhycamError(f"{checkpoint}: its tensors ({_few(state)}) are not those of {spec.architecture}")
-    model = ARCHITECTURES[spec.architecture](state["linear.bias"].numel())
+    model = architecture(outputs)
     for name, target in model.state_dict().items():
         source = state.get(name)
         if source is None:
@@ -229,9 +215,10 @@ def _build(state: Mapping[str, Tensor], spec: ModelSpec, checkpoint: str | Path)
                 f"{checkpoint}: {name} holds NaN or infinite values; the network was not trained to an end"
             )
         target.copy_(source)
-    return model
+    return model, outputs
 
 
 def _few(state: Mapping[str, Tensor]) -> str:
+    """The first names, for an error message."""
     names = list(state)
     return ", ".join(names[:3]) + (f" … {len(names)} in all" if len(names) > 3 else "")

@@ -5,8 +5,10 @@ Parameter names follow the most widely used CIFAR checkpoints: ``conv1, bn1, lay
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -63,7 +65,7 @@ class ResNet(nn.Module):
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         for stage in range(1, self.stages + 1):
             x = getattr(self, f"layer{stage}")(x)
-        # The mean over positions is the adaptive pool to 1×1, and exact in either memory layout.
+        # This mean is global average pooling; unlike the pooling layer it is exact in either memory layout.
         logits: Tensor = self.linear(x.mean(dim=(2, 3)))
         return logits
 
@@ -79,19 +81,52 @@ def resnet34(num_classes: int = 10) -> ResNet:
 
 
 def zero_last_gains(model: nn.Module) -> None:
-    """Set the gain of every block's last BatchNorm to zero, in place: the block then is relu(shortcut(x))."""
+    """Set the gain of every block's last BatchNorm to zero, in place: the block is then relu(shortcut(x))."""
     for module in model.modules():
         if isinstance(module, BasicBlock):
             nn.init.zeros_(module.bn2.weight)
 
 
-ARCHITECTURES: dict[str, Callable[[int], nn.Module]] = {"resnet18": resnet18, "resnet34": resnet34}
+@dataclass(frozen=True)
+class Architecture:
+    """How to build a network, and how to recognize it by its tensors.
 
+    Attributes:
+        build: K, the number of classes → the network with its initial weights.
+        class_tensor: the name of the one-dimensional tensor with one entry per class, usually the last layer's bias.
+    """
+
+    build: Callable[[int], nn.Module]
+    class_tensor: str
+
+    def __call__(self, num_classes: int) -> nn.Module:
+        """The network with its initial weights."""
+        return self.build(num_classes)
+
+    def num_classes(self, state: Mapping[str, Tensor]) -> int | None:
+        """The number of classes of a state_dict; None where its names are not this architecture's.
+
+        BatchNorm's batch counters may be missing. Only names are compared, so that nothing is built from a state_dict
+        of unknown size.
+        """
+        with torch.device("meta"):
+            expected = set(self.build(1).state_dict())
+        required = {name for name in expected if not name.endswith("num_batches_tracked")}
+        if not required <= set(state) <= expected or state[self.class_tensor].ndim != 1:
+            return None
+        return len(state[self.class_tensor])
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "resnet18": Architecture(resnet18, class_tensor="linear.bias"),
+    "resnet34": Architecture(resnet34, class_tensor="linear.bias"),
+}
+"""The networks that ``load`` recognizes and a recipe can name. A new one needs an entry here and nothing else."""
 
 STUDY_LAYERS = ("layer2[-2]", "layer3[-2]", "layer4[-1]")
 
 
 def study_layers(model: nn.Module) -> tuple[str, ...] | None:
-    """The study's three layers where the network has the ResNet's four stages, else None: the last spatial layer."""
-    stages = dict(model.named_children())
-    return STUDY_LAYERS if all(layer.partition("[")[0] in stages for layer in STUDY_LAYERS) else None
+    """The study's three layers if the network has a ResNet's four stages, else None."""
+    children = dict(model.named_children())
+    return STUDY_LAYERS if all(layer.partition("[")[0] in children for layer in STUDY_LAYERS) else None

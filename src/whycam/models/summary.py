@@ -1,4 +1,4 @@
-"""The layer table of a network, in the layout that the study printed."""
+"""The layer table of a network, in the layout of the original study."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from whycam.nn_utils import first_tensor, hookable_modules, instrumented
+from whycam.nn_utils import first_tensor, hookable_modules, hooked, instrumented
 
 _MEBIBYTE = 1024**2
 _FLOAT_BYTES = 4
@@ -17,7 +17,13 @@ _FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class Row:
-    """One layer: its numbered type, output shape without the batch, and own parameters."""
+    """One layer.
+
+    Attributes:
+        name: its type and number.
+        shape: of its output, without the batch.
+        parameters: its own, without those of the layers inside it.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -28,8 +34,8 @@ class Row:
 class Summary:
     """The table's rows and totals; ``str()`` gives the table.
 
-    Sizes are in MiB (labeled MB as the study has it), counted at four bytes a number: the input, every listed
-    layer's output once forward and once backward, and the parameters.
+    Sizes are in MiB (labeled MB, as in the study), at four bytes per number: the input, every listed layer's output
+    once forward and once backward, and the parameters.
     """
 
     rows: tuple[Row, ...]
@@ -63,15 +69,15 @@ class Summary:
 def summarize(model: nn.Module, input_shape: Sequence[int] = (3, 32, 32)) -> Summary:
     """Run one zero image through ``model`` and list its layers in the order in which they finish.
 
-    Listed is every module that holds parameters itself or is a block of its own; bare containers
-    (``Sequential``, ``ModuleList``) and the network as a whole are not. The model is left as it was.
+    Every module has a row, except containers (``Sequential``, ``ModuleList``) and the network itself. The model is
+    not changed.
 
     Args:
         model: any module that takes one (1, C, H, W) tensor.
         input_shape: (C, H, W) of one image.
 
     Returns:
-        The rows and totals; every parameter is counted once, also where modules share it.
+        The rows and totals. A parameter that several modules share is counted once.
     """
     rows: list[Row] = []
 
@@ -79,23 +85,16 @@ def summarize(model: nn.Module, input_shape: Sequence[int] = (3, 32, 32)) -> Sum
         tensor = first_tensor(output)
         if tensor is None:
             return
-        # A block's own parameters only: the layers inside it have rows of their own.
+        # Not recursive: the layers inside a block have their own rows.
         own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
         rows.append(Row(f"{type(module).__name__}-{len(rows) + 1}", tuple(tensor.shape[1:]), own))
 
-    handles = [
-        module.register_forward_hook(record)
-        for module in hookable_modules(model)
-        if module is not model and not isinstance(module, nn.Sequential | nn.ModuleList)
-    ]
+    listed = (module for module in hookable_modules(model) if not isinstance(module, nn.Sequential | nn.ModuleList))
+    hooks = ((module, record) for module in listed if module is not model)
     parameter = next(model.parameters(), torch.empty(0))
     image: Tensor = torch.zeros((1, *input_shape), device=parameter.device, dtype=parameter.dtype)
-    try:
-        with instrumented(model), torch.no_grad():
-            model(image)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with instrumented(model), torch.no_grad(), hooked(hooks):
+        model(image)
     parameters = list(model.parameters())
     return Summary(
         rows=tuple(rows),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from whycam.nn_utils import instrumented, unwrapped
+from whycam.nn_utils import hooked, instrumented, unwrapped
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,11 +52,8 @@ def find_head(model: nn.Module, inputs: Tensor) -> Head | None:
 
         return hook
 
-    with ExitStack() as stack:
-        stack.enter_context(instrumented(model))
-        for path, module in unwrapped(model).named_modules():
-            if isinstance(module, nn.Linear):
-                stack.callback(module.register_forward_hook(record(path), with_kwargs=True).remove)
+    linear = ((path, module) for path, module in unwrapped(model).named_modules() if isinstance(module, nn.Linear))
+    with instrumented(model), hooked(((module, record(path)) for path, module in linear), with_kwargs=True):
         logits = model(inputs)
     found = [
         Head(path, features.shape[1], module)
@@ -81,12 +78,8 @@ def features_of(model: nn.Module, head: Head | None) -> Iterator[list[Tensor]]:
     def record(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         seen.append(_input(args, kwargs).detach())
 
-    with instrumented(model):
-        handle = head.module.register_forward_pre_hook(record, with_kwargs=True)
-        try:
-            yield seen
-        finally:
-            handle.remove()
+    with instrumented(model), hooked([(head.module, record)], before=True, with_kwargs=True):
+        yield seen
 
 
 def _input(args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Tensor:

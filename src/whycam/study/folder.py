@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from whycam._lazy import renamed_attribute
 from whycam.errors import WhycamError
 from whycam.files import write_bytes, writing
 from whycam.study.label_issues import label_issues
@@ -94,15 +94,7 @@ class Study:
         """One row per error with the evidence against its label, the most suspicious label first."""
         return label_issues(self.predictions, self.neighbors)
 
-    @property
-    def suspects(self) -> pa.Table:
-        """The old name of `label_issues`."""
-        warnings.warn(
-            "Study.suspects is now Study.label_issues; the old name goes with version 0.3",
-            DeprecationWarning,
-            stacklevel=2,
-        )
-        return self.label_issues
+    suspects = renamed_attribute("suspects", "label_issues")
 
     @property
     def why_no_neighbors(self) -> str | None:

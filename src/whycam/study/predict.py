@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from whycam.data.preprocess import Preprocess
 from whycam.data.source import ImageSource
-from whycam.errors import WhycamError
+from whycam.errors import WhycamError, check_batch_size
 from whycam.metrics.classification import Classification, score_classification
 from whycam.models.checkpoint import ModelSpec, check_classes
 from whycam.nn_utils import in_eval_mode
@@ -57,8 +57,7 @@ def evaluate(
     Raises:
         WhycamError: there is no image, or the classes differ from the network's.
     """
-    if batch_size < 1:
-        raise WhycamError(f"the batch size must be at least 1, got {batch_size}")
+    check_batch_size(batch_size)
     check_classes(spec, source)
     if not len(source):
         raise WhycamError(f"{source.name}: there is no image to evaluate")

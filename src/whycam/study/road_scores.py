@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from whycam.cam.maps import finite
 from whycam.cam.methods import METHODS
-from whycam.cam.methods.registry import INPUT
-from whycam.cam.passes.trace import LayerTrace
-from whycam.data.preprocess import Preprocess, fit
+from whycam.cam.passes.trace import INPUT, LayerTrace
+from whycam.data.preprocess import Preprocess, resize_center_crop
 from whycam.data.source import IndexArray
 from whycam.metrics.faithfulness.road import PERCENTILES, Road, road
 from whycam.metrics.statistics import bootstrap_interval
@@ -70,7 +69,7 @@ class Scorer:
             pixels: (B, 3, H, W) uint8.
             maps: (method, layer) → (B, h, w) float32 maps of the predicted class.
         """
-        images = fit(pixels.float() / 255, self.preprocess.size).clamp(0, 1)
+        images = resize_center_crop(pixels.float() / 255, self.preprocess.size).clamp(0, 1)
         predicted = self.predictions["predicted"].to_numpy().astype(np.int64)[indices]
         tables = []
         for layer, method, ranking in self._rankings(indices, images, maps):

@@ -1,7 +1,7 @@
-"""Batched augmentation: an epoch's random draws as one plan, and pure tensor functions that carry it out.
+"""Batched augmentation: the random numbers of an epoch as one plan, and pure tensor functions that apply it.
 
-Every image has its own draws. They are made on the CPU, for a whole epoch at once, from the run's seed and the
-epoch; a batch is a slice of the plan, so a resumed run or another number of processes sees the same images.
+Every image has its own random numbers. They are drawn on the CPU for a whole epoch at once, from the run's seed and the
+epoch. A batch is a slice of the plan, so a resumed run or another number of processes sees the same images.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from whycam.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The draws for n images in the order in which they are trained on; every tensor is (n,).
+class AugmentationPlan:
+    """The random numbers for n images, in the order of training; every tensor is (n,).
 
     Attributes:
-        index: which image.
-        top, left: where its crop begins, in pixels of the padded image.
-        flip: whether it is mirrored.
-        hole_top, hole_left: where its hole begins, in pixels of the crop; −(hole's side) puts it outside: no hole.
-        gain, offset: brightness and contrast: pixel · gain + offset in [0, 1] units; 1 and 0 leave it.
+        index: of the image in the data set.
+        top, left: the crop's first row and column, in pixels of the padded image.
+        flip: whether the image is mirrored.
+        hole_top, hole_left: the hole's first row and column, in pixels of the crop; −(hole's side) means no hole.
+        gain, offset: contrast and brightness: pixel · gain + offset in [0, 1] units; 1 and 0 mean no change.
     """
 
     index: Tensor
@@ -39,25 +39,26 @@ class Plan:
     def __len__(self) -> int:
         return len(self.index)
 
-    def part(self, start: int, stop: int) -> Plan:
-        """The draws from ``start`` to ``stop``, as views."""
-        return Plan(**{field.name: getattr(self, field.name)[start:stop] for field in fields(self)})
+    def slice(self, start: int, stop: int) -> AugmentationPlan:
+        """Images ``start`` to ``stop``, as views."""
+        return AugmentationPlan(**{field.name: getattr(self, field.name)[start:stop] for field in fields(self)})
 
-    def to(self, device: torch.device) -> Plan:
+    def to(self, device: torch.device) -> AugmentationPlan:
         """The plan on ``device``."""
-        return Plan(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+        return AugmentationPlan(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
 
-def plan_epoch(recipe: Recipe, images: int, side: int, seed: int, epoch: int) -> Plan:
-    """Draw everything that is random about ``epoch`` (from 0) over ``images`` square images of ``side`` pixels.
+def plan_epoch(recipe: Recipe, images: int, side: int, seed: int, epoch: int) -> AugmentationPlan:
+    """Draw all random numbers of ``epoch`` (from 0) for ``images`` square images of ``side`` pixels.
 
-    A crop of the image's own size moves by up to ``pad`` pixels; a smaller one moves within the image, and over its
-    edge only by what ``pad`` is larger than that room; a larger one moves within the padded image.
+    A crop may lie up to ``pad`` pixels away from the center, or anywhere in the image if that allows more. So a small
+    crop reaches over the image's edge only if ``pad`` is large. A crop never leaves the padded image.
     """
     draw = generator(seed, "augment", epoch)
     size = recipe.crop_size(epoch, side)
-    reach = min(recipe.pad, max(0, recipe.pad - (side - size) // 2))
-    positions = side + 2 * reach - size + 1
+    # How far crops may reach over the image's edge.
+    overhang = min(recipe.pad, max(0, recipe.pad - (side - size) // 2))
+    positions = side + 2 * overhang - size + 1
     index = torch.randperm(images, generator=generator(seed, "order", epoch))
 
     def uniform(low: float, high: float) -> Tensor:
@@ -69,7 +70,7 @@ def plan_epoch(recipe: Recipe, images: int, side: int, seed: int, epoch: int) ->
     top, left = position(positions), position(positions)
     coin = torch.rand(images, generator=draw) < 0.5
     if recipe.flip == "alternate":
-        # One coin per image for the whole run, turned over every epoch.
+        # One coin per image for the whole run; its side changes every epoch.
         coin = torch.rand(images, generator=generator(seed, "flip"))[index] < 0.5
         coin = coin ^ bool(epoch % 2)
     flip = coin if recipe.flip != "none" else torch.zeros_like(coin)
@@ -79,16 +80,16 @@ def plan_epoch(recipe: Recipe, images: int, side: int, seed: int, epoch: int) ->
     jittered = torch.rand(images, generator=draw) < recipe.jitter_probability
     gain = torch.where(jittered, uniform(1 - recipe.jitter, 1 + recipe.jitter), 1.0)
     offset = torch.where(jittered, uniform(-recipe.jitter, recipe.jitter), 0.0)
-    margin = recipe.pad - reach
-    return Plan(index, top + margin, left + margin, flip, hole_top, hole_left, gain, offset)
+    margin = recipe.pad - overhang
+    return AugmentationPlan(index, top + margin, left + margin, flip, hole_top, hole_left, gain, offset)
 
 
 def crop_and_flip(images: Tensor, index: Tensor, top: Tensor, left: Tensor, size: int, flip: Tensor) -> Tensor:
-    """Cut one square per entry out of (N, H, W, C) padded images with a single gather.
+    """Cut one square per entry of ``index`` out of (N, H, W, C) padded images, with a single gather.
 
     Returns:
-        (B, size, size, C) in the images' type: image ``index[i]`` from (``top[i]``, ``left[i]``), mirrored where
-        ``flip[i]``.
+        (B, size, size, C) in the images' type: entry i is image ``index[i]`` from (``top[i]``, ``left[i]``), mirrored
+        if ``flip[i]``.
     """
     steps = torch.arange(size, device=images.device)
     rows = top[:, None] + steps

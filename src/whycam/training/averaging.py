@@ -1,4 +1,4 @@
-"""Weight averaging: an exponential moving average beside the weights, or lookahead, which returns to it."""
+"""Weight averaging: an exponential moving average beside the weights, or lookahead, which resets them to it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from whycam.training.recipe import Recipe
 
 
 class Averager:
-    """The average of a network's parameters and BatchNorm statistics over the steps so far.
+    """The running average of a network's parameters and BatchNorm statistics.
 
     Attributes:
         average: tensors by their name in the network's ``state_dict``; counters are copied, not averaged.
@@ -24,10 +24,10 @@ class Averager:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int, total: int) -> None:
-        """Account for ``step`` (1 is the first); does nothing but every ``averaging_every`` steps and after the last.
+        """Update the average after ``step`` (from 1), if it is a multiple of ``averaging_every`` or the last one.
 
-        The average keeps a share d of itself. As an EMA, d = min(averaging_decay, (1 + u) / (10 + u)) at the u-th
-        update, so that the first weights are soon forgotten. As lookahead, d = averaging_decay · (step / total)³,
+        average ← d · average + (1 − d) · weights. For "ema", d = min(averaging_decay, (1 + u) / (10 + u)) at the u-th
+        update, so that the first weights are soon forgotten. For "lookahead", d = averaging_decay · (step / total)³,
         and the network continues from the average.
         """
         every = self.recipe.averaging_every
@@ -52,8 +52,8 @@ class Averager:
             self.average[name].copy_(value)
 
     @contextlib.contextmanager
-    def applied(self, model: nn.Module) -> Iterator[None]:
-        """Give the network the average for the length of the block, then its own weights back, bit for bit."""
+    def applied_to(self, model: nn.Module) -> Iterator[None]:
+        """Load the average into the network for the length of the block; afterwards restore its own weights exactly."""
         own = {name: value.detach().clone() for name, value in model.state_dict().items()}
         model.load_state_dict(self.average)
         try:

@@ -1,4 +1,4 @@
-"""What a recipe asks for and the data or the machine cannot do, in one sentence each."""
+"""Errors about recipes that the data or the machine cannot satisfy, in one sentence each."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import contextlib
 from collections.abc import Iterator
 
 from whycam.errors import WhycamError
-from whycam.training.device_dataset import DeviceData
+from whycam.training.device_dataset import DeviceDataset
+from whycam.training.distributed import DistributedContext
 from whycam.training.recipe import Recipe
 
-# The ways out of what the hardware cannot do.
-SMALLER = "make batch_size or crops smaller"
-AGAIN = "start again; --resume goes on from the last state that was saved"
+# The ways out that error messages name.
+USE_LESS_MEMORY = "make batch_size or crops smaller"
+START_AGAIN = "start again; --resume goes on from the last state that was saved"
 
 
-def check_crops(recipe: Recipe, data: DeviceData) -> None:
+def check_crops(recipe: Recipe, data: DeviceDataset) -> None:
     """Refuse crops that are larger than the padded images."""
     for _, size in recipe.crops:
         if size > data.side + 2 * recipe.pad:
@@ -24,9 +25,18 @@ def check_crops(recipe: Recipe, data: DeviceData) -> None:
             )
 
 
+def check_batch_size(recipe: Recipe, dist: DistributedContext) -> None:
+    """Refuse batches that leave a process without an image."""
+    if recipe.batch_size < dist.world_size:
+        raise WhycamError(
+            f"recipe: batch_size is {recipe.batch_size}, less than the {dist.world_size} processes that share a "
+            "batch; raise it or start fewer"
+        )
+
+
 @contextlib.contextmanager
-def enough_for_batchnorm() -> Iterator[None]:
-    """Say in our words that a batch was too small: one image whose last stage is a single position has no variance."""
+def explain_batchnorm_errors() -> Iterator[None]:
+    """Replace torch's error about a batch that is too small: one image with a single position has no variance."""
     try:
         yield
     except ValueError as error:
@@ -39,8 +49,8 @@ def enough_for_batchnorm() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def able_to_compile(recipe: Recipe) -> Iterator[None]:
-    """Say in our words that ``torch.compile``, which starts with the first batch, does not work here."""
+def explain_compile_errors(recipe: Recipe) -> Iterator[None]:
+    """Replace the errors of ``torch.compile``, which compiles in the first batch."""
     try:
         yield
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""A whole data set as bytes on the training device, and batches of it as the network wants them."""
+"""A whole data set as bytes on the training device, and its batches as network input."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from torch.nn import functional as F
 from whycam.data.preprocess import Preprocess
 from whycam.data.source import ImageSource
 from whycam.errors import WhycamError
-from whycam.training.augment import Plan, change_brightness, crop_and_flip, fill_holes
+from whycam.training.augment import AugmentationPlan, change_brightness, crop_and_flip, fill_holes
 from whycam.training.recipe import Recipe
 
 
-class DeviceData:
-    """Labelled images on a device: uint8, channels last, extended at the edges once.
+class DeviceDataset:
+    """Labeled images on a device: uint8, channels last, padded once.
 
     Attributes:
         images: (N, H + 2·pad, W + 2·pad, 3) uint8.
         labels: (N,) int64.
         side: H = W in pixels, without the padding.
+
+    Raises:
+        WhycamError: there are no images, they are not square and of ``preprocess.size``, or ``pad`` is too large.
     """
 
     def __init__(
@@ -37,7 +40,7 @@ class DeviceData:
         if mode == "reflect" and pad >= height:
             raise WhycamError(f"recipe: pad is {pad}; reflecting needs it to be below the images' {height} pixels")
         if pad:
-            # Chunks bound the float copy that torch's reflection needs.
+            # In chunks, because torch needs a float copy for reflection.
             kind = "reflect" if mode == "reflect" else "constant"
             images = torch.cat([F.pad(c.float(), (pad,) * 4, mode=kind).byte() for c in torch.split(images, 4096)])
         self.images = images.permute(0, 2, 3, 1).contiguous()
@@ -50,10 +53,10 @@ class DeviceData:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def augmented(self, plan: Plan, recipe: Recipe, size: int) -> tuple[Tensor, Tensor]:
-        """Carry out ``plan``: (B, 3, size, size) float32 normalized input (channels_last in memory) and (B,) labels.
+    def augmented_batch(self, plan: AugmentationPlan, recipe: Recipe, size: int) -> tuple[Tensor, Tensor]:
+        """Apply ``plan``: (B, 3, size, size) float32 normalized input (channels_last in memory) and (B,) labels.
 
-        In the study's order: crop (and mirror), hole, brightness and contrast, normalize.
+        The order is the study's: crop and mirror, hole, brightness and contrast, normalization.
         """
         x = crop_and_flip(self.images, plan.index, plan.top, plan.left, size, plan.flip).float() / 255
         if recipe.cutout:
@@ -62,7 +65,7 @@ class DeviceData:
             x = change_brightness(x, plan.gain, plan.offset)
         return ((x - self.mean) / self.std).permute(0, 3, 1, 2), self.labels[plan.index]
 
-    def plain(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+    def plain_batch(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Images ``start`` to ``stop`` without augmentation, normalized, and their labels."""
         inner = slice(self.pad, self.pad + self.side)
         x = self.images[start:stop, inner, inner].float() / 255

@@ -1,10 +1,10 @@
-"""Evaluation: accuracy, loss and calibration, plain and with test-time augmentation."""
+"""Accuracy, loss and calibration of a network, with and without test-time augmentation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +12,19 @@ from torch.nn import functional as F
 
 from whycam.metrics.classification import score_classification
 from whycam.nn_utils import in_eval_mode
-from whycam.training.device_dataset import DeviceData
+from whycam.training.device_dataset import DeviceDataset
 
 View = Literal["plain", "flip", "six"]
-VIEWS: tuple[View, ...] = ("plain", "flip", "six")
+VIEWS: tuple[View, ...] = get_args(View)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a network does on a labeled set.
+    """A network's scores on labeled images.
 
     Attributes:
         images: N.
-        correct: how many of them are classified right.
+        correct: how many of them are classified correctly.
         loss: mean cross-entropy in nats (no label smoothing).
         ece: expected calibration error over 15 equal bins of confidence (Guo et al., 2017, arXiv:1706.04599).
         per_class: accuracy of each class in [0, 1]; None for a class without images.
@@ -38,7 +38,7 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """Share classified right, in [0, 1]."""
+        """Share of images that are classified correctly, in [0, 1]."""
         return self.correct / self.images
 
     def to_dict(self) -> dict[str, Any]:
@@ -47,38 +47,47 @@ class Evaluation:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Evaluation:
-        """Read the JSON form back."""
+        """Read the JSON form."""
         names = ("images", "correct", "loss", "ece")
         return cls(**{name: values[name] for name in names}, per_class=tuple(values["per_class"]))
 
 
 class StoppedError(Exception):
-    """An evaluation was asked to stop before its end."""
+    """An evaluation was stopped before its end, by its ``stop`` function."""
 
 
 @torch.no_grad()
-def predict(
+def predict_logits(
     model: nn.Module,
-    data: DeviceData,
+    data: DeviceDataset,
     *,
     view: View = "plain",
     batch_size: int = 500,
     bf16: bool = False,
     stop: Callable[[], bool] = lambda: False,
 ) -> Tensor:
-    """(N, K) float32 logits of a network in its present mode; ``stop`` is asked before every batch.
+    """(N, K) float32 logits of a network, in its current mode.
 
-    ``view`` is "plain"; "flip": the mean of the image's and its mirror image's logits; "six": as in Jordan (2024,
-    arXiv:2404.00498), half of that and half of the same for the image moved by one pixel diagonally, to either side.
+    Args:
+        model: (B, 3, H, W) → (B, K) logits.
+        data: the images.
+        view: "plain"; "flip": the mean of the logits for the image and its mirror image; "six": half of that, plus half
+            of the same for the image moved by one pixel in both diagonal directions (Jordan, 2024, arXiv:2404.00498).
+        batch_size: images per forward pass.
+        bf16: compute in bfloat16 (autocast).
+        stop: called before every batch; True ends the evaluation.
+
+    Raises:
+        StoppedError: ``stop`` returned True.
     """
-    answers = []
+    logits = []
     for start in range(0, len(data), batch_size):
         if stop():
             raise StoppedError
-        x, _ = data.plain(start, start + batch_size)
+        x, _ = data.plain_batch(start, start + batch_size)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
-            answers.append(_VIEWS[view](lambda batch: model(batch).float(), x))
-    return torch.cat(answers)
+            logits.append(_VIEWS[view](lambda batch: model(batch).float(), x))
+    return torch.cat(logits)
 
 
 def _flip(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -99,7 +108,7 @@ _VIEWS: dict[View, Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]] = {
 }
 
 
-def measure(logits: Tensor, labels: Tensor) -> Evaluation:
+def evaluate_logits(logits: Tensor, labels: Tensor) -> Evaluation:
     """Score (N, K) logits against (N,) labels."""
     scores = score_classification(logits, labels)
     totals = [sum(row) for row in scores.confusion]
@@ -112,18 +121,18 @@ def measure(logits: Tensor, labels: Tensor) -> Evaluation:
     )
 
 
-def evaluate(
+def evaluate_model(
     model: nn.Module,
-    data: DeviceData,
+    data: DeviceDataset,
     *,
     view: View = "plain",
     bf16: bool = False,
     stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
-    """Evaluate a network in eval mode; its mode is afterwards as before.
+    """Evaluate a network in eval mode; its own mode is restored afterwards.
 
     Raises:
-        StoppedError: ``stop`` said so.
+        StoppedError: ``stop`` returned True.
     """
     with in_eval_mode(model):
-        return measure(predict(model, data, view=view, bf16=bf16, stop=stop), data.labels)
+        return evaluate_logits(predict_logits(model, data, view=view, bf16=bf16, stop=stop), data.labels)

@@ -1,9 +1,9 @@
-"""What a run reports while it works and leaves behind: progress, one record per epoch, JSON lines."""
+"""What a run reports while it works, and the records it leaves in ``history.jsonl``: one JSON line per epoch."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,17 @@ HISTORY_FILE = "history.jsonl"
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Where a run is, after an optimizer step.
+class StepProgress:
+    """How far a run is, after an optimizer step.
 
     Attributes:
-        epoch, epochs: the present epoch (from 1) and their number.
+        epoch, epochs: the current epoch (from 1) and their number.
         step, steps: steps done in this epoch and their number.
         batch_loss: this batch's mean loss.
         loss, accuracy: means over the epoch so far (on augmented images; accuracy in [0, 1]).
         images: images trained on since the start of the run.
         lr: the learning rate of this step.
-        images_per_second: over the steps since the run (re)started.
+        images_per_second: over the steps since the run was started or resumed.
         seconds_left: estimate for the whole run, in proportion to the pixels that are left.
     """
 
@@ -49,11 +49,11 @@ class EpochRecord:
     Attributes:
         epoch: from 1.
         images: images trained on since the start of the run.
-        seconds: work since the start of the run, interruptions left out.
+        seconds: working time since the start of the run, without interruptions.
         train_loss, train_accuracy: means over the epoch, on augmented images.
         max_lr: the highest learning rate of the epoch.
         size: side of the training crops in pixels.
-        test_loss, test_correct, test_images: on the test set, with the averaged weights where there are any.
+        test_loss, test_correct, test_images: on the test set, with the averaged weights if the recipe averages.
         lr: the learning rate of the epoch's last step.
     """
 
@@ -71,7 +71,7 @@ class EpochRecord:
 
     @property
     def test_accuracy(self) -> float | None:
-        """Share of the test images classified right, in [0, 1]."""
+        """Share of the test images that are classified correctly, in [0, 1]."""
         if self.test_correct is None or not self.test_images:
             return None
         return self.test_correct / self.test_images
@@ -82,12 +82,16 @@ class EpochRecord:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EpochRecord:
-        """Read the JSON form back."""
+        """Read the JSON form."""
         return cls(**{name: value for name, value in values.items() if name != "test_accuracy"})
 
 
+TrainingCallback = Callable[[StepProgress | EpochRecord], None]
+"""Called after steps and after epochs."""
+
+
 def write_history(folder: Path, records: Sequence[EpochRecord]) -> None:
-    """Write all records; the file is replaced as a whole, so it never ends in half a line."""
+    """Write all records. The file is replaced as a whole, so it never ends in the middle of a line."""
     lines = [json.dumps(record.to_dict()) for record in records]
     write_bytes(folder / HISTORY_FILE, "".join(line + "\n" for line in lines).encode())
 

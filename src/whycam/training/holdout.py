@@ -1,4 +1,4 @@
-"""A stratified hold-out for tuning, so that the test set is looked at once."""
+"""A stratified hold-out of training images, so that tuning does not need the test set."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from whycam.seeds import generator
 def hold_out(source: ImageSource, images: int = 5000, *, seed: int = 0) -> tuple[Subset, Subset]:
     """Split ``source`` into a training part and a stratified validation part of ``images`` images.
 
-    Each class gives its proportional share (largest remainders round up), so the shares add up exactly. The split
-    depends on ``seed`` alone and not on a run's seed: runs to be compared see the same validation images.
+    Each class contributes in proportion to its size; the largest remainders are rounded up, so that the sum is exact.
+    The split depends on its own ``seed`` and not on a run's seed, so that runs can be compared on the same images.
 
     Raises:
-        WhycamError: fewer than one image would remain on either side.
+        WhycamError: one of the parts would be empty.
     """
     if not 0 < images < len(source):
         raise WhycamError(f"{source.name}: cannot hold out {images} of {len(source)} images; hold out fewer")

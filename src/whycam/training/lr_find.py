@@ -1,4 +1,4 @@
-"""The learning-rate range test (Smith, 2017, arXiv:1506.01186): raise the rate until the loss explodes."""
+"""The learning-rate range test (Smith, 2017, arXiv:1506.01186): raise the learning rate until the loss explodes."""
 
 from __future__ import annotations
 
@@ -17,24 +17,26 @@ from whycam.data.preprocess import CIFAR10, Preprocess
 from whycam.data.source import ImageSource
 from whycam.device import pick_device
 from whycam.errors import WhycamError, within_hardware
+from whycam.nn_utils import in_eval_mode
 from whycam.training.augment import plan_epoch
-from whycam.training.checks import SMALLER, check_crops, enough_for_batchnorm
-from whycam.training.device_dataset import DeviceData
-from whycam.training.optim import make_optimizer, set_rates
+from whycam.training.checks import USE_LESS_MEMORY, check_crops, explain_batchnorm_errors
+from whycam.training.device_dataset import DeviceDataset
+from whycam.training.optim import make_optimizer, set_lr
 from whycam.training.recipe import Recipe
-from whycam.training.train import Network, initial_model
+from whycam.training.train import NetworkFactory, initial_model
 
 
 @dataclass(frozen=True)
 class LrFindResult:
-    """A range test's course.
+    """The losses of a range test.
 
     Attributes:
         lrs: learning rate of each iteration, rising exponentially.
-        losses: each iteration's loss as measured.
+        losses: the loss of each iteration.
         smoothed: exponential moving average of the losses, corrected for its start.
-        suggestion: where the smoothed loss falls most steeply per factor of learning rate: a peak rate to try.
-        exploded: whether the test ended before its last iteration because the loss had grown too much.
+        suggestion: the learning rate at which the smoothed loss falls most steeply on a logarithmic axis: try it as
+            the peak.
+        exploded: whether the test ended early because the loss had grown too much.
     """
 
     lrs: tuple[float, ...]
@@ -57,25 +59,25 @@ def lr_range_test(
     label_smoothing: float = 0.0,
     on_step: Callable[[int], None] | None = None,
 ) -> LrFindResult:
-    """Train on one batch per learning rate, from ``start`` to ``end``; then put everything back.
+    """Train on one batch per learning rate, from ``start`` to ``end``; then restore everything.
 
-    Model, optimizer and modes are bit-identical to before, also after an exception; gradients are as they were.
+    Model, optimizer, modes and gradients are bit-identical to before, also after an exception.
 
     Args:
         model: on the device of the batches.
         optimizer: over the model's parameters; its learning rates are replaced for the test.
-        batches: (B, C, H, W) inputs and (B,) labels; must last for ``iterations``.
+        batches: (B, C, H, W) inputs and (B,) labels; at least ``iterations`` of them.
         start: first learning rate.
         end: last learning rate.
-        iterations: how many steps; the rate grows by the same factor each.
-        smoothing: share of the old average that the smoothed loss keeps.
+        iterations: number of steps; the learning rate grows by the same factor each.
+        smoothing: share of the old average in the smoothed loss.
         explosion: stop when the smoothed loss is this many times the lowest so far.
         label_smoothing: as in training.
         on_step: called with the number of steps done.
 
     Raises:
-        WhycamError: the range or the number of iterations makes no sense, there are too few batches, or the loss is
-            not finite from the start.
+        WhycamError: the range or the number of iterations is invalid, there are too few batches, or the loss is
+            not finite in the first three iterations.
     """
     if not 0 < start < end or iterations < 10:
         raise WhycamError(
@@ -94,7 +96,7 @@ def lr_range_test(
             if batch is None:
                 raise WhycamError(f"the range test needs {iterations} batches, but there are only {iteration}")
             lr = start * (end / start) ** (iteration / (iterations - 1))
-            set_rates(optimizer, lr)
+            set_lr(optimizer, lr)
             loss = F.cross_entropy(model(batch[0]).float(), batch[1], label_smoothing=label_smoothing)
             value = float(loss.detach())
             if not math.isfinite(value):
@@ -114,10 +116,10 @@ def lr_range_test(
                 on_step(iteration + 1)
     if len(lrs) < 3:
         raise WhycamError(f"the range test's loss is not finite at a learning rate of {start:g}; start lower")
-    # An average of few losses is as noisy as they are, and its slope is no trend: the first of them do not suggest.
+    # At the start the average is over few losses, so its gradient is noise: skip that part.
     settled = min(round(1 / (1 - smoothing)), len(lrs) // 4)
-    slopes = np.gradient(np.array(smoothed), np.log(lrs))
-    steepest = settled + int(np.argmin(slopes[settled:]))
+    gradients = np.gradient(np.array(smoothed), np.log(lrs))
+    steepest = settled + int(np.argmin(gradients[settled:]))
     return LrFindResult(tuple(lrs), tuple(losses), tuple(smoothed), lrs[steepest], exploded)
 
 
@@ -131,21 +133,21 @@ def lr_find(
     end: float = 10.0,
     iterations: int = 200,
     preprocess: Preprocess = CIFAR10,
-    network: Network | None = None,
+    network: NetworkFactory | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> LrFindResult:
-    """The range test for a recipe's network, optimizer, batches and augmentation, on a fresh network, in fp32.
+    """The range test for a recipe's network, optimizer, batches and augmentation, on a new network, in fp32.
 
-    Its steps are plain ones, also where the recipe's are sharpness-aware.
+    The steps are never sharpness-aware, even if the recipe's are.
 
     Raises:
         WhycamError: as for ``lr_range_test``, or the data do not fit.
     """
     place = pick_device(device)
-    data = DeviceData(source, preprocess, place, recipe.pad, recipe.pad_mode)
+    data = DeviceDataset(source, preprocess, place, recipe.pad, recipe.pad_mode)
     check_crops(recipe, data)
     model = initial_model(recipe, len(source.classes), seed, place, network)
-    with enough_for_batchnorm(), within_hardware(SMALLER):
+    with explain_batchnorm_errors(), within_hardware(USE_LESS_MEMORY):
         return lr_range_test(
             model,
             make_optimizer(model, recipe),
@@ -158,32 +160,30 @@ def lr_find(
         )
 
 
-def _batches(recipe: Recipe, data: DeviceData, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The recipe's training batches, at its first crop size, without end."""
+def _batches(recipe: Recipe, data: DeviceDataset, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The recipe's training batches, epoch after epoch without end."""
     epoch = 0
     while True:
         plan = plan_epoch(recipe, len(data), data.side, seed, epoch % recipe.epochs).to(data.labels.device)
         for step in range(recipe.steps_per_epoch(len(data))):
-            part = plan.part(step * recipe.batch_size, (step + 1) * recipe.batch_size)
-            yield data.augmented(part, recipe, recipe.crop_size(epoch % recipe.epochs, data.side))
+            part = plan.slice(step * recipe.batch_size, (step + 1) * recipe.batch_size)
+            yield data.augmented_batch(part, recipe, recipe.crop_size(epoch % recipe.epochs, data.side))
         epoch += 1
 
 
 @contextlib.contextmanager
 def restored(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Put weights, buffers, modes, gradients and the optimizer's state back as they were, whatever the block did."""
+    """After the block, restore weights, buffers, modes, gradients and the optimizer's state."""
     weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    modes = [(module, module.training) for module in model.modules()]
     gradients = [(p, None if p.grad is None else p.grad.detach().clone()) for p in model.parameters()]
     state = copy.deepcopy(optimizer.state_dict())
     try:
-        yield
+        with in_eval_mode(model):
+            yield
     finally:
         model.load_state_dict(weights)
-        for module, training in modes:
-            module.training = training
         for parameter, gradient in gradients:
             parameter.grad = gradient
-        # load_state_dict fills in a state that has appeared, but does not remove one that had not been there.
+        # load_state_dict does not remove a state that was created in the block.
         optimizer.state.clear()
         optimizer.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""One recipe, several seeds: mean, standard deviation and how many."""
+"""Train one recipe with several seeds: mean, standard deviation and number of seeds."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Spread:
     """Accuracy over n seeds.
 
     Attributes:
-        n: how many.
+        n: number of seeds.
         mean: in [0, 1].
         sd: sample standard deviation (n − 1); None for one seed.
-        values: each seed's, in order.
+        values: of each seed, in order.
     """
 
     n: int
@@ -49,7 +49,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class SeedsResult:
-    """Several seeds' runs.
+    """The runs of several seeds.
 
     Attributes:
         runs: one result per seed; only those before an interruption.
@@ -61,7 +61,7 @@ class SeedsResult:
 
     @property
     def finished(self) -> bool:
-        """Whether every run is."""
+        """Whether every run is finished."""
         return bool(self.accuracy)
 
 
@@ -83,13 +83,13 @@ def train_seeds(
         train_source: the images to learn from.
         test_source: the images to report on.
         out: a folder for all runs.
-        seeds: which ones; each once.
-        resume: continue: finished seeds are read, a begun one is resumed, the others are started.
+        seeds: each at most once.
+        resume: read the results of finished seeds, resume an interrupted seed, start the others.
         on_seed: called with each seed and its folder before that seed is trained.
-        options: as for ``train``.
+        options: further keywords of ``train``.
 
     Raises:
-        WhycamError: as for ``train``, a seed is named twice, or ``out`` holds something besides seeds' runs.
+        WhycamError: as for ``train``, a seed is named twice, or ``out`` holds other files than these runs.
     """
     out = Path(out)
     if not seeds or len(set(seeds)) != len(seeds):
@@ -100,8 +100,8 @@ def train_seeds(
         folder = out / f"seed-{seed}"
         if on_seed is not None:
             on_seed(seed, folder)
-        again = resume and (folder / STATE_FILE).exists()
-        runs.append(train(recipe, train_source, test_source, folder, seed=seed, resume=again, **options))
+        begun = resume and (folder / STATE_FILE).exists()
+        runs.append(train(recipe, train_source, test_source, folder, seed=seed, resume=begun, **options))
         if not runs[-1].finished:
             return SeedsResult(tuple(runs), {})
     accuracy = {view: Spread.of([run.evaluations[view].accuracy for run in runs]) for view in VIEWS}
@@ -118,6 +118,6 @@ def _check_folder(out: Path) -> None:
     with writing(out):
         entries = sorted(out.iterdir()) if out.is_dir() else []
     for entry in entries:
-        ours = entry.name == SUMMARY_FILE or entry.name.startswith("seed-") or entry.name.endswith(".partial")
-        if not ours:
+        own = entry.name == SUMMARY_FILE or entry.name.startswith("seed-") or entry.name.endswith(".partial")
+        if not own:
             raise WhycamError(f"{out}: holds something else already ({entry.name}); choose a new folder")

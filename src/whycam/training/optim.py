@@ -1,4 +1,4 @@
-"""The optimizer of a recipe: which parameters decay, and how."""
+"""The optimizer of a recipe, and its parameter groups."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ from whycam.training.sgd import DecoupledSGD
 
 
 def decay_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Split the trainable parameters into those that decay (weights of two and more axes) and those that do not.
+    """Split the trainable parameters into those with weight decay (two or more axes) and those without.
 
-    The latter are biases and normalization scales and shifts: shrinking them does not regularize the function.
+    The second group holds biases and normalization scales and shifts: shrinking them does not regularize the function.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """The trainable parameters by how they are stepped: decay, multiple of the rate (``scale``), orthogonal or not."""
+    """The trainable parameters, grouped by weight decay, learning-rate factor (``scale``), and ``orthogonal``."""
     weights, others = decay_groups(model)
     muon = recipe.optimizer == "muon"
-    # By their modules: other parameters of many axes (positions of tokens, scales of layers) have a size of their own.
-    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d) if muon else ()
-    convolved = {id(module.weight) for module in model.modules() if isinstance(module, kinds)}
-    filters = [p for p in weights if id(p) in convolved]
-    weights = [p for p in weights if id(p) not in convolved]
-    apart = {id(p) for name, p in model.named_parameters() if name.rpartition(".")[2] == "bias"}
-    # One group of all if nothing sets the biases apart: fewer, larger steps.
-    biases = [p for p in others if id(p) in apart] if recipe.bias_rate != 1 else []
-    gains = [p for p in others if id(p) not in apart] if recipe.bias_rate != 1 else others
+    # Chosen by module type, not by shape: muon must not rescale position embeddings or layer scales.
+    convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d) if muon else ()
+    filter_ids = {id(module.weight) for module in model.modules() if isinstance(module, convolutions)}
+    filters = [p for p in weights if id(p) in filter_ids]
+    weights = [p for p in weights if id(p) not in filter_ids]
+    # With the same learning rate, biases and gains share a group: fewer, larger kernels.
+    separate = recipe.bias_rate != 1
+    bias_ids = {id(p) for name, p in model.named_parameters() if separate and name.rpartition(".")[2] == "bias"}
+    biases = [p for p in others if id(p) in bias_ids]
+    gains = [p for p in others if id(p) not in bias_ids]
     rest = recipe.other_rate if muon else 1.0
     decay, small_decay = recipe.weight_decay, recipe.weight_decay if recipe.decay_all else 0.0
     groups: list[dict[str, Any]] = [
@@ -46,30 +47,30 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The optimizer that ``recipe`` asks for, over ``model``'s parameters.
+    """The recipe's optimizer over ``model``'s parameters.
 
-    Decoupled decay (Loshchilov and Hutter, 2019, arXiv:1711.05101) multiplies the weights before the step and never
-    enters the momentum. For SGD it shrinks them by lr · weight_decay / (1 − momentum) a step, so that
-    ``weight_decay`` means what it means in L2 recipes; for Adam this is AdamW.
+    Decoupled decay (Loshchilov and Hutter, 2019, arXiv:1711.05101) multiplies the weights before the step and does not
+    enter the momentum. SGD shrinks them by lr · weight_decay / (1 − momentum) per step, so that ``weight_decay`` has
+    the same meaning as in L2 recipes. For Adam, decoupled decay is AdamW.
     """
     groups = parameter_groups(model, recipe)
     if recipe.optimizer == "muon":
         return Muon(groups, lr=recipe.lr, momentum=recipe.momentum)
-    # On a CPU torch's fused steps pair up the wrong elements where a gradient's or a buffer's memory format is not its
-    # parameter's (torch 2.13), and gain nothing with channels_last.
-    fused = all(parameter.device.type != "cpu" for group in groups for parameter in group["params"])
-    quick = {"fused": True} if fused else {"foreach": True}
+    # On a CPU, torch's fused steps are wrong where a gradient or a buffer has another memory format than its parameter
+    # (torch 2.13), and they are no faster with channels_last.
+    on_gpu = all(parameter.device.type != "cpu" for group in groups for parameter in group["params"])
+    implementation = {"fused": True} if on_gpu else {"foreach": True}
     if recipe.optimizer == "adam":
         adam = torch.optim.AdamW if recipe.decoupled else torch.optim.Adam
-        return adam(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999), **quick)
+        return adam(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999), **implementation)
     kind = DecoupledSGD if recipe.decoupled else torch.optim.SGD
-    return kind(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, **quick)
+    return kind(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, **implementation)
 
 
-def set_rates(optimizer: torch.optim.Optimizer, lr: float, momentum: float | None = None) -> None:
-    """Set the learning rate of the next step, each group's by its multiple, and the momentum (Adam: β₁) if it is given.
+def set_lr(optimizer: torch.optim.Optimizer, lr: float, momentum: float | None = None) -> None:
+    """Set the learning rate of the next step, times each group's ``scale``, and the momentum (Adam: β₁) if given.
 
-    A rate that is a tensor (of a recorded step) is filled, not replaced.
+    A learning rate that is a tensor, as in a captured step, is filled and not replaced.
     """
     for group in optimizer.param_groups:
         rate = lr * group.get("scale", 1.0)
@@ -86,7 +87,7 @@ def set_rates(optimizer: torch.optim.Optimizer, lr: float, momentum: float | Non
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as tensors under flat names, "parameter index.slot"; rates are the schedule's affair."""
+    """The optimizer's state as tensors named "parameter index.slot"; learning rates come from the schedule."""
     return {
         f"{index}.{slot}": value
         for index, slots in optimizer.state_dict()["state"].items()

@@ -1,4 +1,4 @@
-"""A training run's figures: loss and accuracy by epoch, and the learning-rate range test."""
+"""Figures of a training run: loss and accuracy by epoch, and the learning-rate range test."""
 
 from __future__ import annotations
 
@@ -20,30 +20,26 @@ DPI = 150
 TRAIN, TEST, INK, SOFT, LINE = "#2f6690", "#c8553d", "#1b1d22", "#575b63", "#dedad1"
 
 
-def write_curves(history: Sequence[EpochRecord], path: Path) -> Path:
-    """Write ``draw_curves`` as PNG to ``path``, which appears whole or not at all.
+def write_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG to ``path``; the file is never incomplete.
 
     Raises:
-        WhycamError: matplotlib is missing or the file cannot be written.
+        WhycamError: the file cannot be written.
     """
-    return _write(draw_curves(history), path)
-
-
-def write_lr_find(result: LrFindResult, path: Path) -> Path:
-    """Write ``draw_lr_find`` as PNG to ``path``, which appears whole or not at all.
-
-    Raises:
-        WhycamError: matplotlib is missing or the file cannot be written.
-    """
-    return _write(draw_lr_find(result), path)
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=DPI)
+    return path
 
 
 def draw_curves(history: Sequence[EpochRecord]) -> Figure:
-    """Two by two: training loss and accuracy above, test loss and accuracy below, each by epoch.
+    """Four panels: training loss and accuracy above, test loss and accuracy below, each by epoch.
 
-    Accuracies share one scale, so that the gap between training and test can be seen; epochs that were not evaluated
-    have no point. Training values are means over augmented images while the network changes, test values are of the
-    (averaged) weights at the epoch's end.
+    Both accuracies have the same scale, so that the gap between training and test is visible. Epochs that were not
+    evaluated have no test point. Training values are means over the augmented images of the epoch; test values are of
+    the (averaged) weights at the end of the epoch.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
     """
     figure = _figure(9.0, 6.0)
     axes = figure.subplots(2, 2, sharex=True)
@@ -57,7 +53,7 @@ def draw_curves(history: Sequence[EpochRecord]) -> Figure:
     )
     for ax, title, xs, ys, color in panels:
         ax.plot(xs, ys, color=color, marker="o" if len(xs) <= 30 else "", markersize=3.5, linewidth=1.6)
-        _dress(ax, title)
+        _style(ax, title)
         if ys:
             form = "{:.2f}" if "%" in title else "{:.3f}"
             ax.annotate(
@@ -89,12 +85,12 @@ def draw_lr_find(result: LrFindResult) -> Figure:
     low, start = min(result.smoothed), result.smoothed[0]
     ax.set_ylim(low - 0.15 * (start - low), start + 0.8 * max(start - low, 0.1))
     ax.set_xlabel("learning rate", color=SOFT)
-    _dress(ax, "Learning-rate range test: loss")
+    _style(ax, "Learning-rate range test: loss")
     ax.legend(frameon=False, labelcolor=INK)
     return figure
 
 
-def _dress(ax: Axes, title: str) -> None:
+def _style(ax: Axes, title: str) -> None:
     ax.set_title(title, loc="left", fontsize=10, color=INK)
     ax.grid(color=LINE, linewidth=0.6)
     ax.tick_params(colors=SOFT, labelsize=8)
@@ -111,9 +107,3 @@ def _figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
-
-
-def _write(figure: Figure, path: Path) -> Path:
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png", dpi=DPI)
-    return path

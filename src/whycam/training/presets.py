@@ -1,4 +1,4 @@
-"""The recipes that come with whycam, and how one is named, read from YAML and changed on a command line."""
+"""The recipes that come with whycam, and how to find one by name, read one from YAML and change its fields."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ STUDY = Recipe(
     averaging="none",
     precision="fp32",
 )
-"""The recipe of the study that whycam starts from: 92.14% after 20 epochs."""
+"""The recipe of the published study that whycam repeats: 92.14% after 20 epochs."""
 
 RECORD = Recipe(
     name="record",
@@ -50,10 +50,10 @@ RECORD = Recipe(
     label_smoothing=0.1,
     sam_radius=0.012,
 )
-"""Twenty epochs: what is known of short trainings of this network, put together, and searched on held-out images."""
+"""Twenty epochs: the known techniques for short trainings, with values that were searched on held-out images."""
 
 LONG = RECORD.override({"name": "long", "epochs": 60, "lr": 0.045, "cutout": 12, "sam_radius": 0.0})
-"""Over sixty epochs, with a lower rate and larger holes; with sharpness-aware steps it has not been measured."""
+"""Sixty epochs, with a lower learning rate and larger holes; sharpness-aware steps were not measured for it."""
 
 CPU = Recipe(
     name="cpu",
@@ -65,16 +65,16 @@ CPU = Recipe(
     label_smoothing=0.1,
     evaluate_every=5,
 )
-"""For a few processor cores: fewer epochs, 24-pixel crops first, whole images for the last third."""
+"""For a few CPU cores: fewer epochs, 24-pixel crops first, whole images in the last third."""
 
 RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for recipe in (STUDY, RECORD, LONG, CPU)}
 
 
 def find_recipe(name: str, changes: Sequence[str] = ()) -> Recipe:
-    """The recipe called ``name``, or the one in a YAML file, with ``changes`` such as ``lr=0.3`` made to it.
+    """The recipe called ``name``, or the one in the YAML file ``name``, with ``changes`` such as ``lr=0.3``.
 
-    A YAML file holds fields and their values; ``base: record`` names the recipe that it starts from (else the
-    fields' own defaults). JSON is YAML, so a recipe saved as JSON can be read too.
+    A YAML file holds fields and their values. ``base: record`` names the recipe to start from; without it, missing
+    fields have their defaults. JSON is YAML, so a recipe that was saved as JSON can be read too.
 
     Raises:
         WhycamError: there is no such recipe, file or field, or a value does not fit.

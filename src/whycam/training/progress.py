@@ -1,34 +1,32 @@
-"""What a run shows while it works: the study's log with a live bar, and TensorBoard events."""
+"""Callbacks that show a run: the study's log with a progress bar, and TensorBoard events."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from whycam.errors import missing_extra
 from whycam.files import writing
-from whycam.training.history import EpochRecord, Progress
-
-Listener = Callable[[Progress | EpochRecord], None]
+from whycam.training.history import EpochRecord, StepProgress, TrainingCallback
 
 
-def batch_line(progress: Progress) -> str:
+def batch_line(progress: StepProgress) -> str:
     """``Loss=0.5431 Batch_id=390 Accuracy=81.23``: this batch's loss, its number from 0, the epoch's accuracy in %."""
     return f"Loss={progress.batch_loss:.4f} Batch_id={progress.step - 1} Accuracy={100 * progress.accuracy:.2f}"
 
 
-def progress_line(progress: Progress) -> str:
+def progress_line(progress: StepProgress) -> str:
     """``Epoch 3/20, 120 of 391: Loss=… Batch_id=… Accuracy=…, 102 images/s, 1:02:03 left``."""
     where = f"Epoch {progress.epoch}/{progress.epochs}, {progress.step} of {progress.steps}"
-    return f"{where}: {batch_line(progress)}, {pace(progress)}"
+    return f"{where}: {batch_line(progress)}, {speed_and_time_left(progress)}"
 
 
-def pace(progress: Progress) -> str:
+def speed_and_time_left(progress: StepProgress) -> str:
     """``102 images/s, 1:02:03 left``."""
-    return f"{progress.images_per_second:,.0f} images/s, {duration(progress.seconds_left)} left"
+    return f"{progress.images_per_second:,.0f} images/s, {format_duration(progress.seconds_left)} left"
 
 
 def epoch_lines(record: EpochRecord) -> list[str]:
@@ -43,12 +41,13 @@ def epoch_lines(record: EpochRecord) -> list[str]:
 
 
 @contextmanager
-def live_view(file: IO[str] | None = None, *, every: float = 60.0) -> Iterator[Listener]:
-    """A listener that writes the study's log, and on a terminal a bar with images/s and the time left.
+def live_view(file: IO[str] | None = None, *, every: float = 60.0) -> Iterator[TrainingCallback]:
+    """A callback that writes the study's log, and on a terminal also a bar with images/s and the time left.
 
     Args:
-        file: where to; standard error by default.
-        every: where that is no terminal, a line says how far an epoch is after so many seconds without another line.
+        file: the output; standard error by default.
+        every: if the output is not a terminal, print a line about the epoch's progress after this many seconds
+            without a line.
 
     Raises:
         MissingExtraError: rich is not installed.
@@ -65,25 +64,25 @@ def live_view(file: IO[str] | None = None, *, every: float = 60.0) -> Iterator[L
         BarColumn(bar_width=24),
         TextColumn("{task.percentage:>3.0f}%  {task.fields[line]}  {task.fields[rate]}"),
     )
-    latest: Progress | None = None
-    spoken = time.monotonic()
+    latest: StepProgress | None = None
+    last_line = time.monotonic()
     with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
         task = bars.add_task("", total=None, epoch="", line="", rate="")
 
-        def listen(event: Progress | EpochRecord) -> None:
-            nonlocal latest, spoken
-            if isinstance(event, Progress):
+        def on_event(event: StepProgress | EpochRecord) -> None:
+            nonlocal latest, last_line
+            if isinstance(event, StepProgress):
                 latest = event
-                if not console.is_terminal and event.step < event.steps and time.monotonic() - spoken >= every:
+                if not console.is_terminal and event.step < event.steps and time.monotonic() - last_line >= every:
                     console.print(progress_line(event))
-                    spoken = time.monotonic()
+                    last_line = time.monotonic()
                 bars.update(
                     task,
                     completed=event.step,
                     total=event.steps,
                     epoch=f"{event.epoch}/{event.epochs}",
                     line=batch_line(event),
-                    rate=pace(event),
+                    rate=speed_and_time_left(event),
                 )
                 return
             console.print(f"Epoch {event.epoch}")
@@ -91,20 +90,20 @@ def live_view(file: IO[str] | None = None, *, every: float = 60.0) -> Iterator[L
                 console.print(batch_line(latest))
             for line in epoch_lines(event):
                 console.print(line)
-            spoken = time.monotonic()
+            last_line = time.monotonic()
 
-        yield listen
+        yield on_event
 
 
 @contextmanager
-def tensorboard(folder: Path) -> Iterator[Callable[[Progress | EpochRecord], None]]:
-    """A listener that writes TensorBoard events to ``folder``, by number of images trained on.
+def tensorboard(folder: Path) -> Iterator[TrainingCallback]:
+    """A callback that writes TensorBoard events to ``folder``; the x-axis is the number of images trained on.
 
-    After a resume the curves go on where they were; what a killed run had written beyond its state is hidden.
+    After a resume the curves continue from the saved state; later events of a killed process are hidden.
 
     Raises:
         MissingExtraError: tensorboard is not installed.
-        WhycamError: on the way or at the end: the events cannot be written.
+        WhycamError: the events cannot be written; also raised at the end of the block.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -118,9 +117,9 @@ def tensorboard(folder: Path) -> Iterator[Callable[[Progress | EpochRecord], Non
             writers.append(SummaryWriter(str(folder), purge_step=purge))
         return writers[0]
 
-    def listen(event: Progress | EpochRecord) -> None:
-        if isinstance(event, Progress):
-            # What a step says comes at its own number of images; what is hidden begins there.
+    def on_event(event: StepProgress | EpochRecord) -> None:
+        if isinstance(event, StepProgress):
+            # The first event of this process; older events from this number of images on are hidden.
             purge = event.images
             scalars = {
                 "step/loss": event.batch_loss,
@@ -128,7 +127,7 @@ def tensorboard(folder: Path) -> Iterator[Callable[[Progress | EpochRecord], Non
                 "step/images_per_second": event.images_per_second,
             }
         else:
-            # The run went on in an evaluation: the epoch's last step has said all it had to say.
+            # The run was resumed in an evaluation: keep the events of the epoch's last step.
             purge = event.images + 1
             scalars = {
                 f"epoch/{name}": value
@@ -140,14 +139,14 @@ def tensorboard(folder: Path) -> Iterator[Callable[[Progress | EpochRecord], Non
                 writer(purge).add_scalar(name, value, event.images)
 
     try:
-        yield listen
+        yield on_event
     finally:
         with writing(folder):
             for open_writer in writers:
                 open_writer.close()
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """``1:02:03`` or ``2:03``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

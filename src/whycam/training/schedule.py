@@ -5,13 +5,13 @@ from __future__ import annotations
 from whycam.training.recipe import Recipe
 
 
-def schedule(recipe: Recipe, step: int, total: int) -> tuple[float, float]:
+def lr_and_momentum(recipe: Recipe, step: int, total: int) -> tuple[float, float]:
     """The learning rate and momentum for ``step`` (from 0) of ``total``.
 
-    The shape is that of one-cycle training (Smith and Topin, 2018, arXiv:1708.07120) with linear phases: from
-    ``lr_start`` to the peak during the warm-up, then to ``lr_end``, while a cycled momentum does the reverse. The
-    first and the last step have the end points' values, and the peak lies at step ``warmup · total − 1``, as with
-    torch's ``OneCycleLR``. A function of the step alone, so there is no state to save.
+    This is one-cycle training (Smith and Topin, 2018, arXiv:1708.07120) with linear phases: from ``lr_start`` to the
+    peak during the warm-up, then to ``lr_end``; a cycled momentum moves in the opposite direction. The first and the
+    last step have exactly the end points' values, and the peak is at step ``warmup · total − 1``, as in torch's
+    ``OneCycleLR``. The result depends only on the step, so the schedule has no state to save.
     """
     peak, last = recipe.warmup * total - 1, total - 1
     if step <= peak:

@@ -9,20 +9,20 @@ from torch import Tensor
 
 
 def decay_factor(group: dict[str, Any]) -> float | Tensor:
-    """What a step multiplies the weights of a parameter group by: 1 − lr · weight_decay / (1 − momentum).
+    """The factor on a parameter group's weights in each step: 1 − lr · weight_decay / (1 − momentum).
 
-    It is what L2 of that size comes to once momentum has built up; a tensor if the rate is one.
+    This equals the effect of L2 regularization once momentum has built up. It is a tensor if the learning rate is one.
     """
     factor: float | Tensor = 1 - group["lr"] * group["weight_decay"] / (1 - group["momentum"])
     return factor
 
 
 class DecoupledSGD(torch.optim.SGD):
-    """SGD whose weight decay never enters the gradient or the momentum."""
+    """SGD whose weight decay enters neither the gradient nor the momentum."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Shrink the weights that decay, then take SGD's step."""
+        """Shrink the weights that decay, then take an SGD step."""
         decays = [group["weight_decay"] for group in self.param_groups]
         for group in self.param_groups:
             if group["weight_decay"]:

@@ -23,27 +23,28 @@ from whycam.files import writing
 from whycam.models.checkpoint import CONFIG_FILE, ModelSpec, read_config, save_checkpoint
 from whycam.models.resnet import ARCHITECTURES, zero_last_gains
 from whycam.seeds import derive_seed
-from whycam.training.checks import check_crops
-from whycam.training.device_dataset import DeviceData
-from whycam.training.distributed import processes
-from whycam.training.evaluation import VIEWS, Evaluation, StoppedError, View, evaluate
+from whycam.training.checks import check_batch_size, check_crops
+from whycam.training.device_dataset import DeviceDataset
+from whycam.training.distributed import DistributedContext, distributed_context
+from whycam.training.evaluation import VIEWS, Evaluation, StoppedError, View, evaluate_model
 from whycam.training.history import EpochRecord
-from whycam.training.loop import Listener, Loop
+from whycam.training.loop import Loop
 from whycam.training.recipe import Recipe
-from whycam.training.state import STATE_FILE, RunKey, layout_digest
+from whycam.training.run_options import RunOptions
+from whycam.training.state import STATE_FILE, RunKey, parameter_digest, preprocess_key
 
-Network = Callable[[int], nn.Module]
+NetworkFactory = Callable[[int], nn.Module]
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
-        folder: where ``model.safetensors``, ``config.json``, ``history.jsonl`` and the resumable state lie.
-        recipe: as it was carried out ("auto" replaced by what was chosen).
+        folder: holds ``model.safetensors``, ``config.json``, ``history.jsonl`` and the resumable state.
+        recipe: as it was carried out ("auto" replaced by the choice).
         seed: of this run.
-        finished: False if it was stopped; it can be resumed then.
+        finished: False if it was stopped; it can then be resumed.
         history: one record per finished epoch.
         evaluations: by view ("plain", "flip", "six"), of the last (averaged) weights in fp32; empty unless finished.
     """
@@ -56,6 +57,18 @@ class TrainingResult:
     evaluations: Mapping[View, Evaluation]
 
 
+@dataclass(frozen=True)
+class _Task:
+    """What is trained: the arguments of ``train`` that decide the weights."""
+
+    recipe: Recipe
+    train_source: ImageSource
+    test_source: ImageSource
+    seed: int
+    preprocess: Preprocess
+    network: NetworkFactory | None
+
+
 def train(
     recipe: Recipe,
     train_source: ImageSource,
@@ -63,90 +76,90 @@ def train(
     out: str | Path,
     *,
     seed: int = 0,
-    resume: bool = False,
-    device: str = "auto",
-    on_progress: Listener | None = None,
-    checkpoint_seconds: float = 300.0,
-    checkpoint_epochs: bool = True,
     preprocess: Preprocess = CIFAR10,
-    network: Network | None = None,
+    network: NetworkFactory | None = None,
+    options: RunOptions | None = None,
+    **changes: Any,
 ) -> TrainingResult:
     """Train a network and write it, with its history, to ``out``.
 
-    The state is saved at the start, every ``checkpoint_seconds`` of work and after every epoch. A run that was
-    killed continues from it, on a CPU to bit-identical weights. SIGTERM or an interrupt saves it and returns. Under
-    ``torchrun`` all processes call this alike; after an elastic restart they resume by themselves.
+    The state is saved at the start, every ``checkpoint_seconds`` of work and after every epoch. A run that was killed
+    continues from it, on a CPU to bit-identical weights. SIGTERM or an interrupt saves the state and returns. Under
+    ``torchrun`` all processes make the same call; after an elastic restart they resume by themselves.
 
     Args:
         recipe: how to train.
         train_source: the images to learn from, square and of ``preprocess.size``.
-        test_source: the images to report on; never used to choose anything. Hold some out (``hold_out``) for tuning.
-        out: a folder that does not exist or is empty, or with ``resume`` one that holds a run.
-        seed: decides initial weights, order and augmentation.
-        resume: continue the run in ``out``; data, recipe and seed must be the same.
-        device: "auto", "cpu", "cuda", "cuda:N".
-        on_progress: called in the first process with a ``Progress`` after steps (on a GPU, after every tenth) and
-            with an ``EpochRecord`` after epochs.
-        checkpoint_seconds: between saves within an epoch.
-        checkpoint_epochs: save after every epoch; where one takes a second, writing the state takes as long, and the
-            saves every ``checkpoint_seconds``, at a stop and at the end may do.
-        preprocess: normalization, kept with the weights.
-        network: K → module, to train something else than ``recipe.architecture``.
+        test_source: the images to report on. They never influence the training; hold some training images out
+            (``hold_out``) for tuning.
+        out: a folder that does not exist or is empty, or, to resume, one that holds a run.
+        seed: of initial weights, order and augmentation.
+        preprocess: normalization, saved with the weights.
+        network: K, the number of classes → module, to train instead of ``recipe.architecture``.
+        options: how the run is carried out: resume, device, progress, saving.
+        changes: fields of ``RunOptions`` as keywords, such as ``resume=True`` or ``device="cpu"``.
 
     Raises:
         WhycamError: ``out``, the data, the recipe or the saved state do not fit together; the disk is full; or the
-            training diverged. What was last saved is intact then.
+            training diverged. The last saved state is then complete.
     """
+    options = dataclasses.replace(options or RunOptions(), **changes)
     out = Path(out)
-    with processes(device) as team, stop_on_signal() as stop:
-        recipe = dataclasses.replace(recipe, precision=_precision(recipe, team.device))
-        _check_classes(train_source, test_source)
-        train_data = DeviceData(train_source, preprocess, team.device, recipe.pad, recipe.pad_mode)
-        test_data = DeviceData(test_source, preprocess, team.device)
-        check_crops(recipe, train_data)
-        if recipe.batch_size < team.count:
-            raise WhycamError(
-                f"recipe: batch_size is {recipe.batch_size}, less than the {team.count} processes that share a batch; "
-                "raise it or start fewer"
-            )
-        model = team.prepare(initial_model(recipe, len(train_source.classes), seed, team.device, network), recipe)
-        key = RunKey(recipe, seed, train_source.digest, test_source.digest, str(preprocess), layout_digest(model))
-        # Last, since it makes the folder: what is refused above leaves nothing behind.
-        resume = resume or (team.restarts > 0 and (out / STATE_FILE).exists())
-        _check_folder(out, resume)
-        loop = Loop(
-            model,
-            train_data,
-            test_data,
-            key,
-            out,
-            team,
-            checkpoint_seconds=checkpoint_seconds,
-            checkpoint_epochs=checkpoint_epochs,
-            listener=on_progress if team.first else None,
-            stop=stop,
-        )
-        # Every process has looked at the folder before the first one changes it.
-        team.wait()
-        with _resumable(out / STATE_FILE), _exact_arithmetic():
-            if resume:
+    with distributed_context(options.device) as dist, stop_on_signal() as stop:
+        recipe = dataclasses.replace(recipe, precision=resolve_precision(recipe, dist.device))
+        task = _Task(recipe, train_source, test_source, seed, preprocess, network)
+        loop = _prepare(task, out, dist, options, stop)
+        # No process may change the folder before all have checked it.
+        dist.barrier()
+        with _resume_hint(out / STATE_FILE), cudnn_flags():
+            if loop.options.resume:
                 loop.load()
             else:
                 loop.save()
-            finished = loop.run()
-            try:
-                evaluations = _finish(loop, train_source, test_source, preprocess) if finished else {}
-            except StoppedError:
-                # All epochs are done and saved: what is left to do is to evaluate.
-                finished, evaluations = False, {}
-        team.wait()
-    return TrainingResult(out, recipe, seed, finished, tuple(loop.history), evaluations)
+            evaluations = _run(loop, task)
+        dist.barrier()
+    return TrainingResult(out, recipe, seed, evaluations is not None, tuple(loop.history), evaluations or {})
+
+
+def _prepare(task: _Task, out: Path, dist: DistributedContext, options: RunOptions, stop: Callable[[], bool]) -> Loop:
+    """Check the task, load the data and build the network; the folder is made last, so that an error leaves nothing."""
+    recipe = task.recipe
+    _check_classes(task.train_source, task.test_source)
+    train_data = DeviceDataset(task.train_source, task.preprocess, dist.device, recipe.pad, recipe.pad_mode)
+    test_data = DeviceDataset(task.test_source, task.preprocess, dist.device)
+    check_crops(recipe, train_data)
+    check_batch_size(recipe, dist)
+    model = initial_model(recipe, len(task.train_source.classes), task.seed, dist.device, task.network)
+    model = dist.convert_batchnorm(model, recipe)
+    key = RunKey(
+        recipe,
+        task.seed,
+        task.train_source.digest,
+        task.test_source.digest,
+        preprocess_key(task.preprocess),
+        parameter_digest(model),
+    )
+    restarted = dist.restarts > 0 and (out / STATE_FILE).exists()
+    options = dataclasses.replace(options, resume=options.resume or restarted)
+    _check_folder(out, options.resume)
+    return Loop(model, train_data, test_data, key, out, dist, options=options, stop=stop)
+
+
+def _run(loop: Loop, task: _Task) -> dict[View, Evaluation] | None:
+    """Train and evaluate; None if the run was stopped."""
+    if not loop.run():
+        return None
+    try:
+        return _finish(loop, task)
+    except StoppedError:
+        # All epochs are saved; resuming repeats only this evaluation.
+        return None
 
 
 def initial_model(
-    recipe: Recipe, classes: int, seed: int, device: torch.device, network: Network | None = None
+    recipe: Recipe, classes: int, seed: int, device: torch.device, network: NetworkFactory | None = None
 ) -> nn.Module:
-    """The network before training; its weights depend on the seed alone, and torch's global state stays as it was."""
+    """The network before training. Its weights depend only on the seed, and torch's global generator is not used."""
     build = network or ARCHITECTURES.get(recipe.architecture)
     if build is None:
         known = near_misses(recipe.architecture, ARCHITECTURES)
@@ -160,32 +173,29 @@ def initial_model(
     return model.to(device=device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
 
 
-def _finish(
-    loop: Loop, train_source: ImageSource, test_source: ImageSource, preprocess: Preprocess
-) -> dict[View, Evaluation]:
-    """Evaluate the final (averaged) weights in fp32 and write them; what a finished run has written is read back."""
+def _finish(loop: Loop, task: _Task) -> dict[View, Evaluation]:
+    """Evaluate the final (averaged) weights in fp32 and write them. If that was done before, read the result."""
     config = loop.folder / CONFIG_FILE
     written = read_config(config).training.get("evaluations", {}) if config.exists() else {}
     if all(view in written for view in VIEWS):
         return {view: Evaluation.from_dict(written[view]) for view in VIEWS}
-    with loop.averaged():
-        evaluations = {view: evaluate(loop.model, loop.test, view=view, stop=loop.asked_to_stop) for view in VIEWS}
-        if loop.processes.first:
-            record = {
-                "train_data": f"{train_source.name} ({train_source.split})",
-                "test_data": f"{test_source.name} ({test_source.split})",
-                **_record(loop, evaluations),
-            }
-            classes = tuple(train_source.classes)
-            save_checkpoint(
-                loop.folder, loop.model, ModelSpec(loop.recipe.architecture, classes, preprocess, training=record)
-            )
+    with loop.averaged_weights():
+        evaluations = {
+            view: evaluate_model(loop.model, loop.test_data, view=view, stop=loop.stop_requested) for view in VIEWS
+        }
+        if loop.dist.is_rank_zero:
+            classes = tuple(task.train_source.classes)
+            record = _training_record(loop, task, evaluations)
+            spec = ModelSpec(loop.recipe.architecture, classes, task.preprocess, training=record)
+            save_checkpoint(loop.folder, loop.model, spec)
     return evaluations
 
 
-def _record(loop: Loop, evaluations: Mapping[View, Evaluation]) -> dict[str, Any]:
-    """What ``config.json`` says about how the weights came about."""
+def _training_record(loop: Loop, task: _Task, evaluations: Mapping[View, Evaluation]) -> dict[str, Any]:
+    """The entry "training" of ``config.json``."""
     return {
+        "train_data": f"{task.train_source.name} ({task.train_source.split})",
+        "test_data": f"{task.test_source.name} ({task.test_source.split})",
         "recipe": loop.recipe.to_dict(),
         "seed": loop.seed,
         "epochs": loop.recipe.epochs,
@@ -196,10 +206,10 @@ def _record(loop: Loop, evaluations: Mapping[View, Evaluation]) -> dict[str, Any
         "seconds": round(loop.seconds, 1),
         "device": loop.device.type,
         "hardware": device_name(loop.device),
-        "processes": loop.processes.count,
+        "processes": loop.dist.world_size,
         "torch": torch.__version__,
         "evaluations": {view: result.to_dict() for view, result in evaluations.items()},
-        "history": [entry.to_dict() for entry in loop.history],
+        "history": [record.to_dict() for record in loop.history],
     }
 
 
@@ -212,7 +222,7 @@ def _check_classes(train_source: ImageSource, test_source: ImageSource) -> None:
 
 
 def _check_folder(out: Path, resume: bool) -> None:
-    """Whether ``out`` can take this run; what a killed process left half-written is removed."""
+    """Make ``out`` if it can hold this run; remove the partial files of a killed process."""
     state_file = out / STATE_FILE
     with writing(out):
         if resume:
@@ -228,8 +238,8 @@ def _check_folder(out: Path, resume: bool) -> None:
 
 
 @contextlib.contextmanager
-def _resumable(state_file: Path) -> Iterator[None]:
-    """Say how a run goes on that ended for want of space."""
+def _resume_hint(state_file: Path) -> Iterator[None]:
+    """Add to the error of a full disk how the run can be resumed."""
     try:
         yield
     except NoSpaceError as error:
@@ -238,36 +248,36 @@ def _resumable(state_file: Path) -> Iterator[None]:
         raise
 
 
-def _exact_arithmetic() -> contextlib.AbstractContextManager[None]:
-    """The fastest algorithms of cuDNN, without its TF32 in the place of fp32; the caller's determinism stays."""
+def cudnn_flags() -> contextlib.AbstractContextManager[None]:
+    """The fastest cuDNN algorithms, but real fp32 instead of TF32; the caller's choice of determinism stays."""
     deterministic = torch.backends.cudnn.deterministic
     return torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=deterministic, allow_tf32=False)
 
 
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM and the first SIGINT into a request to stop, which the yielded function answers.
+    """Turn SIGTERM and the first SIGINT into a request to stop; the yielded function says whether there was one.
 
     Python delivers signals to its main thread only; in another thread this changes nothing.
     """
-    asked = threading.Event()
+    requested = threading.Event()
     before: dict[int, Any] = {}
 
-    def ask(_number: int, _frame: FrameType | None) -> None:
-        asked.set()
+    def request(_number: int, _frame: FrameType | None) -> None:
+        requested.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield asked.is_set
+        yield requested.is_set
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _precision(recipe: Recipe, device: torch.device) -> Literal["auto", "fp32", "bf16"]:
-    """Replace "auto": bf16 where the hardware multiplies it; elsewhere it is emulated, and slower than fp32."""
+def resolve_precision(recipe: Recipe, device: torch.device) -> Literal["auto", "fp32", "bf16"]:
+    """Replace "auto" by bf16 if the hardware supports it; emulated bf16 is slower than fp32."""
     if recipe.precision != "auto":
         return recipe.precision
     if device.type == "cuda":

@@ -1,7 +1,7 @@
-"""Pure functions from what a capture saw to a signed map, one per paper; importing this registers them all."""
+"""The methods: pure functions from a trace to a signed map, one per paper. Importing this package registers them."""
 
 # isort: off
-# In this order methods are listed to users: Grad-CAM and what is like it first, controls last.
+# Methods are listed to users in this order: Grad-CAM and similar ones first, controls last.
 from whycam.cam.methods import gradient, activation, masking, ablation, fullgrad, smoothing, pixel, baselines
 
 # isort: on
@@ -10,23 +10,7 @@ from whycam.cam.methods.smoothing import augmented, eigen, noisy
 from whycam.cam.passes.trace import LayerTrace
 
 __all__ = [
-    "COMBINATORS",
-    "METHODS",
-    "LayerTrace",
-    "Method",
-    "MethodLike",
-    "ablation",
-    "activation",
-    "augmented",
-    "baselines",
-    "eigen",
-    "find_method",
-    "fullgrad",
-    "gradient",
-    "masking",
-    "method",
-    "noisy",
-    "pixel",
-    "resolve_methods",
-    "smoothing",
-]
+    "COMBINATORS", "METHODS", "LayerTrace", "Method", "MethodLike", "ablation", "activation", "augmented",
+    "baselines", "eigen", "find_method", "fullgrad", "gradient", "masking", "method", "noisy", "pixel",
+    "resolve_methods", "smoothing",
+]  # fmt: skip

@@ -1,7 +1,7 @@
-"""Pixel-level companions: gradients of the score in the image itself, at its own resolution, (B, H, W).
+"""Pixel-level methods: gradients of the score with respect to the image, at its own resolution, (B, H, W).
 
-Signed values are summed over the color channels. They say how the score would change with a pixel, not where an
-object is; beside a class activation map they show which edges it stands on.
+Signed values are summed over the color channels. They say how the score changes with a pixel, not where an object is.
+Next to a class activation map they show which edges the map depends on.
 """
 
 from __future__ import annotations
@@ -25,22 +25,23 @@ def _gradient(trace: LayerTrace, images: Tensor, rows: Tensor | None = None, *, 
 
 @method("Input gradient", paper="Simonyan et al., 2013, arXiv:1312.6034", needs=("reruns",), scope="input")
 def inputgradient(trace: LayerTrace) -> Tensor:
-    """The score's gradient in the pixels, summed over colors."""
+    """The score's gradient with respect to the pixels, summed over colors."""
     return _gradient(trace, trace.activations).sum(dim=1)
 
 
 @method("Guided backprop", paper="Springenberg et al., 2014, arXiv:1412.6806", needs=("reruns",), scope="input")
 def guidedbackprop(trace: LayerTrace) -> Tensor:
-    """The input gradient with negative signals cut at every ReLU; sharp, but nearly the same for random weights.
+    """The input gradient with negative gradients set to 0 at every ReLU; sharp, but nearly the same for random weights.
 
-    It fails the parameter-randomization test (Adebayo et al., 2018, arXiv:1810.03292): it shows edges, not reasons.
+    It fails the parameter randomization test (Adebayo et al., 2018, arXiv:1810.03292): it shows the image's edges
+    rather than the parts that the score depends on.
     """
     return _gradient(trace, trace.activations, guided=True).sum(dim=1)
 
 
 @method("Guided Grad-CAM", paper="Selvaraju et al., 2017, arXiv:1610.02391", needs=("gradients", "reruns"))
 def guidedgradcam(trace: LayerTrace) -> Tensor:
-    """Guided backprop times the upsampled positive Grad-CAM; inherits guided backprop's blindness to the weights."""
+    """Guided backprop times the upsampled positive Grad-CAM; like guided backprop, it hardly depends on the weights."""
     images = trace.network.images
     sharp = _gradient(trace, images, guided=True).sum(dim=1)
     return sharp * resize(gradcam.function(trace).relu(), images.shape[2:])
@@ -48,9 +49,10 @@ def guidedgradcam(trace: LayerTrace) -> Tensor:
 
 @method("Integrated gradients", paper="Sundararajan et al., 2017, arXiv:1703.01365", needs=("reruns",), scope="input")
 def integratedgradients(trace: LayerTrace, steps: Count = 32, baseline: float = 0.0) -> Tensor:
-    """Gradients averaged on the way from a baseline to the image, times their difference; sums to the score's change.
+    """Gradients averaged on the line from a baseline to the image, times their difference; sums to the score's change.
 
-    ``steps`` midpoints; ``baseline`` in the network's input units, 0 being the data set's mean color.
+    ``steps`` midpoints of the line are used. ``baseline`` is in the network's input units, in which 0 is usually the
+    data set's mean color.
     """
     images = trace.activations
     rows = torch.arange(len(images))
@@ -65,11 +67,11 @@ def smoothgrad(trace: LayerTrace, n: Count = 16, sigma: Deviation = 0.15) -> Ten
     """The input gradient averaged over n noisy copies; σ in units of each image's own range."""
     images = trace.activations
     flat = images.flatten(1)
-    spread = (sigma * (flat.amax(dim=1) - flat.amin(dim=1))).view(-1, *[1] * (images.ndim - 1))
+    noise_scale = (sigma * (flat.amax(dim=1) - flat.amin(dim=1))).view(-1, *[1] * (images.ndim - 1))
     draw = trace.network.generator("smoothgrad", n)
     rows, total = torch.arange(len(images)), torch.zeros_like(images)
     for _ in range(n):
-        # All images meet the same noise, so that none depends on which others it is explained with.
+        # All images get the same noise, so that a map does not depend on the other images of the batch.
         noise = torch.randn(images.shape[1:], generator=draw, dtype=torch.float32).to(images)
-        total += _gradient(trace, images + spread * noise, rows)
+        total += _gradient(trace, images + noise_scale * noise, rows)
     return (total / n).sum(dim=1)

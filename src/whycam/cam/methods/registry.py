@@ -1,4 +1,4 @@
-"""The methods by name: what each needs and where it was published."""
+"""The registry of methods: their names, options, needs and papers."""
 
 from __future__ import annotations
 
@@ -17,32 +17,30 @@ from whycam.cam.targets.classification import Target
 from whycam.errors import WhycamError, near_misses
 from whycam.options import checked, options_of
 
-Need = Literal["gradients", "curvature", "reruns", "outputs"]
+Need = Literal["gradients", "hvp", "reruns", "outputs"]
 Scope = Literal["layer", "layers", "input"]
 Function = Callable[..., Tensor]
 
 ENTRY_POINTS = "whycam.methods"
-INPUT = "input"
-"""The name under which maps of scope "input" are found in place of a layer's."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A map-making rule: a pure function and what is to be known about it.
+    """A method: a pure function that computes a map, and its description.
 
     Attributes:
         name: in lower case without separators, ``gradcam``; with options, ``fem(k=3)``.
-        title: as people write it, ``Grad-CAM``.
+        title: as in the paper, ``Grad-CAM``.
         summary: one line.
         paper: where it was published.
         function: scope "layer": `LayerTrace` → (B, h, w) signed map at the layer's own resolution; "layers": a list of
             `LayerTrace`, one per layer → (B, h, w); "input": `LayerTrace` of the images themselves → (B, H, W).
-        needs: "gradients" (a backward pass), "curvature" (a second one), "reruns" (more passes of its own),
-            "outputs" (gradients at the outputs of modules: the first pass then keeps its graph).
-        scope: what it looks at.
-        retarget: what it makes of the target before anything is differentiated; None leaves it.
-        has_channel_terms: whether the map is a sum over channels, made with `LayerTrace.weighted`, so that its terms
-            can be asked for.
+        needs: "gradients" (a backward pass), "hvp" (a second one), "reruns" (further passes of its own),
+            "outputs" (gradients at the outputs of modules; the first pass then keeps its graph).
+        scope: the input of ``function``: one layer, all layers, or the images.
+        retarget: target → target that the method explains instead; None: the same target.
+        per_channel: whether the map is a sum over channels that is computed with `LayerTrace.weighted`, so that it can
+            return one map per channel.
         options: keyword options that differ from the function's defaults.
     """
 
@@ -54,17 +52,17 @@ class Method:
     needs: frozenset[Need] = frozenset({"gradients"})
     scope: Scope = "layer"
     retarget: Callable[[Target], Target] | None = None
-    has_channel_terms: bool = False
+    per_channel: bool = False
     options: tuple[tuple[str, Any], ...] = ()
 
     @property
     def needs_gradients(self) -> bool:
         """Whether a backward pass is needed."""
-        return "gradients" in self.needs or "curvature" in self.needs
+        return "gradients" in self.needs or "hvp" in self.needs
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Every option there is, with the function's own default."""
+        """All options with the function's defaults."""
         return options_of(self.function)
 
     def __call__(self, trace: LayerTrace | Sequence[LayerTrace]) -> Tensor:
@@ -75,14 +73,14 @@ class Method:
         """This method with options changed; ``METHODS["fem"].using(k=3)`` is also written ``"fem(k=3)"``.
 
         Raises:
-            WhycamError: there is no such option, or it takes no such value.
+            WhycamError: there is no such option, or the value is not allowed.
         """
         merged = tuple((dict(self.options) | checked(self.title, self.function, options)).items())
         base = self.name.partition("(")[0]
         return replace(self, name=written(base, dict(merged)), options=merged)
 
     def __reduce__(self) -> tuple[object, ...]:
-        # A registered function cannot be pickled by reference: its module's name for it is this object.
+        # A registered function cannot be pickled by reference: in its module, its name refers to the `Method`.
         base = METHODS.get(self.name.partition("(")[0])
         if base is not None and base.function is self.function:
             return (_registered, (base.name, self.options))
@@ -92,7 +90,7 @@ class Method:
 MethodLike = str | Method
 METHODS: dict[str, Method] = {}
 COMBINATORS: dict[str, Callable[..., Method]] = {}
-"""What makes a method of another: ``"augmented(gradcam)"`` is ``COMBINATORS["augmented"]("gradcam")``."""
+"""Functions from a method to a method: ``"augmented(gradcam)"`` is ``COMBINATORS["augmented"]("gradcam")``."""
 
 
 def method(
@@ -102,19 +100,19 @@ def method(
     needs: Iterable[Need] = ("gradients",),
     scope: Scope = "layer",
     retarget: Callable[[Target], Target] | None = None,
-    has_channel_terms: bool = False,
+    per_channel: bool = False,
 ) -> Callable[[Function], Method]:
-    """Register a function as a method; its name is the title's, its summary the docstring's first line.
+    """Register a function as a method. Its name comes from the title, its summary is the docstring's first line.
 
-    Its keyword parameters are the method's options; what they take is read from their annotations, see
+    The function's keyword parameters are the method's options; their annotations say which values are allowed, see
     `whycam.options`.
 
     Raises:
-        WhycamError: the name is taken or cannot be written, or ``needs`` or ``scope`` is none of the known.
+        WhycamError: the name is taken or invalid, or ``needs`` or ``scope`` is unknown.
     """
-    wanted: frozenset[Any] = frozenset((needs,) if isinstance(needs, str) else needs)
-    for what, given, known in (("need", wanted, get_args(Need)), ("scope", (scope,), get_args(Scope))):
-        for value in given:
+    wanted: frozenset[Any] = frozenset(map(_renamed_need, (needs,) if isinstance(needs, str) else needs))
+    for what, values, known in (("need", wanted, get_args(Need)), ("scope", (scope,), get_args(Scope))):
+        for value in values:
             if value not in known:
                 raise WhycamError(f"method {title!r}: there is no {what} {value!r}{near_misses(str(value), known)}")
 
@@ -127,30 +125,37 @@ def method(
         if name in METHODS:
             raise WhycamError(f"a method named {name!r} exists already ({METHODS[name].title})")
         METHODS[name] = Method(
-            name, title, summary_of(function) or title, paper, function, wanted, scope, retarget, has_channel_terms
+            name, title, summary_of(function) or title, paper, function, wanted, scope, retarget, per_channel
         )
         return METHODS[name]
 
     return register
 
 
-def combinator(function: Callable[..., Method]) -> Callable[..., Method]:
-    """Register a function of a method (and options) that returns a method, to be written as a string as well.
+def _renamed_need(need: Any) -> Any:
+    if need != "curvature":
+        return need
+    warnings.warn('the need "curvature" of a method is now "hvp"', DeprecationWarning, stacklevel=4)
+    return "hvp"
 
-    Its options are checked as a method's are.
+
+def combinator(function: Callable[..., Method]) -> Callable[..., Method]:
+    """Register a function from a method (and options) to a method, so that it can be used in a method's name.
+
+    Its options are checked like those of a method.
     """
     name = normalized(function.__name__)
 
     @wraps(function)
-    def made(method: MethodLike, *values: Any, **options: Any) -> Method:
-        # By position, as Python calls may have them: under their names.
-        given = dict(zip(options_of(function), values, strict=False))
-        if len(values) > len(given) or given.keys() & options.keys():
-            return function(method, *values, **options)  # Python says what is wrong
-        return function(method, **checked(name, function, given | options))
+    def checked_function(method: MethodLike, *values: Any, **options: Any) -> Method:
+        # Positional options by name, so that they are checked too.
+        positional = dict(zip(options_of(function), values, strict=False))
+        if len(values) > len(positional) or positional.keys() & options.keys():
+            return function(method, *values, **options)  # raises Python's own TypeError
+        return function(method, **checked(name, function, positional | options))
 
-    COMBINATORS[name] = made
-    return made
+    COMBINATORS[name] = checked_function
+    return checked_function
 
 
 def summary_of(function: Callable[..., Any]) -> str:
@@ -159,7 +164,7 @@ def summary_of(function: Callable[..., Any]) -> str:
 
 
 def written(name: str, options: Mapping[str, Any], inner: str = "") -> str:
-    """``fem(k=2.0)``, ``noisy(METHOD, n=8, sigma=0.1)``: as a string names it; the name alone without options."""
+    """A method's name with its options: ``fem(k=2.0)``, ``noisy(METHOD, n=8, sigma=0.1)``; without, the name alone."""
     arguments = ([inner] if inner else []) + [f"{option}={value!r}" for option, value in options.items()]
     return f"{name}({', '.join(arguments)})" if arguments else name
 
@@ -169,7 +174,7 @@ def _registered(name: str, options: tuple[tuple[str, Any], ...]) -> Method:
 
 
 def normalized(name: str) -> str:
-    """``Grad-CAM`` and ``grad_cam`` are ``gradcam``; ``++`` and what stands in parentheses stay."""
+    """Normalize a name: ``Grad-CAM`` and ``grad_cam`` become ``gradcam``; ``++`` and options in parentheses stay."""
     base, parenthesis, options = name.partition("(")
     base = base.lower().replace("-", "").replace("_", "").replace(" ", "")
     if base in COMBINATORS and parenthesis:
@@ -179,13 +184,13 @@ def normalized(name: str) -> str:
 
 
 def find_method(name: str) -> Method:
-    """The method of that name, with options where they are given: ``"FEM(k=3)"``.
+    """The method of that name, which may contain options: ``"FEM(k=3)"``.
 
-    Methods that other packages offer under the entry-point group ``whycam.methods`` are found too; their modules
-    register them on import.
+    Methods of other packages, in the entry-point group ``whycam.methods``, are found too; their modules register them
+    on import.
 
     Raises:
-        WhycamError: it is unknown (near misses are listed) or its options cannot be read.
+        WhycamError: it is unknown (similar names are listed) or its options cannot be read.
     """
     base, _, options = normalized(str(name)).partition("(")
     if base in COMBINATORS:
@@ -202,7 +207,7 @@ def find_method(name: str) -> Method:
 
 
 def canonical(name: str) -> str:
-    """The name under which a method's maps are found, however it was written; an unknown one comes back normalized."""
+    """The name under which a method's maps are stored, for any way to write it; an unknown name is only normalized."""
     try:
         return find_method(name).name
     except WhycamError:
@@ -211,10 +216,10 @@ def canonical(name: str) -> str:
 
 @cache
 def load_entry_points() -> Mapping[str, str]:
-    """Import what other packages offer as methods; done once, at the first unknown name and for listings.
+    """Import the methods of other packages; done once, at the first unknown name and for listings.
 
     Returns:
-        The normalized names of those that cannot be imported, and why. Each is warned of; all others work.
+        Normalized name → reason, for the entry points that cannot be imported. Each gives a warning; all others work.
     """
     broken = {}
     for entry in entry_points(group=ENTRY_POINTS):
@@ -228,11 +233,11 @@ def load_entry_points() -> Mapping[str, str]:
 
 
 def _first_argument(text: str) -> tuple[str, str]:
-    """``"fem(k=3), n=4)"`` → ``"fem(k=3)"`` and ``", n=4)"``: up to the first comma or parenthesis of its own."""
+    """Split after the first argument: ``"fem(k=3), n=4)"`` → ``"fem(k=3)"`` and ``", n=4)"``."""
     depth = 0
-    for place, character in enumerate(text):
+    for index, character in enumerate(text):
         if depth == 0 and character in ",)":
-            return text[:place], text[place:]
+            return text[:index], text[index:]
         depth += (character == "(") - (character == ")")
     return text, ""
 
@@ -243,7 +248,7 @@ def _options(name: str, text: str) -> dict[str, Any]:
         if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
             raise ValueError
         names = [keyword.arg or "" for keyword in call.keywords]
-        if "" in names or len(set(names)) < len(names):  # **these, or one twice
+        if "" in names or len(set(names)) < len(names):  # a ** argument, or a repeated name
             raise ValueError
         return {name: ast.literal_eval(keyword.value) for name, keyword in zip(names, call.keywords, strict=True)}
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError) as error:
@@ -254,16 +259,16 @@ def resolve_methods(methods: Sequence[MethodLike] | MethodLike) -> tuple[Method,
     """Look the methods up by name, ignoring case, ``-`` and ``_``.
 
     Raises:
-        WhycamError: none is given, one is unknown (near misses are listed), or one is given twice.
+        WhycamError: none is given, one is unknown (similar names are listed), or one is given twice.
     """
-    given = [methods] if isinstance(methods, str | Method) or not isinstance(methods, Iterable) else list(methods)
-    if not all(isinstance(entry, str | Method) for entry in given):
+    members = [methods] if isinstance(methods, str | Method) or not isinstance(methods, Iterable) else list(methods)
+    if not all(isinstance(member, str | Method) for member in members):
         raise WhycamError(
-            f"methods are names or whycam.cam.Method objects, or a list of them, 'gradcam' say; got {methods!r}"
+            f"methods are names such as 'gradcam' or whycam.cam.Method objects, or a list of them; got {methods!r}"
         )
     resolved: dict[str, Method] = {}
-    for entry in given:
-        found = entry if isinstance(entry, Method) else find_method(entry)
+    for member in members:
+        found = member if isinstance(member, Method) else find_method(member)
         if found.name in resolved:
             raise WhycamError(f"method {found.title} is given twice")
         resolved[found.name] = found

@@ -1,10 +1,10 @@
-"""Methods made of methods: a map averaged over augmented or noisy images, or the principal component of its parts.
+"""Combinators: a method's map averaged over augmented or noisy images, or the principal component of its terms.
 
-Each takes a method or its name and returns a method, which goes wherever one goes; as a string it is written
-``"augmented(gradcam)"``, ``"noisy(layercam, n=4, sigma=0.2)"``, ``"eigen(gradcam)"``.
+Each takes a method or its name and returns a new method, which can be used like any other. Its name is
+``"augmented(gradcam)"``, ``"noisy(layercam, n=4, sigma=0.2)"`` or ``"eigen(gradcam)"``.
 
-Smoothing captures the altered images like any others and lets the method look at that; a method that runs the network
-again does so on the altered images, as many times as there are of them.
+``augmented`` and ``noisy`` capture perturbed images and apply the method to each trace. A method that runs the network
+again does so for every perturbed image.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from whycam.cam.methods._perturbed_batches import Noise, mean, together
+from whycam.cam.methods._perturbed_batches import Noise, batched_copies, mean
 from whycam.cam.methods.activation import principal_map
 from whycam.cam.methods.registry import Method, MethodLike, combinator, find_method
 from whycam.cam.passes.trace import LayerTrace
@@ -24,21 +24,21 @@ from whycam.options import Count, Deviation
 
 Traces = LayerTrace | Sequence[LayerTrace]
 
-# mirrored → factors; the sixth variant is the batch itself, which has been captured already.
+# mirrored → factors; the sixth variant is the batch itself, which is captured already.
 _VARIANTS = {False: (0.9, 1.1), True: (0.9, 1.0, 1.1)}
 
 
 @combinator
 def augmented(method: MethodLike) -> Method:
-    """The mean map over six variants of the image: as it is and mirrored, times 0.9, 1 and 1.1.
+    """The mean map over six variants of the image: the image and its mirror image, each times 0.9, 1 and 1.1.
 
-    The variants of pytorch-grad-cam's ``aug_smooth``: its factors act on the normalized image, mirroring
-    on the last axis. Here raw maps are averaged, so that the result is signed and in the method's own unit; there, maps
-    that were each cut at 0 and min-max scaled first. The predicted class is the unaltered image's in all six; a target
-    that looks at places (boxes, a segmentation mask) is mirrored with the image.
+    These are the variants of pytorch-grad-cam's ``aug_smooth``: the factors multiply the normalized image, and the last
+    axis is mirrored. Here raw maps are averaged, so the result is signed and in the method's own unit; pytorch-grad-cam
+    averages maps after a ReLU and min-max scaling. All variants are explained for the class that is predicted for the
+    unperturbed image. A target that depends on positions (boxes, a segmentation mask) is mirrored with the image.
 
     Raises:
-        WhycamError: the method looks at the images alone.
+        WhycamError: the method reads the images alone.
     """
     inner = _of_network("augmented", method)
     return Method(
@@ -57,10 +57,10 @@ def augmented(method: MethodLike) -> Method:
 def noisy(method: MethodLike, n: Count = 8, sigma: Deviation = 0.1) -> Method:
     """The mean map over n noisy copies of the image (Gaussian, σ in the network's input units).
 
-    As SmoothGrad does with gradients (Smilkov et al., 2017, arXiv:1706.03825). All images meet the same n noise fields.
+    As SmoothGrad does with gradients (Smilkov et al., 2017, arXiv:1706.03825). All images get the same n noise fields.
 
     Raises:
-        WhycamError: the method looks at the images alone, or an option is of the wrong kind.
+        WhycamError: the method reads the images alone, or an option has a wrong value.
     """
     inner = _of_network("noisy", method)
     return Method(
@@ -77,23 +77,24 @@ def noisy(method: MethodLike, n: Count = 8, sigma: Deviation = 0.1) -> Method:
 
 @combinator
 def eigen(method: MethodLike) -> Method:
-    """The first principal component of what the method gives each channel, instead of their sum.
+    """The first principal component of the method's terms, one per channel, instead of their sum.
 
-    pytorch-grad-cam's ``eigen_smooth``, with a fixed sign: the one that correlates with the method's own map. For
-    methods whose map is a sum with one term per channel: some hand their terms out (Score-CAM, Ablation-CAM and their
-    kin); of others that run nothing again it is tried out whether each term depends on its own channel alone.
+    This is pytorch-grad-cam's ``eigen_smooth`` with a fixed sign: the component correlates positively with the method's
+    own map. The method's map has to be a sum with one term per channel. Some methods return their terms (Score-CAM,
+    Ablation-CAM and similar ones). For other methods that do not run the network again, it is checked numerically
+    whether each term depends on its own channel alone.
 
     Raises:
-        WhycamError: the method is of another kind.
+        WhycamError: the method's map is no such sum.
     """
     inner = method if isinstance(method, Method) else find_method(method)
     if isinstance(inner.function, _Augmented | _Noisy):
         raise WhycamError(
-            f"eigen takes the channels of one image apart, and {inner.title} is a mean over several: smooth the "
+            f"eigen separates the channels of one image, and {inner.title} is a mean over several images: smooth the "
             f"component instead, {inner.name.partition('(')[0]}(eigen({inner.function.inner.name}))"
         )
-    if inner.scope != "layer" or ("reruns" in inner.needs and not inner.has_channel_terms):
-        raise _no_parts(inner)
+    if inner.scope != "layer" or ("reruns" in inner.needs and not inner.per_channel):
+        raise _no_terms(inner)
     return Method(
         name=f"eigen({inner.name})",
         title=f"{inner.title}, eigen",
@@ -106,10 +107,11 @@ def eigen(method: MethodLike) -> Method:
     )
 
 
-def _of_network(how: str, method: MethodLike) -> Method:
+def _of_network(combinator_name: str, method: MethodLike) -> Method:
+    """The method, if its map depends on the network."""
     inner = method if isinstance(method, Method) else find_method(method)
     if inner.scope == "input" and not inner.needs:
-        raise WhycamError(f"{how} averages what a network answers to, and {inner.title} looks at the images alone")
+        raise WhycamError(f"{combinator_name} needs a method that uses the network; {inner.title} reads images alone")
     return inner
 
 
@@ -156,44 +158,44 @@ class _Eigen:
     inner: Method
 
     def __call__(self, trace: LayerTrace) -> Tensor:
-        return principal_map(channel_parts(self.inner, trace))
+        return principal_map(channel_terms(self.inner, trace))
 
 
-def channel_parts(method: Method, trace: LayerTrace) -> Tensor:
-    """What each channel adds to the method's map, (B, C, …).
+def channel_terms(method: Method, trace: LayerTrace) -> Tensor:
+    """The term that each channel adds to the method's map, (B, C, …).
 
-    Where the method does not hand it out, every channel is shown to it as an image of its own.
+    If the method does not return its terms, it is called with every channel as a separate image.
 
     Raises:
-        WhycamError: the map is not the sum of that.
+        WhycamError: the map is not the sum of these terms.
     """
-    if method.has_channel_terms:
+    if method.per_channel:
         return method(replace(trace, per_channel=True))
     images, channels = trace.activations.shape[:2]
 
-    def apart(tensor: Tensor) -> Tensor:
+    def separated(tensor: Tensor) -> Tensor:
         return tensor.flatten(0, 1)[:, None] if tensor.numel() else tensor
 
-    parts = method(
+    terms = method(
         trace.with_(
-            activations=apart(trace.activations),
-            gradients=apart(trace.gradients),
-            curvature=apart(trace.curvature),
+            activations=separated(trace.activations),
+            gradients=separated(trace.gradients),
+            hvp=separated(trace.hvp),
             logits=trace.logits.repeat_interleave(channels, dim=0),
             scores=trace.scores.repeat_interleave(channels, dim=0),
         )
     )
-    parts = _copies(parts, images)
+    terms = _split_copies(terms, images)
     whole = method(trace)
-    tolerance = 1e-4 * float(parts.detach().abs().sum(dim=1).nan_to_num().max())
-    if not torch.allclose(parts.sum(dim=1), whole, rtol=0, atol=tolerance, equal_nan=True):
-        raise _no_parts(method)
-    return parts
+    tolerance = 1e-4 * float(terms.detach().abs().sum(dim=1).nan_to_num().max())
+    if not torch.allclose(terms.sum(dim=1), whole, rtol=0, atol=tolerance, equal_nan=True):
+        raise _no_terms(method)
+    return terms
 
 
-def _no_parts(method: Method) -> WhycamError:
+def _no_terms(method: Method) -> WhycamError:
     return WhycamError(
-        f"{method.title} is no sum over channels that each count on their own, so eigen cannot take it apart: "
+        f"{method.title} is no sum over channels with independent terms, so eigen cannot separate them: "
         "use Eigen-CAM or EigenGrad-CAM"
     )
 
@@ -207,17 +209,17 @@ def _over_copies(
     *,
     mirror: bool = False,
 ) -> Iterator[Tensor]:
-    """The method's maps of ``count`` altered copies of the batch, (B, …) each."""
-    for members in together(count, len(_first(traces).network.images)):
+    """The method's maps of ``count`` perturbed copies of the batch, (B, …) each."""
+    for members in batched_copies(count, len(_first(traces).network.images)):
 
-        def make(images: Tensor, members: range = members) -> Tensor:
+        def perturb(images: Tensor, members: range = members) -> Tensor:
             return torch.cat([vary(images, index) for index in members])
 
-        maps = inner(_again(traces, f"{key} {members.start} to {members.stop}", make, mirror=mirror))
-        yield from _copies(maps, len(members))
+        maps = inner(_trace_perturbed(traces, f"{key} {members.start} to {members.stop}", perturb, mirror=mirror))
+        yield from _split_copies(maps, len(members))
 
 
-def _copies(maps: Tensor, count: int) -> Tensor:
+def _split_copies(maps: Tensor, count: int) -> Tensor:
     """(k·B, …) → (k, B, …)."""
     return maps.reshape(count, -1, *maps.shape[1:])
 
@@ -226,8 +228,8 @@ def _first(traces: Traces) -> LayerTrace:
     return traces if isinstance(traces, LayerTrace) else traces[0]
 
 
-def _again(traces: Traces, key: str, make: Callable[[Tensor], Tensor], *, mirror: bool) -> Traces:
-    def view(trace: LayerTrace) -> LayerTrace:
-        return trace.network.again(key, make, trace.layer, trace.target, mirror=mirror)
+def _trace_perturbed(traces: Traces, key: str, perturb: Callable[[Tensor], Tensor], *, mirror: bool) -> Traces:
+    def perturbed(trace: LayerTrace) -> LayerTrace:
+        return trace.network.trace_perturbed(key, perturb, trace.layer, trace.target, mirror=mirror)
 
-    return view(traces) if isinstance(traces, LayerTrace) else [view(trace) for trace in traces]
+    return perturbed(traces) if isinstance(traces, LayerTrace) else [perturbed(trace) for trace in traces]

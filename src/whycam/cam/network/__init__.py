@@ -1,1 +1,1 @@
-"""What is looked at: inputs, layers, the layout of channels and positions, the linear head."""
+"""The parts of a network that methods need: its inputs, its layers, the layout of their outputs, its linear head."""

@@ -1,4 +1,4 @@
-"""Layers named as people write them: ``layer3[-2]``, ``layer3.0``, a module."""
+"""Find layers by their names (``layer3[-2]``, ``layer3.0``) or modules."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Layer:
     """A resolved layer.
 
     Attributes:
-        name: as the user wrote it; results are found under it.
-        path: as ``named_modules`` calls it in the network that `whycam.nn_utils.unwrapped` gives.
+        name: as the user wrote it; the key of the layer's results.
+        path: its name in ``named_modules`` of the network that `whycam.nn_utils.unwrapped` returns.
         module: the module itself.
     """
 
@@ -43,11 +43,11 @@ def resolve_layers(model: nn.Module, layers: Sequence[LayerLike] | LayerLike) ->
     if not (layers := list(layers)):
         raise WhycamError("no layer is given; leave layers out for the last spatial one")
     resolved = tuple(resolve_layer(model, layer) for layer in layers)
-    seen: dict[str, str] = {}
+    names: set[str] = set()
     for layer in resolved:
-        if layer.name in seen:
+        if layer.name in names:
             raise WhycamError(f"layer {layer.name!r} is given twice")
-        seen[layer.name] = layer.path
+        names.add(layer.name)
     return resolved
 
 
@@ -55,22 +55,21 @@ def resolve_layer(model: nn.Module, layer: LayerLike) -> Layer:
     """Find one layer.
 
     Args:
-        model: the network, also in its wrappers.
-        layer: a path with attributes and indices mixed freely (``layer3[-2]``, ``layer3.0``, ``blocks[3].norm``),
-            or a module that is part of ``model``. Wrappers around it and inside it (``torch.compile``,
-            ``DataParallel``) may be named in the path or left out: of a wrapped ``net``, ``net.module[0]`` and
-            ``net[0]`` are both the first layer of what was wrapped.
+        model: the network, wrapped or not.
+        layer: a path of attributes and indices (``layer3[-2]``, ``layer3.0``, ``blocks[3].norm``), or a module of
+            ``model``. The path may contain or omit wrappers around and inside the model (``torch.compile``,
+            ``DataParallel``): if ``net`` is wrapped, ``net.module[0]`` and ``net[0]`` both name its first layer.
 
     Raises:
-        WhycamError: there is no such layer (near misses are listed), or no hook ever sees it.
+        WhycamError: there is no such layer (similar names are listed), or hooks cannot reach it.
     """
     network = unwrapped(model)
     found = _find(model, network, layer)
     steps = found.path.split(".")
-    holders = [network.get_submodule(".".join(steps[:count])) for count in range(len(steps))]
-    if any(map(is_opaque, holders)) or not takes_hooks(found.module):
+    parents = [network.get_submodule(".".join(steps[:count])) for count in range(len(steps))]
+    if any(map(is_opaque, parents)) or not takes_hooks(found.module):
         raise WhycamError(
-            f"layer {found.name!r} is part of a TorchScript or torch.export program, which cannot be looked into: put "
+            f"layer {found.name!r} is part of a TorchScript or torch.export program, which cannot be inspected: put "
             "the nn.Module it was made from in its place, or choose a layer outside of it"
         )
     return found
@@ -89,19 +88,19 @@ def _find(model: nn.Module, network: nn.Module, layer: LayerLike) -> Layer:
     for step in _steps(layer):
         child = _child(module, step)
         if child is None:
-            tops = dict.fromkeys((network, model))
-            paths = [name for top in tops for name, _ in top.named_modules(remove_duplicate=False) if name]
-            inside = wrapped_by(module) or module
-            children = ", ".join(_children(inside)) or "no layers inside"
-            holds = f"{'.'.join(path) or type(model).__name__} has {children}"
-            raise WhycamError(f"unknown layer {layer!r}{near_misses(layer, paths) or f' ({holds})'}")
+            roots = dict.fromkeys((network, model))
+            paths = [name for root in roots for name, _ in root.named_modules(remove_duplicate=False) if name]
+            inner = wrapped_by(module) or module
+            children = ", ".join(_children(inner)) or "no layers inside"
+            content = f"{'.'.join(path) or type(model).__name__} has {children}"
+            raise WhycamError(f"unknown layer {layer!r}{near_misses(layer, paths) or f' ({content})'}")
         name, module = child
         path.append(name)
-    place = next(name for name, candidate in model.named_modules() if candidate is network)
-    found = ".".join(path)
-    if not found.startswith(place):  # a wrapper around a wrapped one: it hands on to what it wraps
+    prefix = next(name for name, candidate in model.named_modules() if candidate is network)
+    full_path = ".".join(path)
+    if not full_path.startswith(prefix):  # a wrapper inside a wrapper, which stands for the network itself
         return Layer(layer, "", network)
-    return Layer(layer, found.removeprefix(place).removeprefix("."), module)
+    return Layer(layer, full_path.removeprefix(prefix).removeprefix("."), module)
 
 
 def _steps(layer: str) -> list[str | int]:
@@ -127,11 +126,11 @@ def _child(module: nn.Module, step: str | int) -> tuple[str, nn.Module] | None:
         return step, children[step]
     inner = wrapped_by(module)
     if inner is not None:
-        place = next(name for name, child in children.items() if child is inner)
+        wrapper_name = next(name for name, child in children.items() if child is inner)
         found = _child(inner, step)
-        return None if found is None else (f"{place}.{found[0]}", found[1])
-    # Places are counted as Python counts them in a ModuleList: also those that are empty. By items, since a scripted
-    # module's children have nothing else.
+        return None if found is None else (f"{wrapper_name}.{found[0]}", found[1])
+    # Indices count children that are None too, as in a ModuleList. `items`, because a scripted module's children have
+    # no other accessor.
     names = [name for name, _ in module._modules.items()]
     if isinstance(step, str) or not -len(names) <= step < len(names) or names[step] not in children:
         return None
@@ -139,5 +138,5 @@ def _child(module: nn.Module, step: str | int) -> tuple[str, nn.Module] | None:
 
 
 def _children(module: nn.Module) -> dict[str, nn.Module]:
-    """By name. Unlike ``named_children``, which leaves repeats out, with every place of a module that is used again."""
+    """Name → child. Unlike ``named_children``, this keeps a module that occurs under several names."""
     return {name: child for name, child in module._modules.items() if child is not None}

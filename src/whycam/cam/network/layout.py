@@ -1,4 +1,4 @@
-"""Where channels and positions lie in a layer's output: convolutional, channels-last, or a sequence of tokens."""
+"""The layout of channels and positions in a layer's output: channels-first, channels-last, or a sequence of tokens."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _Av
 from whycam.errors import WhycamError
 
 MOST_PREFIX = 8
-"""Tokens that may stand before a grid (class, distillation and register tokens) where the layout is not given."""
+"""The most tokens before a grid (class, distillation and register tokens) that a detected layout may have."""
 
-# They say where the channels are, whatever the sizes.
+# These modules have channels-first outputs, whatever the sizes.
 _CHANNELS_FIRST = (_ConvNd, _NormBase, nn.GroupNorm, _MaxPoolNd, _AvgPoolNd, _AdaptiveMaxPoolNd, _AdaptiveAvgPoolNd)
 
 Kind = Literal["channels-first", "channels-last", "tokens"]
@@ -29,10 +29,11 @@ class Layout:
     """How to read a layer's output as (B, C, …positions).
 
     Attributes:
-        kind: "channels-first": (B, C, …); "channels-last": (B, …, C), as Swin has it; "tokens": (B, N, C).
-        grid: of tokens, (h, w), row by row; not needed otherwise.
-        prefix: tokens before the grid (class, register and distillation tokens), which have no position. Neither have
-            those behind it (a detector's queries, say), which are never assumed: give the layout where there are any.
+        kind: "channels-first": (B, C, …); "channels-last": (B, …, C), as in Swin; "tokens": (B, N, C).
+        grid: (h, w) of the tokens, row by row; only for tokens.
+        prefix: number of tokens before the grid (class, register and distillation tokens), which have no position.
+            Tokens behind the grid (a detector's queries, for example) have no position either. `detect_layout` never
+            assumes any, so give the layout of such a layer yourself.
     """
 
     kind: Kind = "channels-first"
@@ -42,8 +43,8 @@ class Layout:
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise WhycamError(f"a layout is {', '.join(map(repr, get_args(Kind)))}, not {self.kind!r}")
-        whole = [*self.grid, self.prefix] if isinstance(self.grid, tuple | list) else [None]
-        if not all(isinstance(number, int) and not isinstance(number, bool) for number in whole):
+        numbers = [*self.grid, self.prefix] if isinstance(self.grid, tuple | list) else [None]
+        if not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
             raise WhycamError(
                 f"a layout's grid holds whole numbers of tokens, (rows, columns), and its prefix is one; got grid="
                 f"{self.grid!r}, prefix={self.prefix!r}"
@@ -59,10 +60,10 @@ class Layout:
             )
 
     def to_map(self, output: Tensor) -> Tensor:
-        """A layer's output (or a gradient with respect to it) → (B, C, …positions), as a view where possible.
+        """A layer's output (or a gradient with respect to it) → (B, C, …positions), as a view if possible.
 
         Raises:
-            WhycamError: the output holds no such tokens.
+            WhycamError: the output has too few tokens for this layout, or is no sequence of tokens.
         """
         if self.kind == "channels-last":
             return output.movedim(-1, 1)
@@ -70,7 +71,7 @@ class Layout:
             if output.ndim != 3 or output.shape[1] < self._grid.stop:
                 raise WhycamError(
                     f"a layer with the output {tuple(output.shape)} does not have the layout that is given, "
-                    f"{'×'.join(map(str, self.grid))} tokens after {self.prefix} others: give its own, or leave it out"
+                    f"{'×'.join(map(str, self.grid))} tokens after {self.prefix} others: give its own layout, or none"
                 )
             tokens = output[:, self._grid].transpose(1, 2)
             return tokens.reshape(*tokens.shape[:2], *self.grid)
@@ -80,8 +81,8 @@ class Layout:
         """The reverse of `to_map`: (B, C, …positions) → the layer's own form.
 
         Args:
-            maps: what takes the place of the positions.
-            output: (B, …) the layer's own output, which gives the tokens that have no position.
+            maps: the new values at the positions.
+            output: (B, …) the layer's own output, from which the tokens without a position are taken.
         """
         if self.kind == "channels-last":
             return maps.movedim(1, -1)
@@ -96,16 +97,16 @@ class Layout:
         return slice(self.prefix, self.prefix + math.prod(self.grid))
 
 
-def check_layout(given: object) -> None:
-    """Refuse what is no layout and not None.
+def check_layout(layout: object) -> None:
+    """Check that ``layout`` is a `Layout` or None.
 
     Raises:
-        WhycamError: ``given`` is something else.
+        WhycamError: it is something else.
     """
-    if given is not None and not isinstance(given, Layout):
+    if layout is not None and not isinstance(layout, Layout):
         raise WhycamError(
-            "layout is a whycam.Layout, whycam.Layout('channels-last') say, or a mapping of layers' names to such; "
-            f"got {given!r}"
+            "layout is a whycam.Layout, for example whycam.Layout('channels-last'), or a mapping of layers' names to "
+            f"such; got {layout!r}"
         )
 
 
@@ -117,17 +118,20 @@ def detect_layout(
 ) -> Layout:
     """Recognize a layer's layout from its type and shape.
 
-    As many axes as the images have are channels-first where the module convolves, pools or normalizes them so, and else
-    unless only the other reading has the image's proportions, or the module normalizes its last axis; of two axes one
-    of which is as long as parts of the network are wide, that one holds the channels. Three axes for images and
-    volumes are tokens: as few leading ones as possible are set aside so that the rest fills the grid that some patch
-    size gives.
+    An output with as many axes as the images is channels-first, unless all of the following hold: the module is no
+    convolution, pooling or normalization of channels-first outputs, channels-last positions have the image's
+    proportions, and either the module normalizes its last axis, or channels-first positions do not have these
+    proportions and the network's widths do not say that the second axis holds the channels. For series, an output is
+    channels-last only if the module normalizes its last axis.
+
+    An output with three axes for images and volumes is a sequence of tokens. Its grid is the largest one that some
+    patch size gives and that leaves at most `MOST_PREFIX` tokens before it.
 
     Args:
         output: the layer's output, (B, …).
-        image_size: (H, W) of the image, (T,) of a series, (D, H, W) of a volume.
+        image_size: (H, W) of an image, (T,) of a series, (D, H, W) of a volume.
         module: the layer, whose type may decide.
-        hints: what the network that the layer belongs to tells; asked for only if it matters.
+        hints: returns the hints of the network that the layer belongs to; called only if they are needed.
 
     Raises:
         WhycamError: the tokens fill no such grid.
@@ -149,12 +153,12 @@ def detect_layout(
 
 @dataclass(frozen=True)
 class ArchitectureHints:
-    """What a network's parts tell of the outputs of its others.
+    """Facts about a network's modules that help to recognize the layout of other layers' outputs.
 
     Attributes:
-        grids: into which convolutions that step by their own size would cut an image, as the first one of a vision
-            transformer does, whatever the shape of its patches. One that fits goes before those of square patches.
-        widths: how many channels its convolutions, normalizations and linear layers put out.
+        grids: the grids of patches that the network's patch embeddings make of an image; a patch embedding is a
+            convolution whose stride equals its kernel size. A fitting one is preferred to the grids of square patches.
+        widths: the numbers of output channels of the network's convolutions, normalizations and linear layers.
     """
 
     grids: tuple[tuple[int, ...], ...] = ()
@@ -162,7 +166,7 @@ class ArchitectureHints:
 
     @classmethod
     def of(cls, model: nn.Module, image_size: Sequence[int]) -> ArchitectureHints:
-        """Look through a network for images of that size."""
+        """Collect the hints from a network's modules, for images of size ``image_size``."""
         grids: dict[tuple[int, ...], None] = {}
         widths: set[int] = set()
         for module in model.modules():
@@ -182,7 +186,7 @@ class ArchitectureHints:
 
 
 def hints_for(model: nn.Module, image_size: Sequence[int]) -> Callable[[], ArchitectureHints]:
-    """`ArchitectureHints.of` these, at the first call, and the same at every other."""
+    """A function that returns `ArchitectureHints.of` these arguments, computed at the first call."""
     return cache(partial(ArchitectureHints.of, model, tuple(image_size)))
 
 
@@ -194,21 +198,21 @@ def _patches(module: _ConvNd, image_size: Sequence[int]) -> tuple[int, ...]:
 
 
 def _convolved(output: Tensor, hints: Callable[[], ArchitectureHints] | None) -> bool:
-    """Whether parts of the network are as wide as the second axis is long, and none as the last."""
+    """Whether the length of the second axis is a width of the network, and that of the last axis is not."""
     widths = hints().widths if hints else ()
     return output.shape[1] in widths and output.shape[-1] not in widths
 
 
 def _normalizes_last(module: nn.Module | None, channels: int) -> bool:
-    """Whether a module is, or without a convolution of its own is made around, LayerNorms over its last axis."""
+    """Whether a module is or contains a LayerNorm over its last axis, and contains no channels-first module."""
     parts = [] if module is None else list(module.modules())
     norms = [part for part in parts if isinstance(part, nn.LayerNorm)]
-    alike = any(tuple(norm.normalized_shape) == (channels,) for norm in norms)
-    return alike and not any(isinstance(part, _CHANNELS_FIRST) for part in parts)
+    fits = any(tuple(norm.normalized_shape) == (channels,) for norm in norms)
+    return fits and not any(isinstance(part, _CHANNELS_FIRST) for part in parts)
 
 
 def _proportional(grid: Sequence[int], image_size: Sequence[int]) -> bool:
-    """Whether ``grid`` is the image's size divided by the same factor everywhere, give or take what rounding does."""
+    """Whether ``grid`` is the image's size divided by one factor along all axes, up to rounding."""
     factor = max(size / cells for size, cells in zip(image_size, grid, strict=True))
     return factor >= 1 and all(
         math.floor(size / factor) <= cells <= math.ceil(size / factor)
@@ -218,8 +222,8 @@ def _proportional(grid: Sequence[int], image_size: Sequence[int]) -> bool:
 
 def _tokens(output: Tensor, image_size: Sequence[int], known: Iterable[tuple[int, ...]]) -> Layout:
     tokens = output.shape[1]
-    # What does not fill a patch is cut off by a convolution, or padded.
-    square = (
+    # A network cuts off or pads the pixels at the border that do not fill a patch: round down and up.
+    square_patches = (
         grid
         for patch in range(1, min(image_size) + 1)
         for grid in (tuple(size // patch for size in image_size), tuple(-(-size // patch) for size in image_size))
@@ -229,7 +233,7 @@ def _tokens(output: Tensor, image_size: Sequence[int], known: Iterable[tuple[int
         fitting = (grid for grid in grids if math.prod(grid) and 0 <= tokens - math.prod(grid) <= MOST_PREFIX)
         return max(fitting, key=math.prod, default=None)
 
-    if grid := largest(known) or largest(square):
+    if grid := largest(known) or largest(square_patches):
         return Layout("tokens", grid, tokens - math.prod(grid))
     size = "×".join(map(str, image_size))
     raise WhycamError(

@@ -1,1 +1,1 @@
-"""Forward and backward passes: capture a trace, run altered inputs, run a tail."""
+"""Forward and backward passes: capture a trace, run perturbed inputs, run the tail behind a layer."""

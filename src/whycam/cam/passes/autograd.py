@@ -1,4 +1,4 @@
-"""Backward passes to chosen tensors, and what stands in their way said in words."""
+"""Gradients with respect to chosen tensors, with clear errors for checkpointed models."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ def differentiate(
     retain_graph: bool = False,
     create_graph: bool = False,
 ) -> tuple[Tensor | None, ...]:
-    """∂(Σ weights · score)/∂inputs, None for what the score does not depend on; see `torch.autograd.grad`.
+    """∂(Σ weights · score)/∂inputs; None for inputs that the score does not depend on. See `torch.autograd.grad`.
 
     Raises:
-        WhycamError: a part of the model is checkpointed in the way that allows no such thing.
+        WhycamError: a part of the model is checkpointed with ``use_reentrant=True``, which does not allow this.
     """
     try:
-        found: tuple[Tensor | None, ...] = torch.autograd.grad(
+        gradients: tuple[Tensor | None, ...] = torch.autograd.grad(
             score, inputs, weights, retain_graph=retain_graph, create_graph=create_graph, allow_unused=True
         )
     except RuntimeError as error:
         if "use_reentrant" in str(error):
             raise WhycamError(REENTRANT) from error
         raise
-    return found
+    return gradients
 
 
 def in_reentrant_checkpoint() -> bool:
-    """Whether this is called from the forward pass of a block that is checkpointed with ``use_reentrant=True``.
+    """Whether the caller runs in the forward pass of a block that is checkpointed with ``use_reentrant=True``.
 
-    It looks like ``no_grad`` from the inside; only the call stack tells the two apart.
+    Inside such a block gradients are off, as under ``no_grad``; only the call stack distinguishes the two.
     """
     frame: FrameType | None = sys._getframe()
     while frame is not None:

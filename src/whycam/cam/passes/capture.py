@@ -1,49 +1,50 @@
-"""One forward, one backward: the activations and gradients that every gradient method is derived from.
+"""Capture the activations and gradients of every layer with one forward pass and one backward pass per target.
 
-How the work is kept to what is needed: the network runs on detached parameters, so no graph exists until the
-shallowest target layer, whose output becomes the leaf. `torch.autograd.grad` then goes from the scores to the captured
-activations only, never into a weight and never below that leaf.
+The network runs on detached parameters, so the graph begins only at the shallowest target layer, whose output becomes
+a leaf. `torch.autograd.grad` then goes from the scores to the captured activations only: it computes no gradient of a
+weight, and none before that layer. This makes the backward pass cheap.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.stateless import _reparametrize_module
-from torch.utils.hooks import RemovableHandle
 
 from whycam.cam.network.inputs import Inputs
 from whycam.cam.network.layers import Layer
 from whycam.cam.passes.autograd import differentiate
+from whycam.cam.passes.environment import assert_explaining, explaining
+from whycam.cam.passes.plan import Plan
 from whycam.cam.targets.classification import Target
 from whycam.cam.targets.resolve import freeze, leading, scores_of, wants_output
 from whycam.errors import WhycamError
-from whycam.nn_utils import first_tensor, instrumented, with_first_tensor
+from whycam.nn_utils import first_tensor, hooked, with_first_tensor
 
 
 class NoGradientError(WhycamError):
-    """The scores cannot be differentiated in a layer."""
+    """The scores cannot be differentiated with respect to a layer."""
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What one capture saw, on the model's device; tensors are detached unless asked otherwise.
+    """The result of one capture, on the model's device. Tensors are detached unless the plan is differentiable.
 
     Attributes:
-        activations: layer name → (B, …), the layer's output before anything later changed it in place.
-        gradients: (layer name, target name) → as activations, ∂score/∂activation.
-        logits: (B, K), or whatever leading tensor the network returns for B images; (B, 0) where it returns none.
+        activations: layer name → (B, …), the layer's output as it was before any later in-place change.
+        gradients: (layer name, target name) → like the activations, ∂score/∂activation.
+        logits: (B, K), or the leading tensor that the network returns for B images; (B, 0) if it returns none.
         scores: target name → (B,).
-        targets: target name → the target, with what it takes from the logits fixed.
-        curvature: (layer name, target name) → as activations, H·A, where it was asked for.
-        plain: whether the network returns a tensor and nothing else.
-        root: the images that the graph begins with, where it was asked to be kept.
-        rooted: target name → (B,) the scores at that graph's end.
+        targets: target name → the frozen target; see `whycam.cam.targets.resolve.freeze`.
+        hvp: (layer name, target name) → like the activations, the Hessian-vector product H·A, if the plan has it.
+        returns_tensor: whether the network returns one tensor and nothing else.
+        input_leaf: the images at which the graph begins, if the plan keeps that graph.
+        graph_scores: target name → (B,), the scores at the end of that graph.
     """
 
     activations: dict[str, Tensor]
@@ -51,10 +52,10 @@ class Trace:
     logits: Tensor
     scores: dict[str, Tensor]
     targets: dict[str, Target]
-    curvature: dict[tuple[str, str], Tensor] = field(default_factory=dict)
-    plain: bool = True
-    root: Tensor | None = None
-    rooted: dict[str, Tensor] = field(default_factory=dict)
+    hvp: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    returns_tensor: bool = True
+    input_leaf: Tensor | None = None
+    graph_scores: dict[str, Tensor] = field(default_factory=dict)
 
 
 def capture(
@@ -64,170 +65,178 @@ def capture(
     targets: Mapping[str, Target],
     *,
     gradients: bool | Collection[str] = True,
-    curvature: Collection[str] = (),
-    frozen: bool = False,
+    hvp: Collection[str] = (),
     differentiable: bool = False,
-    rooted: bool = False,
 ) -> Trace:
-    """Run ``model`` once forward and, for each target, once backward to the activations of all ``layers``.
-
-    The model is run in eval mode and is afterwards exactly as it was: mode of every module, parameters,
-    ``requires_grad``, ``.grad``, hooks; also after an exception. What its own ``forward`` writes in eval mode (a
-    counter it keeps in a buffer, a tensor it caches) stays written.
+    """Run ``model`` once and take the scores' gradients at the outputs of ``layers``.
 
     Args:
-        model: returns (B, K) logits, or a tuple, dict or dataclass that begins with them.
-        inputs: (B, C, H, W), as the model expects them, or several arguments. May come from under ``inference_mode``.
-        layers: where to look.
+        model: unwrapped; not changed.
+        inputs: (B, C, H, W) as the model expects them, or several arguments. Inference tensors are accepted.
+        layers: whose outputs are recorded.
         targets: name → target.
-        gradients: the targets whose gradients are needed, or all or none; without any, no graph is built at all.
-        curvature: the targets for which H·A is needed too: one more backward pass for each layer.
-        frozen: targets have been fixed already, by the answer to other images than these.
+        gradients: the names of the targets whose gradients are needed; True for all, False for none.
+        hvp: the names of the targets for which H·A is needed too.
         differentiable: keep the graph, down to the parameters and through the gradients themselves.
-        rooted: keep the graph from the images to the scores, for gradients that are asked for later.
 
     Raises:
-        WhycamError: a layer did not run, gave no tensor, or the scores do not depend on it.
+        WhycamError: a layer did not run or returned no tensor, or the scores do not depend on it.
     """
-    sloped = list(targets) if gradients is True else list(gradients or ())
-    sloped += [name for name in curvature if name not in sloped]
-    outputs: dict[str, Tensor] = {}
-    given = (Inputs.of(inputs) if isinstance(inputs, Tensor) else inputs).ordinary()
-    with (
-        torch.inference_mode(False),
-        instrumented(model),
-        torch.set_grad_enabled(bool(sloped) or differentiable or rooted),
-    ):
-        if differentiable:
-            parameters: dict[str, Tensor] = dict(model.named_parameters())
-            given = given.with_images(given.images.clone())
-        else:
-            parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-            given = given.detached()
-        root = given.images.detach().clone().requires_grad_() if rooted else None
-        if root is not None:
-            given = given.with_images(root.clone())
-        # The parameters' stand-ins and the hooks stay until the backward pass is over: a checkpointed block runs again
-        # in it, and must find what it found before. Fused attention has no second derivative.
-        twice = bool(curvature) or differentiable
-        attention = sdpa_kernel(SDPBackend.MATH) if twice else nullcontext()
-        with (
-            _recording(layers, outputs, leaf=bool(sloped), batch=len(given.images)),
-            _reparametrize_module(model, parameters, tie_weights=True),
-            attention,
-        ):
-            output = model(*given.args, **given.kwargs)
-            for layer in layers:
-                if layer.name not in outputs:
-                    raise WhycamError(
-                        f"layer {layer.name!r} did not run in the forward pass, so it cannot be explained"
-                    )
-            logits = _leading(output, given.images, targets)
-            fixed = {n: target if frozen else freeze(target, logits, output) for n, target in targets.items()}
-            scores = {name: scores_of(target, logits, output) for name, target in fixed.items()}
-            seen = dict(outputs)
-            slopes, curves = _gradients(scores, seen, sloped, curvature, keep=differentiable, rooted=rooted)
+    chosen = tuple(targets) if gradients is True else tuple(gradients or ())
+    plan = Plan(tuple(layers), targets, chosen, tuple(hvp), differentiable=differentiable)
+    inputs = Inputs.of(inputs) if isinstance(inputs, Tensor) else inputs
+    with explaining(model):
+        return run_capture(model, inputs.without_inference_tensors(), plan)
 
-    def free(tensor: Tensor) -> Tensor:
-        return tensor if differentiable else tensor.detach()
+
+def run_capture(model: nn.Module, inputs: Inputs, plan: Plan) -> Trace:
+    """Capture what ``plan`` asks for; see `capture`. Call it inside `explaining`.
+
+    Raises:
+        WhycamError: a layer did not run or returned no tensor, or the scores do not depend on it.
+    """
+    assert_explaining(model)
+    outputs: dict[str, Tensor] = {}
+    record = _recorder(outputs, leaf=bool(plan.differentiated), batch=len(inputs.images))
+    with torch.set_grad_enabled(plan.needs_graph):
+        inputs, parameters, leaf = _detached(model, inputs, plan)
+        # The detached parameters and the hooks stay until the backward pass is over: a checkpointed block runs again
+        # during it and needs the same parameters and hooks. Fused attention has no second derivative.
+        with (
+            hooked((layer.module, record(layer.name)) for layer in plan.layers),
+            _reparametrize_module(model, parameters, tie_weights=True),
+            sdpa_kernel(SDPBackend.MATH) if plan.needs_double_backward else nullcontext(),
+        ):
+            output = model(*inputs.args, **inputs.kwargs)
+            _check_all_ran(plan.layers, outputs)
+            logits = _leading(output, inputs.images, plan.targets)
+            targets = {
+                name: target if plan.frozen else freeze(target, logits, output) for name, target in plan.targets.items()
+            }
+            scores = {name: scores_of(target, logits, output) for name, target in targets.items()}
+            # A copy of the dictionary: checkpointed blocks run again in the backward pass and call the hooks again.
+            recorded = dict(outputs)
+            gradients, products = _backward(scores, recorded, plan)
+
+    def detached(tensor: Tensor) -> Tensor:
+        return tensor if plan.differentiable else tensor.detach()
 
     return Trace(
-        activations={name: free(tensor) for name, tensor in seen.items()},
-        gradients={key: free(tensor) for key, tensor in slopes.items()},
-        logits=free(logits),
-        scores={name: free(score) for name, score in scores.items()},
-        targets=fixed,
-        curvature={key: free(tensor) for key, tensor in curves.items()},
-        plain=isinstance(output, Tensor),
-        root=root,
-        rooted=scores if rooted else {},
+        activations={name: detached(tensor) for name, tensor in recorded.items()},
+        gradients={key: detached(tensor) for key, tensor in gradients.items()},
+        logits=detached(logits),
+        scores={name: detached(score) for name, score in scores.items()},
+        targets=targets,
+        hvp={key: detached(tensor) for key, tensor in products.items()},
+        returns_tensor=isinstance(output, Tensor),
+        input_leaf=leaf,
+        graph_scores=scores if plan.keep_input_graph else {},
     )
 
 
-Slopes = dict[tuple[str, str], Tensor]
+def _detached(model: nn.Module, inputs: Inputs, plan: Plan) -> tuple[Inputs, dict[str, Tensor], Tensor | None]:
+    """The inputs and parameters that the network runs on, and the images as a leaf if the plan keeps their graph.
+
+    The network gets copies of the images, because it may change them in place.
+    """
+    if plan.differentiable:
+        inputs = inputs.with_images(inputs.images.clone())
+        parameters: dict[str, Tensor] = dict(model.named_parameters())
+    else:
+        inputs = inputs.detached()
+        parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    if not plan.keep_input_graph:
+        return inputs, parameters, None
+    leaf = inputs.images.detach().clone().requires_grad_()
+    return inputs.with_images(leaf.clone()), parameters, leaf
 
 
-def _gradients(
-    scores: Mapping[str, Tensor],
-    outputs: Mapping[str, Tensor],
-    sloped: Sequence[str],
-    curved: Collection[str],
-    *,
-    keep: bool,
-    rooted: bool,
-) -> tuple[Slopes, Slopes]:
-    slopes: Slopes = {}
-    curves: Slopes = {}
-    for position, target in enumerate(sloped):
-        score, last = scores[target], position + 1 == len(sloped)
+Gradients = dict[tuple[str, str], Tensor]
+"""(layer name, target name) → a tensor like the layer's output."""
+
+
+def _backward(scores: Mapping[str, Tensor], outputs: Mapping[str, Tensor], plan: Plan) -> tuple[Gradients, Gradients]:
+    """∂score/∂output of every target in the plan at every layer, and H·A for the targets that need it."""
+    gradients: Gradients = {}
+    products: Gradients = {}
+    for position, target in enumerate(plan.differentiated):
+        score, last = scores[target], position + 1 == len(plan.differentiated)
         if not score.requires_grad:
             raise NoGradientError(
                 f"the score of target {target!r} does not depend on {_names(outputs)} in a differentiable way"
             )
-        bend = target in curved
-        # In eval mode images do not mix, so the gradient of the sum is every image's own gradient.
-        found = differentiate(
+        twice = plan.differentiable or target in plan.hvp
+        # In eval mode images are independent, so the gradient of the summed scores holds each image's own gradient.
+        output_gradients = differentiate(
             score.sum(),
             list(outputs.values()),
-            retain_graph=keep or bend or rooted or not last,
-            create_graph=keep or bend,
+            retain_graph=twice or plan.keep_input_graph or not last,
+            create_graph=twice,
         )
-        for name, slope in zip(outputs, found, strict=True):
-            if slope is None:
+        for name, gradient in zip(outputs, output_gradients, strict=True):
+            if gradient is None:
                 raise NoGradientError(f"the score of target {target!r} does not depend on layer {name!r}")
-            slopes[name, target] = slope
-            if bend:
-                curves[name, target] = _bend(slope, outputs[name], keep=keep)
-    return slopes, curves
+            gradients[name, target] = gradient
+            if target in plan.hvp:
+                products[name, target] = _hvp(gradient, outputs[name], keep=plan.differentiable)
+    return gradients, products
 
 
-def _bend(slope: Tensor, activation: Tensor, *, keep: bool) -> Tensor:
-    """H·A: the derivative of Σ G·A in A, with the factor A held fixed; zero where G does not depend on A."""
-    if not slope.requires_grad:
+def _hvp(gradient: Tensor, activation: Tensor, *, keep: bool) -> Tensor:
+    """H·A: the derivative of Σ G·A with respect to A with the factor A held constant; 0 if G does not depend on A."""
+    if not gradient.requires_grad:
         return torch.zeros_like(activation)
-    weights = activation if keep else activation.detach()
-    (product,) = differentiate(slope, [activation], weights, retain_graph=True, create_graph=keep)
+    vector = activation if keep else activation.detach()
+    (product,) = differentiate(gradient, [activation], vector, retain_graph=True, create_graph=keep)
     return torch.zeros_like(activation) if product is None else product
 
 
-@contextmanager
-def _recording(layers: Sequence[Layer], outputs: dict[str, Tensor], *, leaf: bool, batch: int) -> Iterator[None]:
-    """Hook ``layers`` so that ``outputs`` receives what they return; the hooks are gone afterwards."""
+def _recorder(outputs: dict[str, Tensor], *, leaf: bool, batch: int) -> Callable[[str], Callable[..., object]]:
+    """Return a function: layer name → forward hook that stores the layer's output in ``outputs``.
 
-    def hook_for(name: str) -> object:
+    Args:
+        outputs: layer name → output, filled by the hooks.
+        leaf: make the stored output a leaf of the graph, if no graph leads to it.
+        batch: number of images, for checks.
+    """
+
+    def hook_for(name: str) -> Callable[..., object]:
         def hook(_module: nn.Module, _inputs: object, output: object) -> object:
-            tensor = first_tensor(output)
-            if tensor is None or tensor.ndim < 3:
-                shape = type(output).__name__ if tensor is None else f"a {tuple(tensor.shape)} tensor"
-                raise WhycamError(f"layer {name!r} returns {shape}; a map needs an output with positions, (B, C, h, w)")
-            if len(tensor) != batch:
-                raise WhycamError(
-                    f"layer {name!r} returns a {tuple(tensor.shape)} tensor for {batch} images: its first axis is not "
-                    "the images'; choose a layer before they are taken apart or after they are together again"
-                )
+            tensor = _checked_output(name, output, batch)
             if leaf and not tensor.requires_grad:
                 if not torch.is_grad_enabled():
                     raise NoGradientError(f"layer {name!r} runs where the model switches gradients off")
                 tensor = tensor.detach().requires_grad_()
             outputs[name] = tensor
-            # What follows may work in place (an in-place ReLU is the usual case): it gets a copy, so that the
-            # recorded tensor stays the layer's own output, and a leaf is never modified.
+            # Hand the rest of the network a copy: an in-place ReLU would overwrite the recorded activation.
             return with_first_tensor(output, tensor.clone())
 
         return hook
 
-    handles: list[RemovableHandle] = []
-    try:
-        for layer in layers:
-            handles.append(layer.module.register_forward_hook(hook_for(layer.name)))  # type: ignore[arg-type]
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return hook_for
+
+
+def _checked_output(name: str, output: object, batch: int) -> Tensor:
+    tensor = first_tensor(output)
+    if tensor is None or tensor.ndim < 3:
+        shape = type(output).__name__ if tensor is None else f"a {tuple(tensor.shape)} tensor"
+        raise WhycamError(f"layer {name!r} returns {shape}; a map needs an output with positions, (B, C, h, w)")
+    if len(tensor) != batch:
+        raise WhycamError(
+            f"layer {name!r} returns a {tuple(tensor.shape)} tensor for {batch} images: its first axis is not "
+            "the images'; choose a layer before they are taken apart or after they are together again"
+        )
+    return tensor
+
+
+def _check_all_ran(layers: Sequence[Layer], outputs: Mapping[str, Tensor]) -> None:
+    for layer in layers:
+        if layer.name not in outputs:
+            raise WhycamError(f"layer {layer.name!r} did not run in the forward pass, so it cannot be explained")
 
 
 def _leading(output: object, images: Tensor, targets: Mapping[str, Target]) -> Tensor:
-    """The tensor that begins with the batch; where all targets read the whole output, there need be none."""
+    """The leading tensor, whose first axis is the batch; it may be missing if every target reads the whole output."""
     logits = leading(output, len(images))
     if logits is not None:
         return logits

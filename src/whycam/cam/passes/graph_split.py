@@ -1,7 +1,7 @@
-"""Take a network apart behind one of its layers, without touching it: a traced graph, the layer a single node in it.
+"""Split a network behind one of its layers, without changing it, by tracing it into a graph.
 
-Only the modules that contain the layer are traced through; every other one stays a single step, whatever it does
-inside. So most networks can be traced, and control flow in a far corner does no harm.
+The tracer enters only the modules that contain the layer. Every other module is a single node of the graph, so most
+networks can be traced: control flow inside those modules does no harm.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from torch.nn.modules import module as hooks
 
 from whycam.cam.network.inputs import Inputs
 
-Environment = dict[fx.Node, Any]
-# Tracing exchanges methods of nn.Module for the whole process: one at a time, and see _Tracer.
+# Tracing patches nn.Module for the whole process, so only one trace runs at a time; see also _Tracer.
 _TRACING = threading.Lock()
 _PLAIN = (int, float, str, bool, type(None), torch.dtype, torch.device)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -28,104 +27,105 @@ _GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
 
 
 class UntraceableError(Exception):
-    """The network cannot be taken apart at this layer; whoever asks runs all of it instead."""
+    """The network cannot be split at this layer; the caller then runs the whole network."""
 
 
 class Split:
-    """What of a network depends on a layer's output, and what of the rest feeds it.
+    """A traced network, split behind one layer into two graphs.
 
-    It holds no module, only paths: a network that is dropped is freed, and one whose weights change is run as it is.
+    It holds paths instead of modules. So it does not keep the network alive, and it runs with the current weights.
 
     Attributes:
-        layer: the node whose value is replaced.
-        tail: the nodes that depend on it, in order of execution.
-        head: the nodes before it that have to run for `boundary`, in order of execution; empty for a plain chain.
-        boundary: the nodes outside the tail whose values it takes.
-        result: the node whose value begins with the logits.
-        constants: tensors that the forward pass makes itself.
+        tail: all nodes that depend on the layer's output. Its inputs are that output and the boundary values; its
+            output is the value that begins with the logits.
+        head: all nodes that the boundary values need; these values are its output. Its input is the tuple of tensors
+            among the network's arguments.
+        boundary: names of the values outside the tail that the tail uses, in the order of the tail's inputs.
+        constants: path → tensor that the forward pass creates itself.
     """
 
     def __init__(self, graph: fx.Graph, layer: fx.Node, constants: Mapping[str, Any]) -> None:
-        self.layer, self.constants = layer, dict(constants)
-        self._graph = graph
-        output = next(node for node in graph.nodes if node.op == "output")
-        leading = next(_nodes_in(output.args), None)
-        if leading is None:
-            raise UntraceableError("the output holds nothing that was computed")
-        self.result = leading
-        dependent = {layer}
-        for node in graph.nodes:
-            if node is not output and any(source in dependent for source in node.all_input_nodes):
-                dependent.add(node)
-        if self.result not in dependent:
+        self.constants = dict(constants)
+        nodes, result = list(graph.nodes), _result_of(graph)
+        dependent = _dependent_on(layer, graph)
+        if result not in dependent:
             raise UntraceableError("the output does not depend on the layer")
-        # Nodes without users stay in: they may work in place.
-        self.tail = [node for node in graph.nodes if node in dependent and node is not layer]
-        needed = {source for node in self.tail for source in node.all_input_nodes if source not in dependent}
-        needed -= {layer}
-        # Parameters are read when the tail runs: they are the network's own, not the batch's.
-        self.fixed = [node for node in graph.nodes if node in needed and node.op == "get_attr"]
-        self.boundary = [node for node in graph.nodes if node in needed and node.op != "get_attr"]
-        order = {node: place for place, node in enumerate(graph.nodes)}
-        last = max((order[node] for node in self.boundary), default=-1)
-        self.head = [node for node in graph.nodes if order[node] <= last and node not in dependent]
+        # Nodes whose value nobody uses stay in, because they may change a tensor in place.
+        tail = [node for node in nodes if node in dependent and node is not layer]
+        sources = {source for node in tail for source in node.all_input_nodes} - dependent
+        # The tail reads parameters from the network when it runs, so they are no boundary values.
+        parameters = [node for node in nodes if node in sources and node.op == "get_attr"]
+        boundary = [node for node in nodes if node in sources and node.op != "get_attr"]
+        before = nodes[: 1 + max(map(nodes.index, boundary), default=-1)]
+        self.boundary = [node.name for node in boundary]
+        self.tail = _subgraph([layer, *boundary], [*parameters, *tail], result)
+        self.head = _subgraph([], [node for node in before if node not in dependent], tuple(boundary))
 
-    def run_head(self, model: nn.Module, inputs: Inputs) -> Environment:
-        """The values that feed the tail."""
-        return self._run(model, self.head, {}, self.boundary, inputs)
 
-    def run_tail(self, model: nn.Module, output: Tensor, given: Environment) -> object:
-        """What begins with the logits, where the layer gives ``output`` and the rest what `run_head` gave."""
-        known = {self.layer: output, **given}
-        return self._run(model, [*self.fixed, *self.tail], known, [self.result])[self.result]
+def _result_of(graph: fx.Graph) -> fx.Node:
+    """The node whose value begins with the logits."""
+    output = next(node for node in graph.nodes if node.op == "output")
+    leading = next(_nodes_in(output.args), None)
+    if leading is None:
+        raise UntraceableError("the output holds no computed value")
+    return leading
 
-    def _run(
-        self,
-        model: nn.Module,
-        nodes: Sequence[fx.Node],
-        known: Environment,
-        wanted: Sequence[fx.Node],
-        inputs: Inputs | None = None,
-    ) -> Environment:
-        values = dict(known)
-        last_use = {source: node for node in nodes for source in node.all_input_nodes}
-        kept = set(wanted)
-        for node in nodes:
-            values[node] = self._value(model, node, values, inputs)
-            for source in (*node.all_input_nodes, node):
-                # A value that nobody takes any more is freed, as in the network's own forward pass.
-                if last_use.get(source, node) is node and source not in kept:
-                    values.pop(source, None)
-        return {node: values[node] for node in wanted}
 
-    def _value(self, model: nn.Module, node: fx.Node, values: Environment, inputs: Inputs | None) -> Any:
-        if node.op == "placeholder":
-            assert inputs is not None  # placeholders belong to the head
-            return _tensors(inputs)
-        if node.op == "get_attr":
-            path = str(node.target)
-            return self.constants[path] if path in self.constants else _attribute(model, path)
-        args = fx.node.map_arg(node.args, values.__getitem__)
-        kwargs = fx.node.map_arg(node.kwargs, values.__getitem__)
-        if node.op == "call_module":
-            return _attribute(model, str(node.target))(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        function: Callable[..., Any] = node.target  # type: ignore[assignment]
-        return function(*args, **kwargs)
+def _dependent_on(layer: fx.Node, graph: fx.Graph) -> set[fx.Node]:
+    """The layer and every node that depends on its output; not the graph's output node."""
+    dependent = {layer}
+    for node in graph.nodes:
+        if node.op != "output" and any(source in dependent for source in node.all_input_nodes):
+            dependent.add(node)
+    return dependent
+
+
+def _subgraph(inputs: Sequence[fx.Node], nodes: Sequence[fx.Node], result: fx.Node | tuple[fx.Node, ...]) -> fx.Graph:
+    """A graph of copies of ``nodes`` with ``inputs`` as its arguments."""
+    graph = fx.Graph()
+    copies = {node: graph.placeholder(node.name) for node in inputs}
+    for node in nodes:
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(fx.node.map_arg(result, copies.__getitem__))
+    return graph
+
+
+class GraphRunner(fx.Interpreter):
+    """Runs one of a split's graphs on a network.
+
+    Args:
+        model: the network that was traced; its current weights are used.
+        split: provides the constants that the graph may use.
+        graph: the split's head or tail.
+    """
+
+    def __init__(self, model: nn.Module, split: Split, graph: fx.Graph) -> None:
+        root = nn.Module()
+        root.network = model  # the attribute's name in `_Entry`, which was traced
+        for path, constant in split.constants.items():
+            setattr(root, path, constant)
+        super().__init__(root, graph=graph)
+        self.extra_traceback = False  # errors keep the network's own message
+
+    def __call__(self, *values: Any) -> Any:
+        """Run the graph. Each value is freed after its last use, as in the network's own forward pass."""
+        try:
+            return self.run(*values, enable_io_processing=False)
+        finally:
+            self.env = {}
 
 
 def split_at(model: nn.Module, layer: nn.Module, inputs: Inputs) -> Split:
-    """Trace ``model``, which is in eval mode, and cut behind ``layer``.
+    """Trace ``model``, which is in eval mode, and split it behind ``layer``.
 
     Raises:
-        UntraceableError: it cannot be done; the message says why.
+        UntraceableError: the network cannot be split there; the message says why.
     """
     around = [module for module in model.modules() if module is not layer and _contains(module, layer)]
     if any(getattr(module, name) for module in around for name in _HOOKS) or any(
         getattr(hooks, name) for name in _GLOBAL_HOOKS
     ):
-        raise UntraceableError("a hook would see the tracer's stand-ins")
+        raise UntraceableError("a hook would receive the tracer's proxies")
     if any(getattr(module, "_compiled_call_impl", None) is not None for module in around):
         raise UntraceableError("a compiled module cannot be traced through")
     signature(inputs)
@@ -133,33 +133,33 @@ def split_at(model: nn.Module, layer: nn.Module, inputs: Inputs) -> Split:
     before = set(vars(entry))
     tracer = _Tracer(frozenset(around))
     with _TRACING, _attributes_kept(around), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they speak of the tracer's stand-ins, not of the user's data
+        warnings.simplefilter("ignore")  # these warnings are about the tracer's proxies, not about the user's data
         try:
             graph = tracer.trace(entry)
-        except Exception as error:  # the user's code meets a stand-in it does not expect: anything may be raised
+        except Exception as error:  # the user's code receives proxies that it does not expect: it may raise anything
             raise UntraceableError(str(error)) from error
     constants = {name: value for name, value in vars(entry).items() if name not in before}
-    found = [node for node in graph.nodes if node.op == "call_module" and _attribute(model, str(node.target)) is layer]
-    if len(found) != 1:
-        raise UntraceableError(f"the layer runs {len(found)} times")
-    return Split(graph, found[0], constants)
+    calls = [node for node in graph.nodes if node.op == "call_module" and _attribute(model, str(node.target)) is layer]
+    if len(calls) != 1:
+        raise UntraceableError(f"the layer runs {len(calls)} times")
+    return Split(graph, calls[0], constants)
 
 
 def signature(inputs: Inputs) -> tuple[object, ...]:
-    """What a traced graph depends on besides the tensors.
+    """The arguments that a traced graph depends on, with "tensor" instead of each tensor.
 
     Raises:
-        UntraceableError: an argument is neither a tensor nor a plain value, so it would become part of the graph.
+        UntraceableError: an argument is neither a tensor nor a plain value, so the graph would contain it.
     """
     arguments = [*enumerate(inputs.args), *inputs.kwargs.items()]
     for _, value in arguments:
         if not isinstance(value, (Tensor, *_PLAIN)):
             raise UntraceableError(f"a {type(value).__name__} argument would become part of the graph")
-    return tuple((place, "tensor" if isinstance(value, Tensor) else (type(value), value)) for place, value in arguments)
+    return tuple((key, "tensor" if isinstance(value, Tensor) else (type(value), value)) for key, value in arguments)
 
 
 class _Tracer(fx.Tracer):
-    """Goes through the modules around the layer only, and leaves modules that other threads call alone."""
+    """Enters the modules around the layer only, and does not trace modules that other threads call."""
 
     def __init__(self, around: frozenset[nn.Module]) -> None:
         super().__init__()
@@ -183,12 +183,12 @@ class _Tracer(fx.Tracer):
 
 
 class _Entry(nn.Module):
-    """Calls the network. Being the traced module, it is the one that the tracer hangs its constants on."""
+    """Calls the network. The tracer stores constants on the module that it traces: on this one, not on the network."""
 
     def __init__(self, network: nn.Module, inputs: Inputs) -> None:
         super().__init__()
         self.network = network
-        # Not the tensors themselves: the tracer would take them for parts of the network.
+        # Slots instead of the tensors: the tracer would treat the tensors as attributes of the network.
         self._args = tuple(_Slot() if isinstance(value, Tensor) else value for value in inputs.args)
         self._kwargs = {n: _Slot() if isinstance(value, Tensor) else value for n, value in inputs.kwargs.items()}
 
@@ -207,19 +207,20 @@ class _Entry(nn.Module):
 
 
 class _Slot:
-    """Where a tensor goes."""
+    """A placeholder for a tensor argument."""
 
 
-def _tensors(inputs: Inputs) -> tuple[Tensor, ...]:
+def tensors_of(inputs: Inputs) -> tuple[Tensor, ...]:
+    """The tensors among a network's arguments, which are the head's input."""
     return tuple(value for value in (*inputs.args, *inputs.kwargs.values()) if isinstance(value, Tensor))
 
 
 def _attribute(model: nn.Module, path: str) -> Any:
-    """What lies at ``path``, which begins with the entry's name for the network."""
-    found: Any = model
-    for step in path.split(".")[1:]:
-        found = getattr(found, step)
-    return found
+    """The attribute of the network at ``path``, whose first part is the attribute of `_Entry` and is skipped."""
+    value: Any = model
+    for name in path.split(".")[1:]:
+        value = getattr(value, name)
+    return value
 
 
 def _contains(module: nn.Module, layer: nn.Module) -> bool:
@@ -240,18 +241,18 @@ def _nodes_in(structure: object) -> Iterator[fx.Node]:
 
 @contextmanager
 def _attributes_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """What a forward pass stores on its modules would be the tracer's stand-ins: put back what was there."""
+    """Restore the modules' attributes after the block: a forward pass may store the tracer's proxies in them."""
     attributes = [(module, dict(vars(module))) for module in modules]
-    inside: list[tuple[Any, Any]] = []
-    for _, kept in attributes:
-        inside += [(value, value.copy()) for value in kept.values() if type(value) in (list, dict, set)]
+    containers: list[tuple[Any, Any]] = []
+    for _, before in attributes:
+        containers += [(value, value.copy()) for value in before.values() if type(value) in (list, dict, set)]
     try:
         yield
     finally:
-        for module, kept in attributes:
+        for module, before in attributes:
             vars(module).clear()
-            vars(module).update(kept)
-        for value, content in inside:
+            vars(module).update(before)
+        for value, content in containers:
             if type(value) is list:
                 value[:] = content
             else:

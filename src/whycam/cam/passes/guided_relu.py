@@ -1,7 +1,7 @@
 """Guided backpropagation (Springenberg et al., 2014, arXiv:1412.6806) without touching the model.
 
-Inside the block every ReLU, whether module, function or method, lets through only what was positive on the way forward
-and is positive on the way back.
+Inside the block every ReLU (module, function or method) passes a gradient on only where the activation was positive in
+the forward pass and the gradient is positive in the backward pass.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _Guided(torch.autograd.Function):
         return passed
 
 
-# torch's own annotations leave this out; the name here has a type.
+# torch does not annotate `apply`; this name has a type.
 _guided: Callable[[Tensor], Tensor] = _Guided.apply
 
 
@@ -47,13 +47,13 @@ class _GuidedMode(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         out = _guided(args[0])
         in_place = func in _IN_PLACE or (kwargs or {}).get("inplace", args[1] if len(args) > 1 else False)
-        # Whoever works in place may go on with the tensor itself rather than with what is returned.
+        # After an in-place ReLU the network may go on with the argument or with the returned tensor: set both.
         return args[0].copy_(out) if in_place else out
 
 
 @contextmanager
 def guided_relu(active: bool = True) -> Iterator[None]:
-    """Guide the ReLUs that run inside the block; nothing at all where ``active`` is False."""
+    """Guide the ReLUs that run inside the block; do nothing if ``active`` is False."""
     if not active:
         yield
         return

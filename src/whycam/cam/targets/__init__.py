@@ -1,1 +1,1 @@
-"""What is explained: targets, how they are resolved and frozen, and class names."""
+"""Targets, which are the scores to explain: the usual ones, how they are resolved and frozen, and class names."""

@@ -1,4 +1,4 @@
-"""Classes by name: where a network's class names come from, and which index a name stands for."""
+"""Class names: where a network's names come from, and which index a name refers to."""
 
 from __future__ import annotations
 
@@ -14,43 +14,45 @@ ClassesLike = Sequence[str] | Mapping[int, str]
 
 @dataclass
 class ClassNames:
-    """What a network's classes are called.
+    """The names of a network's classes.
 
     Attributes:
-        names: index → name; empty where nothing is known.
-        whole: whether they name every output, as a list of names does; a mapping may name some of them.
-        network: what the network is called in an error.
+        names: index → name; empty if no names are known.
+        complete: whether every output has a name, as in a list of names; a mapping may name only some outputs.
+        network: the network's name in error messages.
         used: whether a name was looked up.
     """
 
     names: Mapping[int, str]
-    whole: bool = True
+    complete: bool = True
     network: str = "the model"
     used: bool = field(default=False, compare=False)
 
     @classmethod
-    def of(cls, model: nn.Module, given: ClassesLike | None = None) -> ClassNames:
-        """The names that were given, or else the model's own.
+    def of(cls, model: nn.Module, classes: ClassesLike | None = None) -> ClassNames:
+        """The names in ``classes``, or else the model's own names.
 
-        Those are its attribute ``class_names`` (`whycam.load` sets it), or ``config.id2label``, as the models of
-        transformers have it.
+        A model's own names are its attribute ``class_names`` (`whycam.load` sets it), or ``config.id2label``, which
+        transformers' models have.
 
         Args:
             model: the network, unwrapped.
-            given: names in the order of the logits, or a mapping of indices to names.
+            classes: names in the order of the logits, or a mapping of indices to names.
 
         Raises:
-            WhycamError: ``given`` holds something else than names.
+            WhycamError: ``classes`` are not names.
         """
         network = type(model).__name__
-        if given is not None:
-            return cls(_checked(given), not isinstance(given, Mapping), network)
-        own = getattr(model, "class_names", None)
-        if own is None:
-            own = getattr(getattr(model, "config", None), "id2label", None)
-        # A model's attribute of that name may be anything: what is no list of names is not ours to complain about.
+        if classes is not None:
+            return cls(_checked(classes), not isinstance(classes, Mapping), network)
+        model_classes = getattr(model, "class_names", None)
+        if model_classes is None:
+            model_classes = getattr(getattr(model, "config", None), "id2label", None)
+        if model_classes is None:
+            return cls({}, network=network)
+        # The user's model may have an attribute of that name with another meaning: ignore it.
         try:
-            return cls(_checked(own) if own is not None else {}, not isinstance(own, Mapping), network)
+            return cls(_checked(model_classes), not isinstance(model_classes, Mapping), network)
         except WhycamError:
             return cls({}, network=network)
 
@@ -58,7 +60,7 @@ class ClassNames:
         """The index of the class called ``name``; see `class_index`.
 
         Raises:
-            WhycamError: there is no such class or there are several, or no names are known at all.
+            WhycamError: no class or several classes match, or no names are known.
         """
         if not self.names:
             raise WhycamError(
@@ -69,34 +71,36 @@ class ClassNames:
         return class_index(name, self.names)
 
     def check(self, outputs: int) -> None:
-        """Once names were used: a list has to name every output, a mapping no output that there is not.
+        """Check the names against the number of outputs, if a name was looked up.
+
+        A list has to name every output; every index of a mapping has to exist.
 
         Raises:
-            WhycamError: there are not.
+            WhycamError: the names do not fit.
         """
         if not self.used:
             return
-        if self.whole and len(self.names) != outputs:
+        if self.complete and len(self.names) != outputs:
             raise WhycamError(
                 f"{len(self.names)} class names are known, but {self.network} has {outputs} outputs: "
                 "pass classes= in the order of its outputs"
             )
-        stray = [index for index in self.names if not 0 <= index < outputs]
-        if stray:
+        invalid = [index for index in self.names if not 0 <= index < outputs]
+        if invalid:
             raise WhycamError(
-                f"class {self.names[stray[0]]!r} is said to be output {stray[0]}, but {self.network} has {outputs} "
+                f"class {self.names[invalid[0]]!r} is said to be output {invalid[0]}, but {self.network} has {outputs} "
                 "outputs, counted from 0: pass classes= with the right indices"
             )
 
 
 def class_index(name: str, classes: ClassesLike) -> int:
-    """A class given by name, or by its index written out.
+    """The index of a class that is given by its name, or by its index as a string.
 
-    The name as it is comes first, then in any case, then one of several that a comma separates ("tench" of
-    "tench, Tinca tinca", as ImageNet's labels are written).
+    An exact match goes first, then a match that ignores case, then a match with one of several names that commas
+    separate ("tench" in "tench, Tinca tinca", as in ImageNet's labels).
 
     Raises:
-        WhycamError: there is none such (near misses are listed), or the name stands for several.
+        WhycamError: no class matches (similar names are listed), or several do.
     """
     names = _checked(classes)
     wanted = name.strip().casefold()

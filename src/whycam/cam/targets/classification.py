@@ -1,17 +1,17 @@
-"""What is explained: a target turns logits into one score per image.
+"""Targets for classifiers. A target computes from the logits the score of each image that is explained.
 
-A target is any callable ``(logits (B, K)) -> scores (B,)`` that is differentiable in the logits and treats images
-independently. The classes here are the usual ones; an int, a name, a tensor or ``None`` stands for the simplest of
-them. What else a target may have, all of it optional:
+A target is any callable ``(logits (B, K)) -> scores (B,)`` that is differentiable with respect to the logits and treats
+images independently. This module has the usual ones; an int, a name, a tensor or ``None`` is short for the simplest. A
+target may have more attributes, all of them optional:
 
-* ``wants_output = True``: it is called with everything the network returned instead of its leading tensor.
-* ``at(rows)``: the target of the images at ``rows`` (n,) alone, for methods that run altered images again. For a target
-  without it those put each altered image in its place among the others, which works for logits only.
-* ``freeze(logits)``: the target with everything fixed that it takes from the unaltered images (the predicted class,
-  say); without gradients, and with what the target itself is called with.
-* ``mirrored(width)``: the target of the mirrored images, ``width`` pixels wide, for one that looks at places; asked for
-  by ``augmented`` of targets that want the output and of outputs that are no (B, K) logits.
-* ``named(index)``: the target with class names replaced by indices, ``index`` being what looks a name up.
+* ``wants_output = True``: the target is called with everything that the network returned, not with its leading tensor.
+* ``at(rows)``: returns the target for the images at ``rows`` (n,) alone. Methods call it to score perturbed images. For
+  a target without it they replace each perturbed image in a full batch, which works for targets that read logits only.
+* ``freeze(logits)``: returns the target with all values fixed that depend on the unperturbed images, such as the
+  predicted class. It runs without gradients and gets the same argument as a call of the target.
+* ``mirrored(width)``: returns the target for mirrored images, ``width`` pixels wide. A target that depends on positions
+  needs it: ``augmented`` calls it if the target wants the output, or if the output is not (B, K) logits.
+* ``named(index)``: returns the target with class names replaced by indices; ``index`` maps a name to its index.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from whycam.cam.targets.indices import Index, at_rows, has_names, indices_of, numbered, pick, whole_number
+from whycam.cam.targets.indices import Index, at_rows, has_names, indices_of, names_to_indices, pick, whole_number
 from whycam.errors import WhycamError
 
 Target = Callable[[Tensor], Tensor]
@@ -30,13 +30,13 @@ TargetLike = Target | Index | Sequence[Any] | None
 
 
 class Named:
-    """For dataclasses with fields that may hold class names."""
+    """A base class for dataclasses whose fields may hold class names."""
 
     def named(self, index: Callable[[str], int]) -> Self:
-        """The same with names looked up."""
-        # The dataclasses are those that inherit this, which the type checker cannot know here.
+        """The same target with class names replaced by indices."""
+        # Subclasses are dataclasses, which the type checker cannot know here.
         values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
-        changes = {name: numbered(value, index) for name, value in values.items() if has_names(value)}
+        changes = {name: names_to_indices(value, index) for name, value in values.items() if has_names(value)}
         return replace(self, **changes) if changes else self  # type: ignore[type-var]
 
 
@@ -56,7 +56,7 @@ class ClassScore(Named):
 
 
 class Probability(ClassScore):
-    """The softmax probability of one class; saturates, so a confident prediction has nearly no gradient."""
+    """The softmax probability of one class; it saturates, so a confident prediction has nearly no gradient."""
 
     def __call__(self, logits: Tensor) -> Tensor:
         """(B, K) → (B,)."""
@@ -72,7 +72,7 @@ class LogProbability(ClassScore):
 
 
 class ReST(ClassScore):
-    """The residual-softmax target y_c + log p_c (Cai, 2025, arXiv:2501.06261): the logit, and how alone it stands."""
+    """The residual-softmax target y_c + log p_c (Cai, 2025, arXiv:2501.06261): the logit plus its log-probability."""
 
     def __call__(self, logits: Tensor) -> Tensor:
         """(B, K) → (B,)."""
@@ -96,14 +96,14 @@ class Margin(Named):
 
 
 class Predicted:
-    """The logit of whichever class the network predicts for each image."""
+    """The logit of the class that the network predicts for each image."""
 
     def __call__(self, logits: Tensor) -> Tensor:
         """(B, K) → (B,)."""
         return pick(logits, _predicted(logits))  # amax would share the gradient among equal logits
 
     def freeze(self, logits: Tensor) -> ClassScore:
-        """The classes predicted now: what altered images are to be asked about."""
+        """The classes that are predicted for these logits, which perturbed images are then scored for."""
         return ClassScore(_predicted(logits))
 
     def __repr__(self) -> str:
@@ -112,13 +112,13 @@ class Predicted:
 
 @dataclass(frozen=True, eq=False)
 class Finer(Named):
-    """What tells a class from those most like it (Zhang et al., 2025, arXiv:2501.11309): y_c − alpha · mean(y_similar).
+    """A class minus the most similar ones (Zhang et al., 2025, arXiv:2501.11309): y_c − alpha · mean(y_similar).
 
     Attributes:
-        index: the class, for all images or one each; None for the predicted one.
-        alpha: how much of the similar classes is taken off.
-        count: how many similar classes: those with the highest other logits.
-        similar: (B, count) their indices; found from the unaltered images' logits where None.
+        index: the class, one for all images or one per image; None for the predicted one.
+        alpha: weight of the similar classes.
+        count: number of similar classes, which are those with the highest other logits.
+        similar: (B, count) indices of the similar classes; if None, they are found from the unperturbed images' logits.
     """
 
     index: Index | None = None
@@ -131,7 +131,7 @@ class Finer(Named):
             raise WhycamError(f"count of Finer is a whole number of at least 1, not {self.count!r}")
 
     def freeze(self, logits: Tensor) -> Finer:
-        """With the class and its similar ones as they are now."""
+        """The same target with the class and the similar classes fixed for these logits."""
         index = _predicted(logits) if self.index is None else indices_of(logits, self.index)
         if self.similar is not None:
             return Finer(index, self.alpha, self.count, self.similar)
@@ -155,6 +155,6 @@ class Finer(Named):
 def _predicted(logits: Tensor) -> Tensor:
     if logits.ndim != 2:
         raise WhycamError(
-            f"the model's output is {tuple(logits.shape)}, which predicts no class: give a target, whycam.Output() say"
+            f"the model's output is {tuple(logits.shape)}, which predicts no class: give a target like whycam.Output()"
         )
     return logits.argmax(dim=1)

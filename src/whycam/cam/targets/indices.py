@@ -1,4 +1,4 @@
-"""Class indices and other values that stand for one thing for all images, or for one for each."""
+"""Class indices and other values that are given once for all images, or once per image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Index = int | str | Sequence[int] | Sequence[str] | Tensor | np.ndarray[Any, Any
 
 
 def pick(logits: Tensor, index: Index) -> Tensor:
-    """(B, K) and one index for all or one for each → (B,)."""
+    """(B, K) logits, one index for all images or one per image → (B,)."""
     return logits.gather(1, indices_of(logits, index)[:, None])[:, 0]
 
 
@@ -25,7 +25,7 @@ def indices_of(logits: Tensor, index: Index) -> Tensor:
     if logits.ndim != 2:
         raise WhycamError(f"a class target needs (B, K) logits, the model gives {tuple(logits.shape)}")
     images, classes = logits.shape
-    indices = torch.as_tensor(number(index), device=logits.device)
+    indices = torch.as_tensor(require_indices(index), device=logits.device)
     if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool or indices.ndim > 1:
         raise WhycamError(f"a target class is a whole number, one for all images or (B,) of them; got {index!r}")
     if indices.ndim and len(indices) != images:
@@ -37,23 +37,23 @@ def indices_of(logits: Tensor, index: Index) -> Tensor:
     return indices.long().expand(images)
 
 
-def numbered(value: Any, index: Callable[[str], int]) -> Any:
-    """A class name's index; likewise for all names in a nested list, which keeps everything else."""
+def names_to_indices(value: Any, index: Callable[[str], int]) -> Any:
+    """Replace a class name by its index, also in nested lists; every other value stays as it is."""
     if isinstance(value, str):
         return index(value)
-    return [numbered(member, index) for member in value] if isinstance(value, list | tuple) else value
+    return [names_to_indices(member, index) for member in value] if isinstance(value, list | tuple) else value
 
 
 def has_names(value: object) -> bool:
-    """Whether a value is a name, or a nested list with one in it."""
+    """Whether a value is a name or a nested list that holds one."""
     return isinstance(value, str) or (isinstance(value, list | tuple) and any(map(has_names, value)))
 
 
-def number(index: Any) -> Any:
-    """An index that holds no names.
+def require_indices(index: Any) -> Any:
+    """Return ``index``, if it holds no names.
 
     Raises:
-        WhycamError: it does.
+        WhycamError: it holds a class name, which only `whycam.explain` can look up.
     """
     if has_names(index):
         raise WhycamError(f"{index!r} is a class name: whycam.explain looks it up, here an index is needed")
@@ -61,21 +61,21 @@ def number(index: Any) -> Any:
 
 
 def whole_number(value: Any) -> int | None:
-    """A whole number of whatever type as an int; None for anything else, truth values too."""
+    """An integer of any type (NumPy's, for example) as an int; None for every other value, including booleans."""
     try:
         return None if isinstance(value, bool) else operator.index(value)
     except TypeError:
         return None
 
 
-def one_or_each(value: Any, axes: int) -> Tensor:
-    """As a tensor; what has a batch axis before its ``axes`` of length 1 is the one for all images, and loses it."""
+def without_unit_batch(value: Any, axes: int) -> Tensor:
+    """Convert to a tensor, and drop a batch axis of length 1 before its ``axes`` axes: one value for all images."""
     tensor = torch.as_tensor(value)
     return tensor[0] if tensor.ndim == axes + 1 and len(tensor) == 1 else tensor
 
 
 def at_rows(value: Any, rows: Tensor) -> Any:
-    """One value for all images stays; of one per image, those at ``rows``."""
+    """The values of the images at ``rows``, if there is one per image; one value for all images stays as it is."""
     if isinstance(value, list | tuple | np.ndarray):
         value = torch.as_tensor(np.asarray(value))
     return value[rows.to(value.device)] if isinstance(value, Tensor) and value.ndim else value

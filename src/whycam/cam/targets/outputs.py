@@ -1,4 +1,4 @@
-"""Targets of networks that do not answer with one score per class: a number, an embedding, a mask, anything at all."""
+"""Targets for networks that return no class scores, but a number, an embedding, a mask or anything else."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ import torch
 from torch import Tensor
 
 from whycam.cam.targets.classification import Named
-from whycam.cam.targets.indices import at_rows, indices_of, number, one_or_each, pick, whole_number
+from whycam.cam.targets.indices import at_rows, indices_of, pick, require_indices, whole_number, without_unit_batch
 from whycam.errors import WhycamError
 
 
 @dataclass(frozen=True, eq=False)
 class Output:
-    """One output of a network for regression or several labels; ``index`` may be left out for (B,) and (B, 1)."""
+    """One output of a network for regression or multi-label tasks; for (B,) and (B, 1) ``index`` may be left out."""
 
     index: int = 0
 
     def __call__(self, output: Tensor) -> Tensor:
         """(B,) or (B, K) → (B,)."""
         if output.ndim == 1:
-            indices_of(output[:, None], self.index)  # says so where it is not the only one
+            indices_of(output[:, None], self.index)  # raises unless the index is 0
             return output
         return pick(output, self.index)
 
     def at(self, _rows: Tensor) -> Output:
-        """The same: it does not depend on the image."""
+        """The same target: it does not depend on the image."""
         return self
 
 
 @dataclass(frozen=True, eq=False)
 class Binary:
-    """A single logit's verdict: the logit for the positive class, minus the logit for the negative one."""
+    """A class of a binary classifier with one logit: the logit for the positive class, −logit for the negative one."""
 
     positive: bool = True
 
@@ -50,18 +50,18 @@ class Binary:
         return logit if self.positive else -logit
 
     def at(self, _rows: Tensor) -> Binary:
-        """The same: it does not depend on the image."""
+        """The same target: it does not depend on the image."""
         return self
 
 
 @dataclass(frozen=True, eq=False)
 class Similarity:
-    """Cosine similarity of the network's output to an embedding, (D,) for all images or (B, D)."""
+    """Cosine similarity of the network's output and an embedding, (D,) for all images or (B, D)."""
 
     embedding: Tensor
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "embedding", one_or_each(self.embedding, 1))
+        object.__setattr__(self, "embedding", without_unit_batch(self.embedding, 1))
 
     def __call__(self, output: Tensor) -> Tensor:
         """(B, D) → (B,)."""
@@ -84,7 +84,7 @@ class Segmentation(Named):
 
     Attributes:
         index: the class.
-        mask: (H, W) for all images or (B, H, W), at the output's resolution; weights or booleans; None for everywhere.
+        mask: (H, W) for all images or (B, H, W), at the output's resolution; weights or booleans; None for all of it.
     """
 
     index: int | str
@@ -99,13 +99,13 @@ class Segmentation(Named):
                 )
             object.__setattr__(self, "index", whole)
         if self.mask is not None:
-            object.__setattr__(self, "mask", one_or_each(self.mask, 2))
+            object.__setattr__(self, "mask", without_unit_batch(self.mask, 2))
 
     def __call__(self, output: Tensor) -> Tensor:
         """(B, K, H, W) → (B,)."""
         if output.ndim != 4:
             raise WhycamError(f"a segmentation target needs (B, K, H, W) outputs, got {tuple(output.shape)}")
-        index = number(self.index)
+        index = require_indices(self.index)
         if not 0 <= index < output.shape[1]:
             raise WhycamError(f"target class {index} does not exist; this model has 0 to {output.shape[1] - 1}")
         score = output[:, index]
@@ -134,20 +134,20 @@ class Segmentation(Named):
 
 @dataclass(frozen=True, eq=False)
 class WholeOutput:
-    """A function of everything the network returns, for models whose answer is no single tensor.
+    """A function of everything that the network returns, for models that do not return a single tensor.
 
     Attributes:
-        function: what the network returned for n images → (n,) scores. It treats all images alike; where they differ,
-            give one target per image, or write a target with ``wants_output = True`` and ``at``.
+        function: the network's output for n images → (n,) scores. It treats all images alike. If the score differs
+            between images, give one target per image, or write a target with ``wants_output = True`` and ``at``.
     """
 
     function: Callable[[Any], Tensor]
     wants_output = True
 
     def __call__(self, output: Any) -> Tensor:
-        """Whatever the network returns for n images → (n,)."""
+        """The network's output for n images → (n,)."""
         return self.function(output)
 
     def at(self, _rows: Tensor) -> WholeOutput:
-        """The same: it does not depend on the image."""
+        """The same target: it does not depend on the image."""
         return self

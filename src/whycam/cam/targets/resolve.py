@@ -1,8 +1,8 @@
-"""Targets in use: shorthands resolved, scores taken and checked, altered images asked what the original was asked."""
+"""Resolve shorthands into targets, freeze targets, and compute and check their scores, also for perturbed images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -12,51 +12,51 @@ from torch import Tensor
 
 from whycam.cam.targets.class_names import ClassNames
 from whycam.cam.targets.classification import ClassScore, Predicted, Target, TargetLike
-from whycam.cam.targets.indices import numbered
+from whycam.cam.targets.indices import names_to_indices
 from whycam.errors import WhycamError
-from whycam.nn_utils import first_tensor, is_per_image, ordinary, rows_of
+from whycam.nn_utils import at_least_float32, first_tensor, is_per_image, rows_of, without_inference_tensors
 
 
 def wants_output(target: Target) -> bool:
-    """Whether the target is shown everything that the network returns instead of its leading tensor."""
+    """Whether the target is called with everything that the network returns instead of its leading tensor."""
     return bool(getattr(target, "wants_output", False))
 
 
 def leading(output: object, images: int) -> Tensor | None:
-    """The leading tensor of what a network returned, (B, K) logits as a rule; None where none is the batch's.
+    """The leading tensor of a network's output, usually (B, K) logits; None if its first axis is not the batch.
 
-    At least float32: half-precision logits would make scores too coarse to differentiate well.
+    At least float32, because half-precision logits would make scores too coarse to differentiate well.
     """
     logits = None if is_per_image(output, images) else first_tensor(output)
     if logits is None or logits.ndim == 0 or len(logits) != images:
         return None
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    return at_least_float32(logits)
 
 
 def freeze(target: Target, logits: Tensor, output: object) -> Target:
-    """``target`` with everything fixed that depends on the network's answer to the unaltered images."""
+    """``target`` with all values fixed that depend on the network's output for the unperturbed images."""
     _check_count(target, logits)
-    settle: Callable[[Any], Target] | None = getattr(target, "freeze", None)
-    if settle is None:
+    freeze_method: Callable[[Any], Target] | None = getattr(target, "freeze", None)
+    if freeze_method is None:
         return target
     with torch.no_grad():
-        return settle(output if wants_output(target) else logits.detach())
+        return freeze_method(output if wants_output(target) else logits.detach())
 
 
 def scores_of(target: Target, logits: Tensor, output: object = None) -> Tensor:
-    """Apply a target and check that it gave one score per image.
+    """Call a target and check that it returns one score per image.
 
     Args:
-        target: any.
-        logits: (n, K), or (n, 0) where the network returns no leading tensor.
-        output: what the network returned, for targets that want it.
+        target: any target.
+        logits: (n, K), or (n, 0) if the network returns no leading tensor.
+        output: the network's output, for targets that want it.
 
     Raises:
-        WhycamError: it gave something else.
+        WhycamError: it returned something else.
     """
     _check_count(target, logits)
-    shown: Any = output if wants_output(target) else logits
-    scores = target(shown)
+    argument: Any = output if wants_output(target) else logits
+    scores = target(argument)
     if not isinstance(scores, Tensor) or scores.shape != logits.shape[:1]:
         got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise WhycamError(
@@ -66,74 +66,76 @@ def scores_of(target: Target, logits: Tensor, output: object = None) -> Tensor:
 
 
 def score_rows(target: Target, logits: Tensor, rows: Tensor, original: Tensor, output: object = None) -> Tensor:
-    """The target's scores of altered images.
+    """The target's scores for perturbed images.
 
     Args:
         target: frozen.
-        logits: (n, K) of the altered images.
-        rows: (n,) which image of the batch each stands in for.
-        original: (B, K) of the unaltered images.
-        output: what the network returned for the altered images, for targets that want it.
+        logits: (n, K) logits of the perturbed images.
+        rows: (n,) for each perturbed image, the index of its image in the batch.
+        original: (B, K) logits of the unperturbed images.
+        output: the network's output for the perturbed images, for targets that want it.
 
     Returns:
         (n,) scores.
 
     Raises:
-        WhycamError: the target wants the whole output and cannot be asked about some of the images.
+        WhycamError: the target wants the whole output and has no ``at``, so it cannot score some of the images.
     """
     at = getattr(target, "at", None)
     if at is not None:
         return scores_of(at(rows.to(logits.device)), logits, output)
     if wants_output(target):
         raise WhycamError(
-            f"target {_name(target)} reads the network's whole output and has no at(rows), so it cannot be asked about "
-            "altered images; give it one, or write it as whycam.WholeOutput(function)"
+            f"target {_name(target)} reads the network's whole output and has no at(rows), so it cannot score "
+            "perturbed images; give it one, or write it as whycam.WholeOutput(function)"
         )
-    # A callable of the user's knows the whole batch only: put each altered image in its place among the others.
+    # The user's callable accepts the whole batch only, so each perturbed image replaces its own image in the batch.
+    # Several perturbed images of one image need several calls.
     scores = logits.new_empty(len(rows))
     remaining = list(range(len(rows)))
-    places = rows.tolist()
+    images = rows.tolist()
     while remaining:
-        here: dict[int, int] = {}
+        replaced: dict[int, int] = {}  # index of the image in the batch → position among the perturbed images
         for position in remaining:
-            here.setdefault(places[position], position)
-        chosen = list(here.values())
+            replaced.setdefault(images[position], position)
+        chosen = list(replaced.values())
         batch = original.clone()
-        batch[list(here)] = logits[chosen]
-        scores[chosen] = scores_of(target, batch)[list(here)]
+        batch[list(replaced)] = logits[chosen]
+        scores[chosen] = scores_of(target, batch)[list(replaced)]
         done = set(chosen)
         remaining = [position for position in remaining if position not in done]
     return scores
 
 
 def repeat_target(target: Target, images: int, rows: Tensor) -> Target:
-    """What to ask of copies of a batch of ``images``, one after the other: of each what the target asks of the batch.
+    """The target for concatenated copies of a batch, so that each copy is scored as the batch is.
 
-    ``rows`` (n,) is which image each is a copy of.
+    Args:
+        target: frozen.
+        images: number of images in the batch.
+        rows: (n,) for each copied image, the index of its image in the batch.
     """
-    at = getattr(target, "at", None)
+    at: Callable[[Tensor], Target] | None = getattr(target, "at", None)
     if at is not None:
-        repeated: Target = at(rows)
-        return repeated
+        return at(rows)
     copies = len(rows) // images
     return target if copies == 1 else _Copies(target, images, copies)
 
 
 def mirrored(target: Target, logits: Tensor, width: int) -> Target:
-    """What to ask of the mirrored images.
+    """The target for the mirrored images.
 
     Args:
         target: frozen.
-        logits: of the unaltered images; (B, K) has no places.
-        width: of the images.
+        logits: of the unperturbed images; (B, K) logits have no positions, so no target on them has to be mirrored.
+        width: of the images, in pixels.
 
     Raises:
-        WhycamError: the target looks at places, as far as one can know, and cannot be mirrored.
+        WhycamError: the target may depend on positions and has no ``mirrored``.
     """
-    turn = getattr(target, "mirrored", None)
-    if turn is not None:
-        turned: Target = turn(width)
-        return turned
+    mirror: Callable[[int], Target] | None = getattr(target, "mirrored", None)
+    if mirror is not None:
+        return mirror(width)
     if isinstance(target, _PerImage):
         return _PerImage(tuple(mirrored(member, logits, width) for member in target.members))
     if wants_output(target) or logits.ndim > 2:
@@ -152,10 +154,10 @@ def resolve_targets(
     Args:
         targets: ``None`` (the predicted class), a class's index or name, (B,) of either, a list of targets (one per
             image), a callable, or a mapping of names to any of these, all explained from one forward pass.
-        classes: what the classes are called.
+        classes: names of the classes.
 
     Raises:
-        WhycamError: one of them is none of these, or an unknown class.
+        WhycamError: one has none of these forms, or names an unknown class.
     """
     if isinstance(targets, Mapping):
         if not targets:
@@ -174,45 +176,60 @@ def resolve_target(target: TargetLike, classes: ClassNames | None = None) -> Tar
         raise WhycamError("a target is a class's index or name, several of them, or a callable; got a bool")
     index = (classes or ClassNames({})).index
     if isinstance(target, int | str):
-        return ClassScore(numbered(target, index))
+        return ClassScore(names_to_indices(target, index))
     if isinstance(target, Tensor):
-        if target.is_floating_point() or target.dtype == torch.bool or target.ndim > 1:
-            raise WhycamError(
-                f"a target tensor holds one class index per image, (B,) of whole numbers; got {target.dtype} "
-                f"of shape {tuple(target.shape)}"
-            )
-        return ClassScore(int(target) if target.ndim == 0 else ordinary(target.long()))
+        return _from_tensor(target)
     if isinstance(target, list | tuple):
-        members = [_plain(member, index) for member in target]
-        if all(isinstance(member, int) and not isinstance(member, bool) for member in members):
-            return ClassScore(torch.tensor(members, dtype=torch.long))
-        return _PerImage(tuple(resolve_target(member, classes) for member in members))
-    if isinstance(target, type):
-        raise WhycamError(f"a target is made of {target.__name__}, not {target.__name__} itself: {target.__name__}(…)")
+        return _from_list(target, classes)
     if callable(target):
-        named = getattr(target, "named", None)
-        return _ordinary(target if named is None else named(index))
+        return _from_callable(target, index)
     raise WhycamError(
         f"a target is None (the predicted class), a class's index or name, (B,) of them, or a callable on the logits; "
         f"got {type(target).__name__}"
     )
 
 
-def _ordinary(target: Any) -> Target:
-    """The same with copies of the tensors in its fields that were made under ``inference_mode``."""
-    found: Target = target
+def _from_tensor(target: Tensor) -> Target:
+    if target.is_floating_point() or target.dtype == torch.bool or target.ndim > 1:
+        raise WhycamError(
+            f"a target tensor holds one class index per image, (B,) of whole numbers; got {target.dtype} "
+            f"of shape {tuple(target.shape)}"
+        )
+    return ClassScore(int(target) if target.ndim == 0 else without_inference_tensors(target.long()))
+
+
+def _from_list(target: Sequence[Any], classes: ClassNames | None) -> Target:
+    index = (classes or ClassNames({})).index
+    members = [_plain(member, index) for member in target]
+    if all(isinstance(member, int) and not isinstance(member, bool) for member in members):
+        return ClassScore(torch.tensor(members, dtype=torch.long))
+    return _PerImage(tuple(resolve_target(member, classes) for member in members))
+
+
+def _from_callable(target: Any, index: Callable[[str], int]) -> Target:
+    if isinstance(target, type):
+        raise WhycamError(f"a target is made of {target.__name__}, not {target.__name__} itself: {target.__name__}(…)")
+    named = getattr(target, "named", None)
+    return _without_inference_tensors(target if named is None else named(index))
+
+
+def _without_inference_tensors(target: Any) -> Target:
+    """The same target with copies of the tensors in its fields that were made under ``inference_mode``."""
+    result: Target = target
     if not is_dataclass(target):
-        return found
+        return result
     values = {field.name: getattr(target, field.name) for field in fields(target) if field.init}
-    changes = {name: changed for name, value in values.items() if (changed := ordinary(value)) is not value}
+    changes = {
+        name: changed for name, value in values.items() if (changed := without_inference_tensors(value)) is not value
+    }
     if changes:
-        # A dataclass it is, as was asked above; to the type checker it may be a class as well.
-        found = replace(target, **changes)  # type: ignore[assignment,type-var]
-    return found
+        # An instance of a dataclass; for the type checker it could be a dataclass itself.
+        result = replace(target, **changes)  # type: ignore[assignment,type-var]
+    return result
 
 
 def retargeted(target: Target, change: Callable[[Target], Target]) -> Target:
-    """What a method makes of a target; of a list of targets, of each of them."""
+    """Apply a method's ``retarget`` function to a target, or to each of a list of targets."""
     if isinstance(target, _PerImage):
         return _PerImage(tuple(change(member) for member in target.members))
     return change(target)
@@ -226,32 +243,32 @@ class _PerImage:
 
     @property
     def wants_output(self) -> bool:
-        """Where one of them does; the others are shown the leading tensor all the same."""
+        """Whether a member does; the other members are still called with the leading tensor."""
         return any(map(wants_output, self.members))
 
-    def __call__(self, shown: Any) -> Tensor:
-        return torch.cat([scores_of(member, *answer) for member, answer in self._answers(shown)])
+    def __call__(self, output: Any) -> Tensor:
+        return torch.cat([scores_of(member, *parts) for member, parts in self._parts(output)])
 
     def at(self, rows: Tensor) -> _PerImage:
         return _PerImage(tuple(self.members[row] for row in rows.tolist()))
 
-    def freeze(self, shown: Any) -> _PerImage:
-        return _PerImage(tuple(freeze(member, *answer) for member, answer in self._answers(shown)))
+    def freeze(self, output: Any) -> _PerImage:
+        return _PerImage(tuple(freeze(member, *parts) for member, parts in self._parts(output)))
 
-    def _answers(self, shown: Any) -> list[tuple[Target, tuple[Tensor, Any]]]:
-        """Each member with its own image's logits and output."""
-        count, found = len(self.members), []
-        for place, member in enumerate(self.members):
-            row = torch.tensor([place])
-            part = rows_of(shown, count, row) if self.wants_output else shown[place : place + 1]
+    def _parts(self, output: Any) -> list[tuple[Target, tuple[Tensor, Any]]]:
+        """Each member with the logits and the output of its own image."""
+        count, parts = len(self.members), []
+        for index, member in enumerate(self.members):
+            row = torch.tensor([index])
+            part = rows_of(output, count, row) if self.wants_output else output[index : index + 1]
             logits = leading(part, 1)
-            found.append((member, (torch.zeros(1, 0) if logits is None else logits, part)))
-        return found
+            parts.append((member, (torch.zeros(1, 0) if logits is None else logits, part)))
+        return parts
 
 
 @dataclass(frozen=True)
 class _Copies:
-    """A target that knows the whole batch only, of several copies of it."""
+    """A target without ``at``, for several concatenated copies of its batch."""
 
     target: Target
     images: int
@@ -261,11 +278,11 @@ class _Copies:
     def wants_output(self) -> bool:
         return wants_output(self.target)
 
-    def __call__(self, shown: Any) -> Tensor:
+    def __call__(self, output: Any) -> Tensor:
         if not self.wants_output:
-            return torch.cat([scores_of(self.target, part) for part in shown.chunk(self.copies)])
+            return torch.cat([scores_of(self.target, part) for part in output.chunk(self.copies)])
         rows = torch.arange(self.images * self.copies)
-        parts = [rows_of(shown, len(rows), chosen) for chosen in rows.chunk(self.copies)]
+        parts = [rows_of(output, len(rows), chosen) for chosen in rows.chunk(self.copies)]
         return torch.cat([scores_of(self.target, torch.zeros(self.images, 0), part) for part in parts])
 
 
@@ -277,7 +294,7 @@ def _check_count(target: Target, logits: Tensor) -> None:
 def _plain(member: Any, index: Callable[[str], int]) -> Any:
     if isinstance(member, Tensor | np.ndarray | np.generic) and member.ndim == 0:
         member = member.item()
-    return numbered(member, index) if isinstance(member, str) else member
+    return names_to_indices(member, index) if isinstance(member, str) else member
 
 
 def _name(target: Target) -> str:

@@ -1,1 +1,1 @@
-"""One function per command: call the rooms, say what came of it and where it lies."""
+"""One function per command. It calls the other rooms and prints the result and where the files are."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from whycam.cli import console
-from whycam.cli.main import EXIT_INTERRUPTED
+from whycam.cli.exit_codes import EXIT_INTERRUPTED
 from whycam.data import ImageSource, open_source, take
 from whycam.data.preprocess import CIFAR10
 from whycam.device import reuse_freed_memory
@@ -20,9 +20,10 @@ from whycam.files import write_bytes, writing
 from whycam.training import (
     RECIPES,
     EpochRecord,
-    Progress,
     Recipe,
+    RunOptions,
     SeedsResult,
+    StepProgress,
     TrainingResult,
     find_recipe,
     hold_out,
@@ -31,9 +32,10 @@ from whycam.training import (
     train as train_once,
     train_seeds,
 )
-from whycam.training.distributed import is_first_process, rank_zero_errors
-from whycam.training.plots import write_curves, write_lr_find
-from whycam.training.progress import Listener, live_view, tensorboard
+from whycam.training.distributed import launched_as_rank_zero, rank_zero_errors
+from whycam.training.history import TrainingCallback
+from whycam.training.plots import draw_curves, draw_lr_find, write_figure
+from whycam.training.progress import live_view, tensorboard
 from whycam.training.state import STATE_FILE
 
 CURVES = "curves.png"
@@ -46,12 +48,12 @@ def train(options: Namespace) -> None:
         with rank_zero_errors():
             _train(options, out)
     except KeyboardInterrupt as stopped:
-        if not is_first_process():
+        if not launched_as_rank_zero():
             raise SystemExit(EXIT_INTERRUPTED) from stopped
         kept = any((folder / STATE_FILE).exists() for folder in (out, *out.glob("seed-*")))
         if not kept:
             raise KeyboardInterrupt("nothing had been saved yet") from stopped
-        # Who is asked once saves and names the run; who is asked twice leaves at once.
+        # After the first interrupt the run is saved and named in the exception; the second one comes without a name.
         state = f"{stopped} is saved" if stopped.args else f"{out} is as it was last saved"
         raise KeyboardInterrupt(f"{state}; the same command with --resume continues it") from stopped
 
@@ -61,28 +63,34 @@ def _train(options: Namespace, out: Path) -> None:
     recipe = find_recipe(options.recipe, options.set)
     if options.seeds is not None and options.seeds < 1:
         raise WhycamError(f"--seeds must be at least 1, got {options.seeds}")
-    training, testing = _sources(options)
+    sources = _sources(options)
     reuse_freed_memory()
     with ExitStack() as stack:
-        log = RunLog(stack, events=options.tensorboard) if is_first_process() else None
-        common: dict[str, Any] = {"resume": options.resume, "device": options.device, "on_progress": log}
+        log = RunLog(stack, events=options.tensorboard) if launched_as_rank_zero() else None
+        run_options = RunOptions(resume=options.resume, device=options.device, on_progress=log)
         if options.seeds is None:
             if log is not None:
                 log.begin(out)
-            result = train_once(recipe, training, testing, out, seed=options.seed, **common)
-            summary, runs = None, [result]
+            runs = [train_once(recipe, *sources, out, seed=options.seed, options=run_options)]
+            summary = None
         else:
             seeds = range(options.seed, options.seed + options.seeds)
             on_seed = None if log is None else log.begin_seed
-            summary = train_seeds(recipe, training, testing, out, seeds=seeds, on_seed=on_seed, **common)
+            summary = train_seeds(
+                recipe, *sources, out, seeds=seeds, on_seed=on_seed, resume=options.resume, options=run_options
+            )
             runs = list(summary.runs)
-    if not is_first_process():
+    if not launched_as_rank_zero():
         return
     if not runs[-1].finished:
         raise KeyboardInterrupt(runs[-1].folder)
     if options.json:
-        console.say_json(_facts(runs, summary))
-        return
+        console.say_json(_result_json(runs, summary))
+    else:
+        _print_results(runs, summary)
+
+
+def _print_results(runs: list[TrainingResult], summary: SeedsResult | None) -> None:
     for run in runs:
         console.say(f"seed {run.seed}: {_accuracies(run)}")
         console.say(f"  checkpoint: {run.folder}")
@@ -93,32 +101,32 @@ def _train(options: Namespace, out: Path) -> None:
 
 
 class RunLog:
-    """What a run shows and writes while it works: the study's log and, if asked for, each run's TensorBoard events."""
+    """The callback of a run: prints the study's log, draws the curves and, if asked for, writes TensorBoard events."""
 
     def __init__(self, stack: ExitStack, *, events: bool) -> None:
         self._view = stack.enter_context(live_view())
         self._events = stack.enter_context(ExitStack()) if events else None
-        self._event_log: Listener | None = None
+        self._event_log: TrainingCallback | None = None
         self._folder: Path | None = None
 
-    def __call__(self, event: Progress | EpochRecord) -> None:
-        """Pass an event on."""
+    def __call__(self, event: StepProgress | EpochRecord) -> None:
+        """Handle one event."""
         self._view(event)
         if self._event_log is not None:
             self._event_log(event)
         if isinstance(event, EpochRecord) and self._folder is not None:
-            # Again after every epoch, so that a run that ends early has its curves.
-            write_curves(read_history(self._folder), self._folder / CURVES)
+            # After every epoch, so that a run that ends early has its curves too.
+            write_figure(draw_curves(read_history(self._folder)), self._folder / CURVES)
 
     def begin(self, folder: Path) -> None:
-        """The next events belong to the run in ``folder``."""
+        """Direct the next events to the run in ``folder``."""
         self._folder = folder
         if self._events is not None:
             self._events.close()
             self._event_log = self._events.enter_context(tensorboard(folder / "tensorboard"))
 
     def begin_seed(self, seed: int, folder: Path) -> None:
-        """Likewise, and say which seed it is."""
+        """The same for the run of one seed, which is printed."""
         console.note(f"seed {seed}")
         self.begin(folder)
 
@@ -141,7 +149,7 @@ def lr_find(options: Namespace) -> None:
             iterations=options.iterations,
             on_step=lambda done: show("range test", done, options.iterations),
         )
-    figure = write_lr_find(result, out / "lr-find.png")
+    figure = write_figure(draw_lr_find(result), out / "lr-find.png")
     numbers = dataclasses.asdict(result) | {"recipe": recipe.to_dict(), "seed": options.seed}
     write_bytes(out / "lr-find.json", (json.dumps(numbers, indent=1) + "\n").encode())
     if options.json:
@@ -171,7 +179,7 @@ def _say_fields(title: str, values: dict[str, Any]) -> None:
 
 @contextmanager
 def _folder(out: Path) -> Iterator[None]:
-    """Make ``out`` before the work, so that an impossible one is said at once; if the work fails, it is as before."""
+    """Make ``out`` before the work, to fail early if that is impossible; remove it if the work fails."""
     with writing(out):
         before = out.exists()
         out.mkdir(parents=True, exist_ok=True)
@@ -185,7 +193,7 @@ def _folder(out: Path) -> Iterator[None]:
 
 
 def _sources(options: Namespace) -> tuple[ImageSource, ImageSource]:
-    """What to train on and what to report on."""
+    """The images to train on, and those to report on."""
     training = open_source(options.data, "train", size=CIFAR10.size)
     if options.limit is not None:
         if options.limit < 1:
@@ -205,7 +213,7 @@ def _accuracies(run: TrainingResult) -> str:
     )
 
 
-def _facts(runs: list[TrainingResult], summary: SeedsResult | None) -> dict[str, Any]:
+def _result_json(runs: list[TrainingResult], summary: SeedsResult | None) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "runs": [
             {

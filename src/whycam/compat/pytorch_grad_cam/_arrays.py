@@ -1,4 +1,4 @@
-"""Numpy at the edge, tensors inside: which functions take tensors, and the conversions where one does not."""
+"""Conversions between numpy, which users' methods take, and tensors, which this package's methods take."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def on_device(function: _F) -> _F:
-    """Mark a method whose last arguments are tensors that stay where they are.
+    """Mark a method that takes tensors on any device.
 
     A subclass that overrides such a method is written for numpy and is handed numpy. Where it calls ``super()`` with
     numpy arrays, the wrapper converts them, and the result back.
@@ -37,7 +37,7 @@ def on_device(function: _F) -> _F:
 
 
 def takes_tensors(function: object) -> bool:
-    """Whether ``function`` is one of ours, see `on_device`."""
+    """Whether ``function`` is marked by `on_device`."""
     return bool(getattr(function, "takes_tensors", False))
 
 

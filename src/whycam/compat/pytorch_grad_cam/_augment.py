@@ -9,11 +9,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Augmentation:
-    """A mirror image or not, times a factor.
+    """Mirrors an image or not, and multiplies it by a factor.
 
     Attributes:
         flip: left to right.
-        factor: of the input's values, which are normalised: of the contrast, in effect.
+        factor: of the input's values; they are normalized, so it changes the contrast.
     """
 
     flip: bool

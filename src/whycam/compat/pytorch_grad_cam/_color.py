@@ -1,4 +1,4 @@
-"""Colours with the numbers that OpenCV gives them."""
+"""Colors with the numbers that OpenCV gives them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from whycam.compat.pytorch_grad_cam._arrays import Array
 from whycam.errors import WhycamError
 
 JET = 2
-"""OpenCV's number for the colour map jet."""
+"""OpenCV's number for the color map jet."""
 
 # matplotlib has the same tables for these of OpenCV's.
 _MATPLOTLIB = {
@@ -28,14 +28,14 @@ def bytes_of(unit: Array) -> Array:
     return np.asarray(255 * unit).astype(np.uint8)
 
 
-def colour_map(values: Array, number: int, *, rgb: bool) -> Array:
+def color_map(values: Array, number: int, *, rgb: bool) -> Array:
     """(H, W) uint8 → (H, W, 3) uint8, RGB or BGR.
 
     Raises:
-        WhycamError: the colour map needs a package that is not installed.
+        WhycamError: the color map needs a package that is not installed.
     """
-    coloured: Array = _table(number)[values]
-    return coloured if rgb else coloured[..., ::-1]
+    colored: Array = _table(number)[values]
+    return colored if rgb else colored[..., ::-1]
 
 
 @lru_cache(maxsize=32)
@@ -60,7 +60,7 @@ def _table(number: int) -> Array:
         import cv2  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:
         raise WhycamError(
-            f"the colour map {number} comes from OpenCV, which is not installed; jet ({JET}) needs nothing, "
+            f"the color map {number} comes from OpenCV, which is not installed; jet ({JET}) needs nothing, "
             f"{', '.join(f'{name} ({n})' for n, name in _MATPLOTLIB.items())} need matplotlib"
         ) from error
     table: Array = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], number)[:, 0, ::-1]
@@ -70,17 +70,17 @@ def _table(number: int) -> Array:
 def rainbow(places: Array) -> list[Array]:
     """(n,) on [0, 1) → matplotlib's gist_rainbow there, (3,) each on [0, 1]."""
     stops = np.array([place for place, _ in _GIST_RAINBOW])
-    colours = np.array([colour for _, colour in _GIST_RAINBOW])
+    colors = np.array([color for _, color in _GIST_RAINBOW])
     steps = np.floor(places * 256).clip(0, 255) / 255
-    return [np.array([np.interp(step, stops, colours[:, channel]) for channel in range(3)]) for step in steps]
+    return [np.array([np.interp(step, stops, colors[:, channel]) for channel in range(3)]) for step in steps]
 
 
-def with_value(colour: Array, value: Array) -> Array:
-    """One RGB colour at other brightnesses: its hue and saturation, with (H, W) as HSV's value → (H, W, 3) uint8.
+def with_value(color: Array, value: Array) -> Array:
+    """One RGB color at other brightnesses: its hue and saturation, with (H, W) as HSV's value → (H, W, 3) uint8.
 
     Hue is kept in steps of two degrees and saturation in 255, as OpenCV's 8-bit HSV has them.
     """
-    red, green, blue = (int(channel) for channel in colour)
+    red, green, blue = (int(channel) for channel in color)
     top, low = max(red, green, blue), min(red, green, blue)
     span = top - low
     if not span:

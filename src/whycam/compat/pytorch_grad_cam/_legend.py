@@ -1,4 +1,4 @@
-"""The legend beside a factorisation; needs matplotlib."""
+"""The legend beside a factorization; needs matplotlib."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 
 def scale(maps: Tensor, target_size: Sequence[int] | None = None) -> Tensor:
-    """Each map (B, …) stretched to [0, 1], then resized; float32.
+    """Min-max scale each map (B, …) to [0, 1], then resize it; float32.
 
     Args:
         maps: (B, h, w) or (B, d, h, w).
@@ -22,6 +22,12 @@ def scale(maps: Tensor, target_size: Sequence[int] | None = None) -> Tensor:
     maps = maps - maps.flatten(1).amin(dim=1).view(shape)
     maps = maps / (1e-7 + maps.flatten(1).amax(dim=1).view(shape))
     return (maps if target_size is None else resized(maps.float(), tuple(target_size)[::-1])).float()
+
+
+def scale_channels(maps: Tensor, target_size: Sequence[int] | None = None) -> Tensor:
+    """(B, C, …), each channel scaled by itself; see `scale`."""
+    scaled = scale(maps.flatten(0, 1), target_size)
+    return scaled.reshape(*maps.shape[:2], *scaled.shape[1:])
 
 
 def resized(maps: Tensor, size: Sequence[int]) -> Tensor:
@@ -34,7 +40,7 @@ def resized(maps: Tensor, size: Sequence[int]) -> Tensor:
         return maps
     if tuple(maps.shape[1:]) == size:
         return maps
-    # In single precision the coordinates' rounding shows where neighbouring values differ much.
+    # In single precision, rounded coordinates are visible where neighboring values differ much.
     precise = maps if maps.device.type == "mps" else maps.double()
     return F.interpolate(precise[:, None], size=size, mode="bilinear", align_corners=False)[:, 0].to(maps.dtype)
 

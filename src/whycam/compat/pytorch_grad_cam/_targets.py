@@ -1,8 +1,8 @@
-"""A list of targets, one per image, each of which is shown its own image's output: grad-cam's convention."""
+"""grad-cam's convention for targets: a list with one per image; each gets its own image's output."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -11,17 +11,17 @@ from torch import Tensor
 
 from whycam.compat.pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from whycam.errors import WhycamError
-from whycam.nn_utils import first_tensor
+from whycam.nn_utils import at_least_float32, first_tensor
 
 ImageTarget = Callable[[Any], Tensor]
 Choice = Callable[[Tensor], Sequence[ImageTarget]]
 
 
 def predicted(logits: Tensor) -> list[ImageTarget]:
-    """The class with the largest logit of each image.
+    """Each image's class with the largest logit.
 
     Raises:
-        WhycamError: there is no such thing for this output.
+        WhycamError: the output is not (B, K).
     """
     if logits.ndim != 2 or not logits.shape[1]:
         raise WhycamError(
@@ -32,7 +32,7 @@ def predicted(logits: Tensor) -> list[ImageTarget]:
 
 
 class ImageTargets:
-    """A target in this library's sense (a batch in, (B,) scores out) made of grad-cam's targets, one per image.
+    """A whycam target, which turns a batch's output into (B,) scores, made of one grad-cam target per image.
 
     Args:
         members: one callable per image; None leaves the choice to ``choose``.
@@ -44,21 +44,26 @@ class ImageTargets:
         self.choose = choose
         self.wants_output = True
         self.output: Any = None
-        """What the network returned, once it was called."""
+        """What the network returned in the last call."""
 
     def freeze(self, output: Any) -> ImageTargets:
-        """With the members chosen, and content with logits where the model returns some.
+        """A copy with the members chosen; it reads logits if the model returns logits, else the whole output.
 
         Raises:
-            WhycamError: the model returns no logits to choose them by.
+            WhycamError: members must be chosen and the model returns no logits.
         """
-        rows, members = per_image(output), self.members
-        if members is None and not isinstance(rows, Tensor):
-            raise WhycamError(f"targets=None needs (B, K) logits, the model returns a {type(output).__name__}")
-        frozen = ImageTargets(self.choose(rows.detach()) if members is None else members, self.choose)
-        assert frozen.members is not None  # just chosen
-        frozen.wants_output = not isinstance(rows, Tensor) or len(rows) != len(frozen.members)
+        rows = per_image(output)
+        members = self._chosen(rows, output)
+        frozen = ImageTargets(members, self.choose)
+        frozen.wants_output = not isinstance(rows, Tensor) or len(rows) != len(members)
         return frozen
+
+    def _chosen(self, rows: Any, output: Any) -> tuple[ImageTarget, ...]:
+        if self.members is not None:
+            return self.members
+        if not isinstance(rows, Tensor):
+            raise WhycamError(f"targets=None needs (B, K) logits, the model returns a {type(output).__name__}")
+        return tuple(self.choose(rows.detach()))
 
     def at(self, rows: Tensor) -> ImageTargets:
         """The same for the images at ``rows`` (n,)."""
@@ -74,23 +79,27 @@ class ImageTargets:
             WhycamError: there are not as many targets as images, or a target does not return one number.
         """
         rows = per_image(output)
-        members = self.members
-        if members is None:
-            if not isinstance(rows, Tensor):
-                raise WhycamError(f"targets=None needs (B, K) logits, the model returns a {type(output).__name__}")
-            members = tuple(self.choose(rows))
-        if len(members) != len(rows):
-            raise WhycamError(f"{len(members)} targets are given for {len(rows)} images; give one each")
+        members = self._chosen(rows, output)
+        check_count(members, rows)
         self.output = rows.detach() if isinstance(rows, Tensor) else rows
         if isinstance(rows, Tensor) and rows.ndim == 2 and (classes := class_indices(members)) is not None:
-            return rows[
-                torch.arange(len(rows), device=rows.device), torch.tensor(classes, dtype=torch.long, device=rows.device)
-            ]
+            places = torch.arange(len(rows), device=rows.device)
+            return rows[places, torch.tensor(classes, dtype=torch.long, device=rows.device)]
         return torch.stack([_number(target, row) for target, row in zip(members, rows, strict=True)])
 
 
+def check_count(targets: Sized, images: Sized) -> None:
+    """Check that there is one target per image.
+
+    Raises:
+        WhycamError: there are more or fewer.
+    """
+    if len(targets) != len(images):
+        raise WhycamError(f"{len(targets)} targets are given for {len(images)} images; give one each")
+
+
 def class_indices(members: Sequence[ImageTarget]) -> list[int] | None:
-    """The classes where all targets are plain class targets, or None."""
+    """The targets' classes; None unless all are plain class targets."""
     found = []
     for target in members:
         if type(target) is not ClassifierOutputTarget or not isinstance(target.category, int | np.integer):
@@ -100,13 +109,13 @@ def class_indices(members: Sequence[ImageTarget]) -> list[int] | None:
 
 
 def per_image(output: Any) -> Any:
-    """What of a network's output belongs to which image: (B, …) logits, or a detector's list of B mappings."""
+    """A network's output, indexed by image: (B, …) logits, or a detector's list of B mappings."""
     if isinstance(output, list | tuple) and output and all(isinstance(entry, Mapping) for entry in output):
         return output
     logits = first_tensor(output)
     if logits is None or logits.ndim == 0:
         raise WhycamError(f"the model returns {type(output).__name__} without a tensor (B, …) to explain")
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    return at_least_float32(logits)
 
 
 def _number(target: ImageTarget, row: Any) -> Tensor:

@@ -9,16 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from whycam.compat.pytorch_grad_cam import _passes
-from whycam.compat.pytorch_grad_cam._arrays import on_device
+from whycam.compat.pytorch_grad_cam._methods import FormulaCAM, LayerView
 from whycam.compat.pytorch_grad_cam._passes import Transform
-from whycam.compat.pytorch_grad_cam._targets import ImageTarget
-from whycam.compat.pytorch_grad_cam.base_cam import BaseCAM
+from whycam.compat.pytorch_grad_cam.ablation_layer import switched_off
 from whycam.compat.pytorch_grad_cam.utils.find_layers import replace_layer_recursive
 from whycam.errors import WhycamError
 
 __all__ = ["AblationCAM", "AblationLayer", "replace_layer_recursive"]
-
-_OFF = 1e5
 
 
 class AblationLayer(nn.Module):
@@ -40,50 +37,35 @@ class AblationLayer(nn.Module):
         """The layer's output without those channels."""
         return self.off(self.layer(x))
 
-    def instead(self, _layer: object, output: Tensor) -> Tensor:
-        """`off`, as a hook."""
-        return self.off(output)
-
     def off(self, output: Tensor) -> Tensor:
         """``output`` without those channels."""
         maps = output if self.reshape_transform is None else output.movedim(-1, 1)
-        rows = torch.arange(len(maps), device=maps.device)
-        low = maps.min()
-        maps = maps.clone()
-        maps[rows, torch.tensor(self.indices[: len(maps)], device=maps.device)] = 0 if low == 0 else low - _OFF
-        return maps if self.reshape_transform is None else maps.movedim(1, -1)
+        off = switched_off(maps, torch.tensor(self.indices[: len(maps)]), maps.min(), below=1e5)
+        return off if self.reshape_transform is None else off.movedim(1, -1)
 
 
-class AblationCAM(BaseCAM):
-    """Ablation-CAM with a channel switched off in all layers at once; they must have equally many channels."""
+def _ablationcam(v: LayerView) -> Tensor:
+    cam = v.cam
+    counts = {found.shape[1] for found in cam.activations_and_grads.activations}
+    if len(counts) > 1:
+        raise WhycamError(f"the layers have {sorted(counts)} channels: to switch them off together, choose equals")
+    original = _passes.score(cam.model, v.images, v.targets)
+    known = _passes.named(cam.target_layers)
+
+    def without(image: int, channels: Tensor) -> Tensor:
+        layer = AblationLayer(cam.target_layers[0], cam.reshape_transform, channels.tolist())
+        batch = v.images[image].expand(len(channels), *v.images.shape[1:])
+        with _passes.hooks(known, lambda _layer, output: layer.off(output)):
+            return _passes.score(cam.model, batch, [v.targets[image]] * len(channels))
+
+    scores = original[:, None].repeat(1, v.a.shape[1])
+    for image in range(len(v.images)):
+        for channels in torch.split(torch.arange(v.a.shape[1]), cam.batch_size):
+            scores[image, channels] = without(image, channels)
+    return (original[:, None] - scores) / original[:, None]
+
+
+class AblationCAM(FormulaCAM, path="ablation_cam_multilayer", weights=_ablationcam, gradients=False):
+    """Ablation-CAM with a channel switched off in all layers at once; all must have the same number of channels."""
 
     batch_size = 32
-
-    def __init__(
-        self, model: nn.Module, target_layers: Sequence[nn.Module], reshape_transform: Transform | None = None
-    ) -> None:
-        super().__init__(model, target_layers, reshape_transform, uses_gradients=False)
-
-    @on_device
-    def get_cam_weights(
-        self,
-        input_tensor: Tensor,
-        target_layer: nn.Module,
-        targets: Sequence[ImageTarget],
-        activations: Tensor,
-        grads: Tensor | None,
-    ) -> Tensor:
-        """(B, C)."""
-        counts = {found.shape[1] for found in self.activations_and_grads.activations}
-        if len(counts) > 1:
-            raise WhycamError(f"the layers have {sorted(counts)} channels: to switch them off together, choose equals")
-        original = _passes.score(self.model, input_tensor, targets)
-        known = _passes.named(self.target_layers)
-        scores = original[:, None].repeat(1, activations.shape[1])
-        for image in range(len(input_tensor)):
-            for channels in _passes.chunks(torch.arange(activations.shape[1]), self.batch_size):
-                off = AblationLayer(self.target_layers[0], self.reshape_transform, channels.tolist())
-                batch = input_tensor[image].expand(len(channels), *input_tensor.shape[1:])
-                with _passes.hooks(known, off.instead):
-                    scores[image, channels] = _passes.score(self.model, batch, [targets[image]] * len(channels))
-        return (original[:, None] - scores) / original[:, None]

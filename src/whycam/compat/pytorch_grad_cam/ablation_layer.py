@@ -1,4 +1,4 @@
-"""What stands in for a layer while its channels are switched off, a batch of them at a time."""
+"""Replacements of a layer's output with one channel per row switched off."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from whycam.compat.pytorch_grad_cam._arrays import Array
 from whycam.compat.pytorch_grad_cam.utils.svd_on_activations import get_2d_projection
 
-_OFF = 1e7
-
 
 class AblationLayer(nn.Module):
     """Row i of the batch is one image's activations without channel ``indices[i]``; (C, h, w) per image."""
@@ -25,7 +23,7 @@ class AblationLayer(nn.Module):
         self.activations: Any = None
 
     def objectiveness_mask_from_svd(self, activations: Array, threshold: float = 0.01) -> Array:
-        """(C, h, w) → (h, w): where the first principal component says that there is something."""
+        """(C, h, w) → (h, w): where the first principal component is above a threshold."""
         projection = np.abs(get_2d_projection(activations[None])[0])
         projection = projection - projection.min()
         return np.asarray(projection / projection.max() > threshold)
@@ -57,12 +55,12 @@ class AblationLayer(nn.Module):
         return self.indices
 
     def set_next_batch(self, input_batch_index: int, activations: Any, num_channels_to_ablate: int) -> None:
-        """Take one image's activations, so many times."""
+        """Repeat one image's activations ``num_channels_to_ablate`` times."""
         image = activations[input_batch_index].clone()
         self.activations = image[None].repeat(num_channels_to_ablate, *[1] * image.ndim)
 
     def __call__(self, x: Any) -> Any:
-        """What the layer is to return in place of ``x``."""
+        """The output that replaces ``x``."""
         return switched_off(self.activations, self._chosen(len(self.activations)))
 
     def _chosen(self, count: int) -> Tensor:
@@ -73,7 +71,7 @@ class AblationLayerVit(AblationLayer):
     """The same for tokens (N, C) or channels-last maps (h, w, C) per image."""
 
     def __call__(self, x: Any) -> Any:
-        """What the layer is to return in place of ``x``."""
+        """The output that replaces ``x``."""
         output = self.activations.movedim(-1, 1)
         return switched_off(output, self._chosen(len(output))).movedim(1, -1)
 
@@ -82,7 +80,7 @@ class AblationLayerFasterRCNN(AblationLayer):
     """The same for a feature pyramid's mapping of five levels with 256 channels each, numbered through."""
 
     def set_next_batch(self, input_batch_index: int, activations: Any, num_channels_to_ablate: int) -> None:
-        """Take one image's activations, so many times."""
+        """Repeat one image's activations ``num_channels_to_ablate`` times."""
         levels: Mapping[str, Tensor] = activations
         self.activations = OrderedDict(
             (name, level[input_batch_index].clone()[None].repeat(num_channels_to_ablate, 1, 1, 1))
@@ -90,18 +88,21 @@ class AblationLayerFasterRCNN(AblationLayer):
         )
 
     def __call__(self, x: Any) -> Any:
-        """What the layer is to return in place of ``x``."""
+        """The output that replaces ``x``."""
         levels = list(self.activations.values())
         for row, channel in enumerate(self._chosen(len(levels[0])).tolist()):
             levels[channel // 256][row, channel % 256] = -1000
         return self.activations
 
 
-def switched_off(maps: Tensor, channels: Tensor) -> Tensor:
-    """(n, C, …) with channel ``channels[i]`` of row i at 0, or far below everything where values may be negative."""
+def switched_off(maps: Tensor, channels: Tensor, low: Tensor | None = None, below: float = 1e7) -> Tensor:
+    """(n, C, …) with channel ``channels[i]`` of row i at 0, or far below everything where values may be negative.
+
+    ``low`` is the smallest value, of each row by itself by default; ``below`` is how far.
+    """
     rows = torch.arange(len(maps), device=maps.device)
-    low = maps.flatten(1).amin(dim=1)
-    value = torch.where(low == 0, 0.0, low - _OFF).to(maps.dtype)
+    low = maps.flatten(1).amin(dim=1) if low is None else low.expand(len(maps))
+    value = torch.where(low == 0, 0.0, low - below).to(maps.dtype)
     maps = maps.clone()
     maps[rows, channels.to(maps.device)] = value.view(-1, *[1] * (maps.ndim - 2)).expand(maps[:, 0].shape)
     return maps

@@ -1,10 +1,9 @@
-"""What all classes share: one capture for all layers, the subclass's map, grad-cam's post-processing."""
+"""The base of all classes: one pass for all layers, the subclass's map, grad-cam's post-processing."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,19 +12,19 @@ from torch import Tensor, nn
 from whycam.compat.pytorch_grad_cam import _passes
 from whycam.compat.pytorch_grad_cam._arrays import Array, on_device, takes_tensors, to_numpy, to_tensor
 from whycam.compat.pytorch_grad_cam._augment import AUGMENTATIONS
+from whycam.compat.pytorch_grad_cam._explainer import Explainer
 from whycam.compat.pytorch_grad_cam._passes import Seen, Transform
 from whycam.compat.pytorch_grad_cam._scaling import scale
-from whycam.compat.pytorch_grad_cam._targets import ImageTarget, ImageTargets
+from whycam.compat.pytorch_grad_cam._targets import ImageTarget, ImageTargets, check_count
 from whycam.compat.pytorch_grad_cam.activations_and_gradients import ActivationsAndGradients
 from whycam.compat.pytorch_grad_cam.utils.svd_on_activations import project
 from whycam.errors import WhycamError
 from whycam.nn_utils import unwrapped
 
 Targets = Sequence[ImageTarget] | ImageTargets | None
-_Self = TypeVar("_Self", bound="BaseCAM")
 
 
-class BaseCAM:
+class BaseCAM(Explainer):
     """The base of every class: override `get_cam_weights` (a weight per channel) or `get_cam_image` (a map).
 
     Overrides are handed numpy arrays and may return them. The model is afterwards exactly as it was, mode, ``.grad``
@@ -42,9 +41,9 @@ class BaseCAM:
     """
 
     seed = 0
-    """Of whatever is drawn at random."""
+    """The seed of everything that is drawn at random."""
     _curvature = False
-    _mixed = False
+    _autocast = False
 
     def __init__(
         self,
@@ -56,7 +55,7 @@ class BaseCAM:
         tta_transforms: Iterable[Any] | None = None,
         detach: bool = True,
     ) -> None:
-        unwrapped(model)  # refuses what cannot be looked into
+        unwrapped(model)  # raises for models that take no hooks
         if not isinstance(target_layers, Iterable):
             raise WhycamError(
                 f"target_layers is a list of modules, got a {type(target_layers).__name__}: write [layer]"
@@ -96,18 +95,19 @@ class BaseCAM:
         eigen_smooth: bool = False,
     ) -> Any:
         """Σ_c w_c · A_c, or its first principal component: (B, C, …) → (B, …)."""
-        weigh = self.get_cam_weights
-        if takes_tensors(weigh):
-            weights = weigh(input_tensor, target_layer, targets, activations, grads)
-        else:
-            a, g = (activations, grads) if not self.detach else (to_numpy(activations), to_numpy(grads))
-            weights = weigh(input_tensor, target_layer, targets, a, g)
+        given = self._as_taken_by(self.get_cam_weights, activations, grads)
+        weights = self.get_cam_weights(input_tensor, target_layer, targets, *given)
         activations = activations.detach()
         weights = to_tensor(weights, activations)
         return combined(weights.reshape(*weights.shape[:2], *[1] * (activations.ndim - 2)) * activations, eigen_smooth)
 
+    def _as_taken_by(self, function: object, activations: Tensor, grads: Tensor | None) -> tuple[Any, Any]:
+        """Tensors for this package's methods or where ``detach`` is False; numpy arrays for a user's method."""
+        as_they_are = takes_tensors(function) or not self.detach
+        return (activations, grads) if as_they_are else (to_numpy(activations), to_numpy(grads))
+
     def get_target_width_height(self, input_tensor: Tensor) -> tuple[int, ...]:
-        """The output's size with the axes in reverse: (width, height), or (width, height, depth)."""
+        """The output's size in reverse order: (width, height), or (width, height, depth)."""
         if input_tensor.ndim not in (4, 5):
             raise WhycamError(f"the input must be (B, C, H, W) or (B, C, D, H, W), got {tuple(input_tensor.shape)}")
         return tuple(input_tensor.shape[2:][::-1])
@@ -115,13 +115,12 @@ class BaseCAM:
     def compute_cam_per_layer(self, input_tensor: Tensor, targets: Sequence[ImageTarget], eigen_smooth: bool) -> Any:
         """Every layer's map, ReLU, scaled and resized: a list of (B, 1, H, W)."""
         size = self.get_target_width_height(input_tensor)
-        own = takes_tensors(self.get_cam_image)
         result = []
         for place, layer in enumerate(self.target_layers):
             activations, grads = self.activations_and_grads.at(place)
             assert activations is not None  # a layer that did not run was refused
-            a, g = (activations, grads) if own or not self.detach else (to_numpy(activations), to_numpy(grads))
-            cam = to_tensor(self.get_cam_image(input_tensor, layer, targets, a, g, eigen_smooth), activations)
+            given = self._as_taken_by(self.get_cam_image, activations, grads)
+            cam = to_tensor(self.get_cam_image(input_tensor, layer, targets, *given, eigen_smooth), activations)
             result.append(scale(cam.detach().relu(), size)[:, None])
         return result if self._aggregates_tensors else [to_numpy(cam) for cam in result]
 
@@ -157,7 +156,7 @@ class BaseCAM:
         """
         self.device = _device(self.model, input_tensor.device)
         input_tensor = input_tensor.to(self.device)
-        self._mixed = torch.is_autocast_enabled(self.device.type)  # the maps themselves are made without
+        self._autocast = torch.is_autocast_enabled(self.device.type)  # of the pass; the maps are computed without
         wanted = targets if isinstance(targets, ImageTargets) else ImageTargets(targets)
         seen = self._pass(input_tensor, wanted)
         if seen.input_gradient is not None:
@@ -178,7 +177,7 @@ class BaseCAM:
             return _passes.with_gradients(*given, self.reshape_transform, curvature=True)
         if not self.detach:
             # A subclass that differentiates once more reshapes for itself, as it would in grad-cam.
-            return _passes.with_gradients(*given, _as_it_is, graph=True)
+            return _passes.with_gradients(*given, _passes.as_it_is, graph=True)
         if self.compute_input_gradient:
             return _passes.to_the_input(*given, self.reshape_transform)
         return _passes.with_gradients(*given, self.reshape_transform)
@@ -190,9 +189,10 @@ class BaseCAM:
         transforms = list(self.tta_transforms)
         copies = [transform.augment_image(input_tensor) for transform in transforms]
         if all(copy.shape == input_tensor.shape for copy in copies):
-            repeated = targets if targets is None or isinstance(targets, ImageTargets) else [*targets] * len(copies)
-            if repeated is not None and not isinstance(repeated, ImageTargets):
-                _check_count(targets, input_tensor)
+            repeated = targets
+            if targets is not None and not isinstance(targets, ImageTargets):
+                check_count(targets, input_tensor)
+                repeated = [*targets] * len(copies)
             cams = torch.from_numpy(self.forward(torch.cat(copies), repeated, eigen_smooth)).chunk(len(copies))
             if isinstance(self.outputs, Tensor):
                 self.outputs = self.outputs[-len(input_tensor) :]
@@ -226,37 +226,15 @@ class BaseCAM:
         smooth = self.forward_augmentation_smoothing if aug_smooth is True else self.forward
         return smooth(input_tensor, targets, eigen_smooth)
 
-    def __enter__(self: _Self) -> _Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.activations_and_grads.release()
-
 
 def combined(weighted: Tensor, eigen_smooth: bool) -> Tensor:
     """The sum over channels, or their first principal component: (B, C, …) → (B, …)."""
     return project(weighted) if eigen_smooth else weighted.sum(dim=1)
 
 
-def over_positions(tensor: Tensor) -> Tensor:
-    """(B, C, …) → (B, C, 1, …), summed."""
-    return tensor.sum(dim=tuple(range(2, tensor.ndim)), keepdim=True)
-
-
-def _check_count(targets: Any, images: Tensor) -> None:
-    if len(targets) != len(images):
-        raise WhycamError(f"{len(targets)} targets are given for {len(images)} images; give one each")
-
-
 def _device(model: nn.Module, otherwise: torch.device) -> torch.device:
     parameter = next(model.parameters(), None)
     return otherwise if parameter is None else parameter.device
-
-
-def _as_it_is(output: Any) -> Any:
-    return output
 
 
 def _habana() -> Any:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
 from whycam.compat.pytorch_grad_cam._arrays import Array, to_numpy
+from whycam.compat.pytorch_grad_cam._explainer import Explainer
 from whycam.compat.pytorch_grad_cam._passes import Transform
 from whycam.compat.pytorch_grad_cam._targets import ImageTarget, ImageTargets
 from whycam.compat.pytorch_grad_cam.base_cam import BaseCAM, Targets
@@ -19,8 +19,8 @@ from whycam.compat.pytorch_grad_cam.utils.model_targets import FinerWeightedTarg
 DEFAULT_COMPARISON_CATEGORIES = (1, 2, 3)
 
 
-class FinerCAM:
-    """What tells a class from those most like it, by any class of this package.
+class FinerCAM(Explainer):
+    """What distinguishes a class from the classes most like it, by any class of this package.
 
     Args:
         model: the network.
@@ -39,10 +39,6 @@ class FinerCAM:
         self.base_cam: BaseCAM = base_method(model, target_layers, reshape_transform)
         self.compute_input_gradient = self.base_cam.compute_input_gradient
         self.uses_gradients = self.base_cam.uses_gradients
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Array:
-        """See `forward`."""
-        return self.forward(*args, **kwargs)
 
     def forward(
         self,
@@ -80,10 +76,5 @@ class FinerCAM:
             self.base_cam._htcore.mark_step()
         return result
 
-    def __enter__(self) -> FinerCAM:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.base_cam.activations_and_grads.release()
+    def _holders(self) -> Sequence[Any]:
+        return [self.base_cam]

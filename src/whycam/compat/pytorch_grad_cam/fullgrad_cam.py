@@ -1,4 +1,4 @@
-"""FullGrad (arXiv:1905.00780) as grad-cam has it: every channel scaled by itself, which gives up completeness."""
+"""FullGrad (arXiv:1905.00780) as grad-cam has it: it scales every channel by itself, so it is not complete."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from whycam.compat.pytorch_grad_cam._arrays import to_numpy
 from whycam.compat.pytorch_grad_cam._passes import Transform
-from whycam.compat.pytorch_grad_cam._scaling import resized, scale
+from whycam.compat.pytorch_grad_cam._scaling import resized, scale, scale_channels
 from whycam.compat.pytorch_grad_cam._targets import ImageTarget
 from whycam.compat.pytorch_grad_cam.base_cam import BaseCAM
 from whycam.compat.pytorch_grad_cam.utils.find_layers import find_layer_predicate_recursive
@@ -42,19 +42,19 @@ class FullGrad(BaseCAM):
         size = self.get_target_width_height(input_tensor)
         assert input_tensor.grad is not None
         images = input_tensor.detach()
-        parts = [_per_channel((input_tensor.grad * images).abs(), size)]
+        parts = [scale_channels((input_tensor.grad * images).abs(), size)]
         for place, bias in enumerate(self.bias_data):
             gradient = self.activations_and_grads.at(place)[1]
             if gradient is None:
-                continue  # the layer takes no part
+                continue  # the score does not depend on the layer
             share = torch.from_numpy(bias).to(gradient)[None, :, None, None] * gradient
             # Resizing is linear: the channels' sum needs it only once.
-            parts.append(resized(_stretched(share.abs()).sum(dim=1), size[::-1])[:, None])
+            parts.append(resized(scale_channels(share.abs()).sum(dim=1), size[::-1])[:, None])
         cams = torch.cat(parts, dim=1)
         if not eigen_smooth:
             return cams.sum(dim=1, keepdim=True)
-        small = _per_channel(cams, (size[0] // 8, size[1] // 8))
-        return _per_channel(project(small)[:, None], size)
+        small = scale_channels(cams, (size[0] // 8, size[1] // 8))
+        return scale_channels(project(small)[:, None], size)
 
     def aggregate_multi_layers(self, cam_per_target_layer: Any) -> Any:
         """(B, 1, H, W) → (B, H, W), scaled."""
@@ -63,13 +63,3 @@ class FullGrad(BaseCAM):
 
 def _has_bias(layer: nn.Module) -> bool:
     return type(layer) in (nn.Conv2d, nn.BatchNorm2d) and layer.bias is not None
-
-
-def _per_channel(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """(B, C, h, w) → (B, C, *reversed size), each channel scaled by itself."""
-    scaled = scale(maps.flatten(0, 1), size)
-    return scaled.reshape(*maps.shape[:2], *scaled.shape[1:])
-
-
-def _stretched(maps: Tensor) -> Tensor:
-    return scale(maps.flatten(0, 1)).reshape(maps.shape)

@@ -1,33 +1,3 @@
-"""Grad-CAM (arXiv:1610.02391)."""
+"""Where grad-cam has `GradCAM`."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-
-from torch import Tensor, nn
-
-from whycam.compat.pytorch_grad_cam._arrays import on_device
-from whycam.compat.pytorch_grad_cam._passes import Transform
-from whycam.compat.pytorch_grad_cam._targets import ImageTarget
-from whycam.compat.pytorch_grad_cam.base_cam import BaseCAM
-
-
-class GradCAM(BaseCAM):
-    """Channels weighed by their mean gradient."""
-
-    def __init__(
-        self, model: nn.Module, target_layers: Sequence[nn.Module], reshape_transform: Transform | None = None
-    ) -> None:
-        super().__init__(model, target_layers, reshape_transform)
-
-    @on_device
-    def get_cam_weights(
-        self,
-        input_tensor: Tensor,
-        target_layer: nn.Module,
-        targets: Sequence[ImageTarget],
-        activations: Tensor,
-        grads: Tensor,
-    ) -> Tensor:
-        """(B, C)."""
-        return grads.flatten(2).mean(dim=2)
+from whycam.compat.pytorch_grad_cam._methods import GradCAM as GradCAM

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from whycam.cam.passes.autograd import differentiate
-from whycam.cam.passes.guided_relu import guided_relu
 from whycam.compat.pytorch_grad_cam import _passes
 from whycam.compat.pytorch_grad_cam._arrays import Array
-from whycam.nn_utils import first_tensor, instrumented, unwrapped
+from whycam.nn_utils import first_tensor, unwrapped
 
 
 class GuidedBackpropReLU(torch.autograd.Function):
-    """ReLU that lets only what was positive on the way forward, and is on the way back, through."""
+    """A ReLU whose backward pass keeps only positive gradients at positive inputs."""
 
     @staticmethod
     def forward(ctx: Any, input_img: Tensor) -> Tensor:
@@ -32,13 +31,16 @@ class GuidedBackpropReLU(torch.autograd.Function):
         return passed
 
 
+# torch does not annotate apply.
+_guided: Callable[[Tensor], Tensor] = GuidedBackpropReLU.apply
+
+
 class GuidedBackpropReLUasModule(nn.Module):
-    """The same as a module."""
+    """`GuidedBackpropReLU` as a module."""
 
     def forward(self, input_img: Tensor) -> Tensor:
         """Any shape, kept."""
-        out: Tensor = GuidedBackpropReLU.apply(input_img)  # type: ignore[no-untyped-call]
-        return out
+        return _guided(input_img)
 
 
 class GuidedBackpropReLUModel:
@@ -62,18 +64,12 @@ class GuidedBackpropReLUModel:
         return self.model(input_img)
 
     def recursive_replace_relu_with_guidedrelu(self, module_top: nn.Module) -> None:
-        """Put guided ReLUs into a model for good."""
-        for parent in list(module_top.modules()):
-            for name, module in parent._modules.items():
-                if type(module).__name__ == "ReLU":
-                    parent._modules[name] = GuidedBackpropReLUasModule()
+        """Replace a model's ReLUs by guided ones; this changes the model."""
+        _replace(module_top, lambda module: type(module).__name__ == "ReLU", GuidedBackpropReLUasModule)
 
     def recursive_replace_guidedrelu_with_relu(self, module_top: nn.Module) -> None:
-        """Undo it."""
-        for parent in list(module_top.modules()):
-            for name, module in parent._modules.items():
-                if isinstance(module, GuidedBackpropReLUasModule):
-                    parent._modules[name] = nn.ReLU()
+        """Undo `recursive_replace_relu_with_guidedrelu`."""
+        _replace(module_top, lambda module: isinstance(module, GuidedBackpropReLUasModule), nn.ReLU)
 
     def __call__(self, input_img: Tensor, target_category: int | None = None) -> Array:
         """The first image's gradient.
@@ -87,19 +83,20 @@ class GuidedBackpropReLUModel:
         """
         network = unwrapped(self.model)
         relus = _passes.named(module for module in network.modules() if isinstance(module, nn.ReLU))
-
-        def guide(_layer: Any, output: Tensor) -> Tensor:
-            # What is positive stays as it is on the way forward; the way back passes the guided one first.
-            with guided_relu():
-                return torch.relu(output)
-
-        with torch.inference_mode(False), torch.enable_grad(), instrumented(network), _passes.hooks(relus, guide):
-            leaf = input_img.to(self.device).detach().clone().requires_grad_()
-            frozen = {name: parameter.detach() for name, parameter in network.named_parameters()}
-            output = first_tensor(functional_call(network, frozen, (leaf,)))
+        with _passes.from_the_input(
+            network, input_img.to(self.device), relus, lambda _layer, output: _guided(output)
+        ) as (leaf, outputs):
+            output = first_tensor(outputs)
             assert output is not None
             category = int(output.argmax()) if target_category is None else target_category
             (gradient,) = differentiate(output[0, category], [leaf])
-        assert gradient is not None  # an output that depends on nothing has no class
+        assert gradient is not None  # the score depends on the image
         result: Array = gradient[0].permute(1, 2, 0).cpu().numpy()
         return result
+
+
+def _replace(model: nn.Module, is_old: Callable[[nn.Module | None], bool], new: Callable[[], nn.Module]) -> None:
+    for parent in list(model.modules()):
+        for name, module in parent._modules.items():
+            if is_old(module):
+                parent._modules[name] = new()

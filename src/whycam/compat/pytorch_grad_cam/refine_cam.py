@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from whycam.compat.pytorch_grad_cam._arrays import Array, to_numpy
+from whycam.compat.pytorch_grad_cam._explainer import Explainer
 from whycam.compat.pytorch_grad_cam._passes import Transform
 from whycam.compat.pytorch_grad_cam._scaling import scale
 from whycam.compat.pytorch_grad_cam.base_cam import BaseCAM, Targets
 from whycam.compat.pytorch_grad_cam.grad_cam_plusplus import GradCAMPlusPlus
 
 
-class RefineCAM:
+class RefineCAM(Explainer):
     """The product of the layers' maps, each on [0, 1]; a layer without positive evidence vetoes everything.
 
     Args:
@@ -40,10 +40,6 @@ class RefineCAM:
         joint = _shares_a_pass(base_method)
         self._joint: BaseCAM | None = base_method(model, target_layers, reshape_transform, **kwargs) if joint else None
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Array:
-        """See `forward`."""
-        return self.forward(*args, **kwargs)
-
     def forward(self, input_tensor: Tensor, targets: Targets = None, eigen_smooth: bool = False) -> Array:
         """(B, C, H, W) → (B, H, W) float32 on [0, 1]."""
         if self._joint is None:
@@ -58,16 +54,8 @@ class RefineCAM:
         result: Array = to_numpy(scale(torch.stack(maps).prod(dim=0)))
         return result
 
-    def __enter__(self) -> RefineCAM:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        for cam in [*self.base_cam_per_layer, *([] if self._joint is None else [self._joint])]:
-            release = getattr(cam, "activations_and_grads", None)
-            if release is not None:
-                release.release()
+    def _holders(self) -> Sequence[Any]:
+        return [*self.base_cam_per_layer, self._joint]
 
 
 def _shares_a_pass(base_method: Any) -> bool:

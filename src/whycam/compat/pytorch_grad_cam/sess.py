@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -11,20 +10,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from whycam.cam.methods._masks import blurred
 from whycam.compat.pytorch_grad_cam._arrays import Array
-from whycam.compat.pytorch_grad_cam._passes import Transform
+from whycam.compat.pytorch_grad_cam._explainer import Explainer
+from whycam.compat.pytorch_grad_cam._passes import Transform, outputs
 from whycam.compat.pytorch_grad_cam._scaling import resized, scale
-from whycam.compat.pytorch_grad_cam._targets import ImageTarget, per_image, predicted
+from whycam.compat.pytorch_grad_cam._targets import ImageTarget, predicted
 from whycam.compat.pytorch_grad_cam.base_cam import BaseCAM
 from whycam.compat.pytorch_grad_cam.grad_cam import GradCAM
-from whycam.nn_utils import in_eval_mode, unwrapped
 
-Place = tuple[int, int, int, int]
+PatchPlace = tuple[int, int, int, int]
 """A patch's left and top edge, and the width and height of the scaled image it was cut from."""
 
 
-class SESS:
-    """Maps of patches, weighed by their scores and put back together.
+class SESS(Explainer):
+    """Maps of patches, weighed by the patches' scores and joined into one map.
 
     Args:
         model: the network.
@@ -82,10 +82,6 @@ class SESS:
         self.pool, self.smooth = pool, smooth
         self.use_softmax_scores, self.batch_size = use_softmax_scores, batch_size
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Array:
-        """See `forward`."""
-        return self.forward(*args, **kwargs)
-
     def forward(
         self, input_tensor: Tensor, targets: Sequence[ImageTarget | None] | None = None, eigen_smooth: bool = False
     ) -> Array:
@@ -125,7 +121,10 @@ class SESS:
             for cam, weight, i in zip(cams, weights[start:], some, strict=False):
                 fusion.add(self.paste_cam(cam * weight, places[i], (height, width)))
         cam = fusion.result()
-        return _blurred(cam) if self.smooth else cam
+        if not self.smooth:
+            return cam
+        smooth: Array = blurred(torch.from_numpy(cam).double()[None, None], size=11, sigma=5.0)[0, 0].float().numpy()
+        return smooth
 
     def get_scales(self, window_size: int) -> list[int]:
         """The sizes that the image's shorter side is brought to."""
@@ -136,10 +135,10 @@ class SESS:
 
     def collect_patches(
         self, input_tensor: Tensor, window_size: int, step_size: int
-    ) -> tuple[list[Tensor], list[Place]]:
+    ) -> tuple[list[Tensor], list[PatchPlace]]:
         """Every scale's patches (1, C, window, window) and where each comes from."""
         patches: list[Tensor] = []
-        places: list[Place] = []
+        places: list[PatchPlace] = []
         for size in self.get_scales(window_size):
             if size < window_size:
                 raise ValueError(f"the scale {size} is smaller than the window, {window_size}")
@@ -152,42 +151,31 @@ class SESS:
 
     def get_target(self, input_tensor: Tensor) -> ImageTarget:
         """The predicted class."""
-        return predicted(self._outputs(input_tensor))[0]
+        return predicted(outputs(self.model, input_tensor))[0]
 
     def get_scores(self, patches: Sequence[Tensor], target: ImageTarget) -> Array:
         """The target's value for every patch, at least 0: (n,)."""
         scores = []
         for start in range(0, len(patches), self.batch_size):
-            outputs = self._outputs(torch.cat(list(patches[start : start + self.batch_size])))
-            scores.append(target(outputs.softmax(dim=-1) if self.use_softmax_scores else outputs))
+            found = outputs(self.model, torch.cat(list(patches[start : start + self.batch_size])))
+            scores.append(target(found.softmax(dim=-1) if self.use_softmax_scores else found))
         values: Array = torch.cat(scores).clamp(min=0).cpu().numpy()
         return values
 
-    def paste_cam(self, cam: Array, coordinates: Place, target_size: tuple[int, int]) -> Array:
-        """A patch's map in its place on the whole image, (H, W)."""
+    def paste_cam(self, cam: Array, coordinates: PatchPlace, target_size: tuple[int, int]) -> Array:
+        """A patch's map placed on the whole image, (H, W)."""
         x, y, width, height = coordinates
         whole = torch.zeros(1, height, width)
         whole[0, y : y + cam.shape[0], x : x + cam.shape[1]] = torch.from_numpy(cam)
         pasted: Array = resized(whole, target_size)[0].numpy()
         return pasted
 
-    def _outputs(self, images: Tensor) -> Tensor:
-        network = unwrapped(self.model)
-        with torch.no_grad(), in_eval_mode(network):
-            outputs: Tensor = per_image(network(images))
-        return outputs
-
-    def __enter__(self) -> SESS:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.base_cam.activations_and_grads.release()
+    def _holders(self) -> Sequence[Any]:
+        return [self.base_cam]
 
 
 class _Fusion:
-    """Joins one pasted map after another."""
+    """Joins the patches' maps, one at a time."""
 
     def __init__(self, size: tuple[int, int], pool: str, theta: float) -> None:
         self.pool, self.theta = pool, theta
@@ -209,7 +197,7 @@ class _Fusion:
 
 
 def sliding_window(height: int, width: int, step_size: int, window_size: int) -> list[tuple[int, int]]:
-    """The windows' (x, y) corners, row by row; one that would stick out is moved back inside."""
+    """The windows' (x, y) corners, row by row; a window that crosses the edge is moved inside."""
     rows, columns = (window_starts(length, step_size, window_size) for length in (height, width))
     return [(x, y) for y in rows for x in columns]
 
@@ -228,14 +216,3 @@ def _shorter_side(images: Tensor, size: int) -> Tensor:
     other = int(size * long / short)
     new = (size, other) if height <= width else (other, size)
     return F.interpolate(images, size=new, mode="bilinear", align_corners=False, antialias=True)
-
-
-def _blurred(cam: Array, size: int = 11, sigma: float = 5.0) -> Array:
-    """A Gaussian blur, mirrored at the edges."""
-    half = size // 2
-    kernel = torch.exp(-(torch.arange(-half, half + 1, dtype=torch.float64) ** 2) / (2 * sigma**2))
-    kernel = kernel / kernel.sum()
-    padded = torch.from_numpy(np.pad(cam.astype(np.float64), half, mode="reflect"))[None, None]
-    down = F.conv2d(padded, kernel.view(1, 1, -1, 1))
-    blurred: Array = F.conv2d(down, kernel.view(1, 1, 1, -1))[0, 0].float().numpy()
-    return blurred

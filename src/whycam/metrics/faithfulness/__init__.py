@@ -1,1 +1,1 @@
-"""Metrics that alter pixels and read the network's answer."""
+"""Faithfulness metrics: alter the image's pixels and read the network's output."""

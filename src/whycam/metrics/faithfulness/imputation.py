@@ -1,4 +1,4 @@
-"""Removed pixels filled in from their surroundings: ROAD's noisy linear imputation, without its noise.
+"""Imputation of removed pixels from their neighbors: ROAD's noisy linear imputation, without the noise.
 
 Rong et al., "A consistent and efficient evaluation strategy for attribution methods", ICML 2022 (arXiv:2202.00449).
 """
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from whycam.device import in_double
 from whycam.errors import WhycamError
+from whycam.metrics.checks import dtype_name
 
 Weighting = Sequence[tuple[tuple[int, int], float]]
 
@@ -21,7 +22,7 @@ NEIGHBORS: Weighting = [
     for across in (-1, 0, 1)
     if (down, across) != (0, 0)
 ]
-"""How much each neighbor counts: ((rows, columns) away, weight); the same in opposite directions."""
+"""The weight of each neighbor, as ((row offset, column offset), weight); opposite neighbors have equal weights."""
 
 TOLERANCE = 1e-8
 
@@ -29,89 +30,90 @@ TOLERANCE = 1e-8
 def noisy_linear_imputation(
     images: Tensor, removed: Tensor, *, weighting: Weighting = NEIGHBORS, tolerance: float = TOLERANCE
 ) -> Tensor:
-    """Make every removed pixel the weighted mean of its neighbors, all of an image's at once.
+    """Replace every removed pixel by the weighted mean of its neighbors, all pixels of an image at once.
 
-    At the borders the weights of the neighbors that exist are scaled to a sum of 1. Each row of that linear system
-    times its sum of weights, the system is symmetric, and as long as one pixel is known, positive definite; its matrix
-    is a small stencil. So conjugate gradients on the grid solve it for the whole batch, in float64, with neither a
-    sparse matrix nor a factorization.
+    At the borders the weights of the existing neighbors are scaled to a sum of 1. If each row of this linear system is
+    multiplied by its sum of weights, the matrix is symmetric, and positive definite as long as one pixel is known. It
+    is a small stencil, so conjugate gradients on the pixel grid solve the whole batch in float64; no sparse matrix or
+    factorization is needed.
 
     Args:
-        images: (B, C, H, W) floats; what they hold where ``removed`` is true is not looked at.
+        images: (B, C, H, W) floats; values where ``removed`` is true are ignored.
         removed: (B, H, W) bool.
-        weighting: ((rows, columns) away, weight) of each neighbor.
-        tolerance: where to stop: the residual's length over the right-hand side's, both weighted by the inverse
-            diagonal, in each image and channel.
+        weighting: the weight of each neighbor, as in `NEIGHBORS`.
+        tolerance: stop when, in each image and channel, the norm of the residual divided by the norm of the right-hand
+            side is at most this; both norms are weighted by the inverse diagonal.
 
     Returns:
-        (B, C, H, W): known pixels as they were.
+        (B, C, H, W), with known pixels unchanged.
 
     Raises:
-        WhycamError: the shapes do not belong together, an image has no known pixel, or a known pixel is not finite.
+        WhycamError: the shapes do not match, an image has no known pixel, a known pixel is not finite, or the solver
+            does not converge.
     """
     if images.ndim != 4 or removed.dtype != torch.bool or removed.shape != images.shape[:1] + images.shape[2:]:
         raise WhycamError(
-            "images to be filled in must be (B, C, H, W) and what is removed (B, H, W) bool, got "
-            f"{tuple(images.shape)} and {tuple(removed.shape)} {str(removed.dtype).removeprefix('torch.')}"
+            "images to impute must be (B, C, H, W) and removed (B, H, W) bool, got "
+            f"{tuple(images.shape)} and {tuple(removed.shape)} {dtype_name(removed)}"
         )
     nothing_left = removed.flatten(1).all(dim=1)
     if bool(nothing_left.any()):
         raise WhycamError(
-            f"image {int(nothing_left.int().argmax())} has no pixel left to fill the others in from: remove fewer"
+            f"image {int(nothing_left.int().argmax())} has no pixel left from which to impute the others: remove fewer"
         )
     precise = in_double(images)
     missing = removed.to(precise.device)[:, None]
     known = precise.masked_fill(missing, 0)
     if not bool(known.isfinite().all()):
-        raise WhycamError("an image to be filled in holds NaN or infinity")
+        raise WhycamError("an image to impute holds NaN or infinity")
     return torch.where(removed[:, None], _solve(known, missing.to(known), weighting, tolerance).to(images), images)
 
 
 def _solve(known: Tensor, unknown: Tensor, weighting: Weighting, tolerance: float) -> Tensor:
-    """Conjugate gradients, preconditioned by the diagonal; ``unknown`` (B, 1, H, W) is 1 where ``known`` is missing."""
-    # A pixel at the edge has fewer neighbors, so these count for more.
-    diagonal = _mixed(torch.ones_like(unknown), weighting)
+    """Conjugate gradients with a diagonal preconditioner; ``unknown`` (B, 1, H, W) is 1 at removed pixels, else 0."""
+    # The diagonal is each pixel's sum of weights; it is smaller at the border.
+    diagonal = _weighted_sum(torch.ones_like(unknown), weighting)
     inverse = unknown / diagonal
-    residual = _mixed(known, weighting) * unknown
+    residual = _weighted_sum(known, weighting) * unknown
     solution = torch.zeros_like(residual)
     direction = residual * inverse
     power = _dot(residual, direction)
     goal = (tolerance**2 * power).clamp(min=torch.finfo(power.dtype).tiny)
-    # Exact arithmetic would need one iteration a pixel at most; a few widths of the image have always been enough.
+    # In exact arithmetic, one iteration per pixel is enough; in practice a few image widths always were.
     limit = 10 * sum(known.shape[2:]) + 100
     for _ in range(limit):
-        going = power > goal
-        if not bool(going.any()):
+        running = power > goal
+        if not bool(running.any()):
             return solution
-        applied = (diagonal * direction).sub_(_mixed(direction, weighting)).mul_(unknown)
-        step = torch.where(going, power / torch.where(going, _dot(direction, applied), 1), 0)
+        applied = (diagonal * direction).sub_(_weighted_sum(direction, weighting)).mul_(unknown)
+        step = torch.where(running, power / torch.where(running, _dot(direction, applied), 1), 0)
         solution.addcmul_(step, direction)
         residual.addcmul_(step, applied, value=-1)
         preconditioned = residual * inverse
         new = _dot(residual, preconditioned)
-        direction = direction.mul_(torch.where(going, new / torch.where(going, power, 1), 0)).add_(preconditioned)
-        power = torch.where(going, new, power)
+        direction = direction.mul_(torch.where(running, new / torch.where(running, power, 1), 0)).add_(preconditioned)
+        power = torch.where(running, new, power)
     if bool((power > goal).any()):
         left = float((power / goal).max().sqrt()) * tolerance
         raise WhycamError(
-            f"filling removed pixels in did not converge in {limit} iterations (residual {left:.1e}, asked for "
-            f"{tolerance:.1e}): allow a larger tolerance"
+            f"imputation did not converge in {limit} iterations (residual {left:.1e}, tolerance {tolerance:.1e}): "
+            "give a larger tolerance"
         )
     return solution
 
 
-def _mixed(values: Tensor, weighting: Weighting) -> Tensor:
-    """Each pixel's neighbors, weighted; nothing lies outside the image."""
+def _weighted_sum(values: Tensor, weighting: Weighting) -> Tensor:
+    """The weighted sum of each pixel's neighbors; neighbors outside the image count as 0."""
     total = torch.zeros_like(values)
     for (down, across), weight in weighting:
-        (top, bottom), (left, right) = _both_inside(values.shape[-2], down), _both_inside(values.shape[-1], across)
+        (top, bottom), (left, right) = _overlap(values.shape[-2], down), _overlap(values.shape[-1], across)
         there = values[..., top + down : bottom + down, left + across : right + across]
         total[..., top:bottom, left:right].add_(there, alpha=weight)
     return total
 
 
-def _both_inside(length: int, step: int) -> tuple[int, int]:
-    """Where along an axis a place and the one ``step`` further both exist."""
+def _overlap(length: int, step: int) -> tuple[int, int]:
+    """The range of positions on an axis for which the position ``step`` further exists too."""
     return max(-step, 0), length - max(step, 0)
 
 

@@ -1,4 +1,4 @@
-"""Deletion and insertion: the score while an image's pixels go, or come, in the order in which a map ranks them.
+"""Deletion and insertion: the score while pixels are removed, or restored, in the order of their map values.
 
 Petsiuk et al., "RISE: Randomized Input Sampling for Explanation of Black-box Models", BMVC 2018 (arXiv:1806.07421).
 """
@@ -13,22 +13,23 @@ from torch import Tensor, nn
 
 from whycam.cam.maps import resize
 from whycam.errors import WhycamError
+from whycam.metrics.checks import check_maps
 from whycam.metrics.faithfulness.baselines import Fill, background
-from whycam.metrics.faithfulness.ranking import ranks
-from whycam.metrics.faithfulness.scoring import Classes, Preprocessing, Question, ScoreFunction, check_maps
+from whycam.metrics.faithfulness.pixel_ranks import ranks
+from whycam.metrics.scoring import Classes, ClassScorer, Preprocessing, ScoreFunction
 from whycam.seeds import per_image
 
 STEPS = 32
-"""Into how many equal parts the pixels are divided."""
+"""The number of equal parts into which the pixels are divided."""
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """The score as more and more pixels were altered.
+    """The score as more and more pixels are altered.
 
     Attributes:
-        shares: P + 1 shares of the pixels that were altered, from 0 to 1: removed in deletion, restored in insertion.
-        scores: (B, P + 1) the score at each.
+        shares: P + 1 shares of altered pixels, from 0 to 1: removed in deletion, restored in insertion.
+        scores: (B, P + 1) the score at each share.
     """
 
     shares: tuple[float, ...]
@@ -36,7 +37,7 @@ class Curve:
 
     @property
     def area(self) -> Tensor:
-        """(B,) below the curve, by the trapezoid rule: in [0, 1] for probabilities.
+        """(B,) the area under the curve by the trapezoid rule: in [0, 1] for probabilities.
 
         Lower is better in deletion, higher in insertion.
         """
@@ -55,28 +56,28 @@ def deletion(
     seed: int | Sequence[int] = 0,
     batch_size: int = 64,
 ) -> Curve:
-    """Start from the image and put the fill in the place of its pixels, those that the map ranks highest first.
+    """Start with the image and replace its pixels by the fill, those with the highest map values first.
 
-    The fill biases which method comes out best: holes have a color and edges, and the network answers to these as
-    well. Report several ("black", "mean", "blur"), and `insertion` beside; `road` fills holes in from around them.
+    The fill influences which method comes out best: holes have a color and edges, and the network reacts to both.
+    Report several fills ("black", "mean", "blur") and `insertion` too; `road` imputes removed pixels instead.
 
     Args:
-        model: (n, C, H, W) → (n, K) logits, of which a target's softmax probability is the score; or (n,) scores. A
-            module is run in evaluation mode and left as it was.
+        model: maps (n, C, H, W) to (n, K) logits, and the score is the target's softmax probability; or to (n,) scores.
+            A module runs in evaluation mode and keeps its own mode afterwards.
         images: (B, C, H, W) in [0, 1], before normalization.
         maps: (B, h, w) signed, of any size: resized to (H, W) bilinearly, then ranked by their signed value. Pixels of
-            equal rank are put in random order, so that each step alters its share.
-        targets: the class whose probability is watched: one, or one an image. None where ``model`` gives scores.
-        fill: what takes the place of pixels, see `background`.
-        steps: P, into how many parts the pixels are divided, equal up to one pixel.
-        preprocess: makes network input of images in [0, 1]; None feeds them as they are.
-        seed: of tie-breaks: a number, or one for each image, so that its curve does not depend on what else is in the
-            batch. `deletion` and `insertion` break ties alike.
-        batch_size: altered images at a time; does not change the result beyond rounding.
+            equal value come in random order, so that each step alters its exact share.
+        targets: the class to score: one, or one per image. None if ``model`` returns scores.
+        fill: what replaces pixels, see `background`.
+        steps: P, the number of parts into which the pixels are divided, equal up to one pixel.
+        preprocess: turns images in [0, 1] into network input; None passes them on unchanged.
+        seed: seeds the order of ties: one number, or one per image, so that an image's curve does not depend on the
+            rest of the batch. `deletion` and `insertion` order ties alike.
+        batch_size: altered images in one forward pass; changes the result only by rounding.
 
     Raises:
-        WhycamError: shapes do not belong together, an image or the fill lies outside [0, 1], a map is not finite, there
-            are more steps than pixels or none, or the model's answer fits neither form or is not finite.
+        WhycamError: shapes do not match, an image or the fill lies outside [0, 1], a map is not finite, there are more
+            steps than pixels or none, or the model's output has neither form or is not finite.
     """
     return _curve(model, images, maps, targets, fill, steps, preprocess, seed, batch_size, inserting=False)
 
@@ -93,10 +94,10 @@ def insertion(
     seed: int | Sequence[int] = 0,
     batch_size: int = 64,
 ) -> Curve:
-    """Start from the fill and put the image's pixels in its place, those that the map ranks highest first.
+    """Start with the fill and restore the image's pixels, those with the highest map values first.
 
-    With the same fill and no ties this is the deletion of the negated map, read backwards. What else there is to know,
-    the fill's bias above all, is said at `deletion`; so are arguments and errors.
+    With the same fill and no ties, this is the deletion curve of the negated map, read backwards. Arguments, errors and
+    the influence of the fill are those of `deletion`.
     """
     return _curve(model, images, maps, targets, fill, steps, preprocess, seed, batch_size, inserting=True)
 
@@ -116,13 +117,13 @@ def _curve(
 ) -> Curve:
     maps = maps.float()
     check_maps(maps, images)
-    question = Question.about(model, images, targets, preprocess, batch_size)
+    scorer = ClassScorer.create(model, images, targets, preprocess, batch_size)
     size = images.shape[2:]
     pixels = size.numel()
     if not 1 <= steps <= pixels:
         raise WhycamError(f"steps must lie between 1 and the {pixels} pixels of an image, got {steps}")
     counts = [round(step * pixels / steps) for step in range(steps + 1)]
-    with question.asking():
+    with scorer.inference():
         ties = torch.empty(len(images), *size)
         for own, draw in zip(ties, per_image("curves", seed, len(images)), strict=True):
             own.uniform_(generator=draw)
@@ -130,12 +131,11 @@ def _curve(
         ranked = ranks(full, ties.to(full))
         hidden = background(images, fill)
         first, last = (hidden, images) if inserting else (images, hidden)
-        # A pixel of at least this rank is altered.
-        lowest = pixels - torch.tensor(counts, device=images.device)
-        found = []
-        everything = torch.arange(len(images) * len(counts), device=images.device)
-        for altered in torch.split(everything, batch_size):
+        lowest = pixels - torch.tensor(counts, device=images.device)  # pixels of this rank and above are altered
+        scores = []
+        # Image by image, and for each image step by step.
+        for altered in torch.split(torch.arange(len(images) * len(counts), device=images.device), batch_size):
             rows, step = altered // len(counts), altered % len(counts)
             mask = ranked[rows] >= lowest[step, None, None]
-            found.append(question.scores(torch.where(mask[:, None], last[rows], first[rows]), rows))
-    return Curve(tuple(count / pixels for count in counts), torch.cat(found).view(-1, len(counts)))
+            scores.append(scorer.scores(torch.where(mask[:, None], last[rows], first[rows]), rows))
+    return Curve(tuple(count / pixels for count in counts), torch.cat(scores).view(-1, len(counts)))

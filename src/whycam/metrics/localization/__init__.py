@@ -1,1 +1,1 @@
-"""Metrics that know where the evidence should lie."""
+"""Localization metrics: compare maps with the place where the evidence must lie."""

@@ -1,4 +1,4 @@
-"""The Grid Pointing Game: asked about a class, a map has to point at the one cell of a mosaic that shows it.
+"""The Grid Pointing Game: the map of a class must point at the one cell of a mosaic that shows the class.
 
 Böhle et al., "Convolutional dynamic alignment networks for interpretable classifications", CVPR 2021
 (arXiv:2104.00032); Rao et al., "Towards better understanding attribution methods", CVPR 2022 (arXiv:2205.10435).
@@ -17,20 +17,20 @@ from whycam.cam.explanation import Explanation
 from whycam.cam.maps import only_finite
 from whycam.cam.methods.registry import MethodLike
 from whycam.cam.network.layers import LayerLike
-from whycam.errors import WhycamError
-from whycam.metrics.faithfulness.scoring import Preprocessing
+from whycam.errors import WhycamError, check_batch_size
 from whycam.metrics.localization.mosaic import Mosaics
 from whycam.metrics.localization.pointing_game import cell_shares
+from whycam.metrics.scoring import Preprocessing
 from whycam.nn_utils import in_eval_mode
 
 
 @dataclass(frozen=True, eq=False)
 class GridPointing:
-    """How much of the evidence for each cell's class was found in that cell.
+    """The share of the evidence for each cell's class that lies in that cell.
 
     Attributes:
         scores: (method, layer) → (M, grid²) float64 in [0, 1], for each mosaic and cell.
-        grid: cells along each side.
+        grid: the number of cells along each side.
     """
 
     scores: Mapping[tuple[str, str], Tensor]
@@ -38,7 +38,7 @@ class GridPointing:
 
     @property
     def chance(self) -> float:
-        """What evidence scores that is spread evenly; and, on average, evidence that is the same for all classes."""
+        """The score of a constant map, and the mean score of a map that is the same for all classes."""
         return 1 / self.grid**2
 
     def means(self) -> dict[tuple[str, str], float]:
@@ -56,29 +56,28 @@ def grid_pointing(
     batch_size: int = 16,
     strict: bool = True,
 ) -> GridPointing:
-    """Ask about the class of every cell, and measure which share of the positive evidence lies in that cell.
+    """Explain the class of every cell, and compute the share of the positive evidence that lies in that cell.
 
-    Maps are resized bilinearly to the mosaic, as heatmaps are. A network is free to look over a cell's borders: of the
-    CIFAR ResNet-18 a position depends on 25 pixels at layer2, 53 at layer3 and 109 at layer4, more than a whole cell of
-    32. So at deep layers some evidence rightly lies outside, and 1 is not to be had; compare at the same layer, and
-    with the controls (``random``, ``sobel``).
+    Maps are resized bilinearly to the mosaic, like heatmaps. A network may use pixels beyond a cell's border: in the
+    CIFAR ResNet-18, a position depends on 25 pixels (along each axis) at layer2, 53 at layer3 and 109 at layer4, and a
+    cell has 32. At deep layers some evidence therefore lies outside for good reason, and a score of 1 is out of reach.
+    Compare scores at the same layer, and with the controls (``random``, ``sobel``).
 
     Args:
-        model: takes images of any size; left as it was.
-        mosaics: see `whycam.metrics.localization.mosaic.mosaics`; they are moved to the model's device.
-        layers: as `whycam.explain` takes them.
-        methods: as `whycam.explain` takes them.
-        preprocess: makes network input of mosaics without changing their size, ``spec.preprocess.normalize`` say; None
-            feeds them as they are.
-        batch_size: mosaics at a time, each asked about all of its cells in one forward pass.
-        strict: refuse maps that are not finite; otherwise they count as no evidence.
+        model: takes images of any size; not changed.
+        mosaics: see `whycam.metrics.mosaics`; they are moved to the model's device.
+        layers: see `whycam.explain`.
+        methods: see `whycam.explain`.
+        preprocess: turns mosaics into network input without changing their size, for example
+            ``spec.preprocess.normalize``; None passes them on unchanged.
+        batch_size: mosaics in one forward pass, which serves all cells.
+        strict: whether a map that is not finite raises an error; if not, it counts as a map without evidence.
 
     Raises:
-        WhycamError: what `whycam.explain` refuses, ``preprocess`` changes the size, the network takes no images of that
-            size, or a map is not finite and ``strict``.
+        WhycamError: `whycam.explain` refuses an argument, ``preprocess`` changes the size, the network does not take
+            images of that size, or ``strict`` and a map is not finite.
     """
-    if batch_size < 1:
-        raise WhycamError(f"batch_size must be at least 1, got {batch_size}")
+    check_batch_size(batch_size)
     explainer = Explainer(model, layers, methods)
     parameter = next(model.parameters(), None)
     device = mosaics.images.device if parameter is None else parameter.device
@@ -91,8 +90,8 @@ def grid_pointing(
             inputs = preprocess(inputs)
         if tuple(inputs.shape[2:]) != size:
             raise WhycamError(
-                f"preprocess makes {_sides(inputs.shape[2:])} of mosaics of {_sides(size)}: give what normalizes "
-                "alone, spec.preprocess.normalize say"
+                f"preprocess turns mosaics of {_sides(size)} into {_sides(inputs.shape[2:])}: give a function that "
+                "only normalizes, for example spec.preprocess.normalize"
             )
         explanation = _explained(explainer, inputs, classes, mosaics.grid)
         for method, layer in dict.fromkeys((method, layer) for method, layer, _ in explanation.maps):
@@ -104,18 +103,18 @@ def grid_pointing(
 
 
 def _explained(explainer: Explainer, inputs: Tensor, classes: Tensor, grid: int) -> Explanation:
-    """All cells' classes from one forward pass: the target ``str(cell)`` is the class of that cell."""
+    """Explain the classes of all cells from one forward pass; the target ``str(cell)`` is the class of that cell."""
     try:
         return explainer(inputs, {str(cell): column for cell, column in enumerate(classes.unbind(dim=1))})
     except (RuntimeError, ValueError, AssertionError) as error:
         height, width = inputs.shape[2:]
         cell = inputs[:1, :, : height // grid, : width // grid]
         if _takes(explainer.model, inputs[:1]) or not _takes(explainer.model, cell):
-            raise  # the size is not to blame
+            raise  # the size is not the reason
         raise WhycamError(
-            f"the model takes images of {_sides(cell.shape[2:])} and none of {_sides((height, width))}, as the mosaics "
-            "are: the game needs a network that takes any size, with adaptive pooling before its linear layers and no "
-            "fixed table of positions"
+            f"the model takes images of {_sides(cell.shape[2:])} but not of {_sides((height, width))}, the size of the "
+            "mosaics: this metric needs a network that takes any size, with adaptive pooling before its linear layers "
+            "and without a fixed table of positions"
         ) from error
 
 

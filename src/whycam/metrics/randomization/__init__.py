@@ -1,1 +1,1 @@
-"""Metrics that destroy the network's parameters."""
+"""Randomization metrics: reinitialize the network's parameters and explain again."""

@@ -1,4 +1,4 @@
-"""Whether maps depend on what the network has learnt: the model parameter randomization test.
+"""The model parameter randomization test: do maps depend on what the network has learned?
 
 Adebayo et al., "Sanity checks for saliency maps", NeurIPS 2018 (arXiv:1810.03292).
 """
@@ -22,7 +22,7 @@ from whycam.cam.targets.classification import ClassScore, Predicted, TargetLike
 from whycam.cam.targets.resolve import resolve_target
 from whycam.errors import WhycamError
 from whycam.metrics.map_similarity import spearman, ssim
-from whycam.metrics.randomization.reinitialize import Order, randomized
+from whycam.metrics.randomization.reinitialize import Order, reinitialized_by_part
 from whycam.nn_utils import unwrapped
 
 Key = tuple[str, str, str]
@@ -31,22 +31,22 @@ _WINDOW = 7  # pixels
 
 @dataclass(frozen=True, eq=False)
 class SanityCheck:
-    """How alike the maps of a network and of its randomized copies are.
+    """The similarity between the maps of a network and those of its reinitialized copies.
 
-    A method whose maps hardly change while the network is reinitialized does not explain the network. An edge detector
-    and a Gaussian in the middle (``sobel``, ``center``) stay at 1 throughout. What reads a layer's activations alone
-    (``eigencam``) stays at 1 until something up to that layer is drawn anew: it shows what the layer sees, whatever is
-    made of it. The opposite does not follow: a map that changes need not be right. And 0 is not to be had everywhere:
-    where magnitudes are large often follows from the image, so ``rank_absolute`` and ``similarity`` stay the higher.
+    If a method's maps hardly change when the network is reinitialized, the method does not explain the network. An edge
+    detector and a Gaussian at the image center (``sobel``, ``center``) always score 1. A method that reads only a
+    layer's activations (``eigencam``) scores 1 until a part before that layer is reinitialized, because it ignores all
+    later parts. The converse is not true: a map that changes is not necessarily right. Do not expect 0 everywhere: the
+    image often determines where magnitudes are large, so ``rank_absolute`` and ``similarity`` stay above ``rank``.
 
     Attributes:
-        order: "cascading" or "independent", see `whycam.metrics.randomization.reinitialize.randomized`.
-        parts: what was drawn anew, from the output towards the input.
+        order: "cascading" or "independent", see `whycam.metrics.reinitialized_by_part`.
+        parts: the reinitialized parts, from the output to the input.
         rank: (part, method, layer) → (B,) float64, Spearman's correlation of the raw signed maps, in [−1, 1]; NaN where
             a map is constant or not finite.
-        rank_absolute: the same of their absolute values.
+        rank_absolute: the same for the absolute values of the maps.
         similarity: the same keys → (B,) float64, the structural similarity of the heatmaps at the image's size, at most
-            1; NaN where both are blank or a map is not finite.
+            1; NaN where both heatmaps are blank or a map is not finite.
     """
 
     order: Order
@@ -56,9 +56,9 @@ class SanityCheck:
     similarity: Mapping[Key, Tensor]
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row for each part, method and layer: for each measure its mean over the images where it is defined.
+        """A row for each part, method and layer, with the mean of each similarity over the images where it is defined.
 
-        Beside each mean stands, with ``_n`` at its name's end, of how many images it is; of none the mean is None.
+        The number of these images is in the column with the suffix ``_n``; if it is 0, the mean is None.
         """
         rows = []
         for key in self.rank:
@@ -82,69 +82,75 @@ def sanity_check(
     parts: Sequence[str] | str | None = None,
     seed: int = 0,
 ) -> SanityCheck:
-    """Explain the same classes of the same images with the network's parts drawn anew, and compare the maps.
+    """Reinitialize parts of the network, explain the same classes of the same images again, and compare the maps.
 
-    One copy of the network is in memory at a time. What a method draws at random is the same for all copies, so that
-    maps differ by their network alone.
+    Only one copy of the network is in memory at a time. Methods that use random numbers get the same ones for all
+    copies, so that maps differ only because the networks do.
 
     Args:
-        model: left as it was.
+        model: not changed.
         images: (B, C, H, W) float, normalized as the model expects, on the model's device.
-        layers: as `whycam.explain` takes them.
-        methods: as `whycam.explain` takes them.
-        targets: None, the classes that ``model`` predicts; or a class's index or name, or (B,) of either. Every copy is
-            asked about the same.
-        order: "cascading" or "independent"; see `whycam.metrics.randomization.reinitialize.randomized`.
-        parts: names of submodules, from the output towards the input; by default all.
-        seed: of what is drawn anew, and of the methods that draw at random.
+        layers: see `whycam.explain`.
+        methods: see `whycam.explain`.
+        targets: None for the classes that ``model`` predicts; or a class's index or name, or (B,) of either. All copies
+            are explained for the same classes.
+        order: "cascading" or "independent", see `whycam.metrics.reinitialized_by_part`.
+        parts: names of submodules, from the output to the input; by default all.
+        seed: seeds the new parameters and the methods that use random numbers.
 
     Raises:
-        WhycamError: what `whycam.explain` and `whycam.metrics.randomization.reinitialize.randomized` refuse, a target
-            that is no class, or inputs that are no images.
+        WhycamError: `whycam.explain` or `whycam.metrics.reinitialized_by_part` refuses an argument, a target is not a
+            class, or the inputs are not images.
     """
-    copies = randomized(model, order=order, parts=parts, seed=seed)
+    copies = reinitialized_by_part(model, order=order, parts=parts, seed=seed)
     network = unwrapped(model)
-    target = resolve_target(targets, ClassNames.of(network))
-    if not isinstance(target, Predicted | ClassScore):
-        raise WhycamError(
-            "every copy is asked about the same class: targets is None (what the model predicts), a class's index or "
-            f"name, or one for each image; got {type(targets).__name__}"
-        )
+    target = _class_target(targets, network)
     layers = getattr(network, "cam_layers", None) if layers is None else layers
-    asked = None if layers is None else resolve_layers(model, layers)
-    # As modules, so that the maps, and what a method draws for a layer, go by its path: a copy has other modules, is in
-    # no wrapper, and might have another default layer.
-    given = None if asked is None else [layer.module for layer in asked]
-    original = explain(network, images, given, methods, targets, seed=seed)
+    resolved = None if layers is None else resolve_layers(model, layers)
+    # As modules: their paths then name the maps and seed the random methods. A copy has no wrapper, so the user's layer
+    # names may not fit it, and its default layer might be another one.
+    modules = None if resolved is None else [layer.module for layer in resolved]
+    original = explain(network, images, modules, methods, targets, seed=seed)
     if original.inputs.ndim != 4:
         raise WhycamError(f"the sanity check compares maps of images, (B, C, H, W), got {tuple(original.inputs.shape)}")
     if isinstance(target, Predicted):
         target = ClassScore(original.predicted)
     paths = list(original.channels)
-    names = {layer.path: layer.name for layer in asked or ()}
-    names["+".join(paths)] = "+".join(names.get(path, path) for path in paths)  # of methods that join all layers
+    names = {layer.path: layer.name for layer in resolved or ()}
+    # Methods that join all layers have a key of all their paths.
+    names["+".join(paths)] = "+".join(names.get(path, path) for path in paths)
     found: dict[Key, tuple[Tensor, ...]] = {}
     for part, copied in copies:
-        given = [copied.get_submodule(path) for path in paths] or None
-        maps = explain(copied, images, given, methods, target, seed=seed).maps
-        del copied, given  # before the next is made
+        modules = [copied.get_submodule(path) for path in paths] or None
+        maps = explain(copied, images, modules, methods, target, seed=seed).maps
+        del copied, modules  # frees the copy before the next one is made
         for ((method, path, _), one), other in zip(original.maps.items(), maps.values(), strict=True):
-            found[part, method, names.get(path, path)] = _agreement(one, other, original.inputs.shape[2:])
+            found[part, method, names.get(path, path)] = _similarities(one, other, original.inputs.shape[2:])
     rank, rank_absolute, similarity = ({key: values[place] for key, values in found.items()} for place in range(3))
     return SanityCheck(order, tuple(dict.fromkeys(key[0] for key in found)), rank, rank_absolute, similarity)
 
 
-def _agreement(one: Tensor, other: Tensor, size: Sequence[int]) -> tuple[Tensor, ...]:
-    """(B, h, w) twice → Spearman of the values, of their magnitudes, and SSIM of the heatmaps, (B,) each."""
+def _class_target(targets: TargetLike, network: nn.Module) -> Predicted | ClassScore:
+    target = resolve_target(targets, ClassNames.of(network))
+    if not isinstance(target, Predicted | ClassScore):
+        raise WhycamError(
+            "all copies are explained for the same class: targets must be None (the predicted class), a class's index "
+            f"or name, or one for each image; got {type(targets).__name__}"
+        )
+    return target
+
+
+def _similarities(one: Tensor, other: Tensor, size: Sequence[int]) -> tuple[Tensor, ...]:
+    """(B, h, w) twice → (B,) each: Spearman of the values, Spearman of the magnitudes, SSIM of the heatmaps."""
     equal = (one == other).flatten(1).all(dim=1).cpu()
     finite = (one.isfinite() & other.isfinite()).flatten(1).all(dim=1).cpu()
     shown, shown_other = heatmaps(one, size), heatmaps(other, size)
     blank = ((shown == 0) & (shown_other == 0)).flatten(1).all(dim=1).cpu()
-    alike = ssim(shown, shown_other, window=min(_WINDOW, *size), span=1.0).cpu()
-    measures = (
+    structural = ssim(shown, shown_other, window=min(_WINDOW, *size), span=1.0).cpu()
+    similarities = (
         spearman(one, other).cpu(),
         spearman(one.abs(), other.abs()).cpu(),
-        alike.masked_fill(blank | ~finite, torch.nan),
+        structural.masked_fill(blank | ~finite, torch.nan),
     )
-    # Exactly: what rounding leaves of a correlation with itself would look like a change.
-    return tuple(values.masked_fill(equal & ~values.isnan(), 1.0) for values in measures)
+    # Equal maps score exactly 1: a rounding error would look like a change.
+    return tuple(values.masked_fill(equal & ~values.isnan(), 1.0) for values in similarities)

@@ -1,1 +1,1 @@
-"""Metrics that alter the image slightly and explain it again."""
+"""Robustness metrics: alter the image and explain it again."""

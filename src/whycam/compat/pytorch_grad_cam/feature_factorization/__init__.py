@@ -1,1 +1,1 @@
-"""Concepts: deep feature factorisation."""
+"""Concepts: deep feature factorization."""

@@ -1,9 +1,8 @@
-"""Deep feature factorisation (Collins et al., 2018, arXiv:1806.10206) with grad-cam's start and scaling."""
+"""Deep feature factorization (Collins et al., 2018, arXiv:1806.10206) with grad-cam's start and scaling."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from whycam.cam.factorize import nmf
 from whycam.compat.pytorch_grad_cam import _passes
 from whycam.compat.pytorch_grad_cam._arrays import Array, to_numpy
+from whycam.compat.pytorch_grad_cam._explainer import Explainer
 from whycam.compat.pytorch_grad_cam._passes import Transform
 from whycam.compat.pytorch_grad_cam._targets import ImageTargets
 from whycam.compat.pytorch_grad_cam.activations_and_gradients import ActivationsAndGradients
@@ -25,7 +25,7 @@ from whycam.nn_utils import unwrapped
 
 
 def dff(activations: Array, n_components: int = 5) -> tuple[Array, Array]:
-    """Factorise: (B, C, h, w) → concepts (C, n) and maps (B, n, h, w); the array that is given stays as it is.
+    """Factorize: (B, C, h, w) → concepts (C, n) and maps (B, n, h, w); the array that is given stays as it is.
 
     Each channel's least value is taken off before and added to the concepts after; NaN counts as 0.
     """
@@ -33,7 +33,7 @@ def dff(activations: Array, n_components: int = 5) -> tuple[Array, Array]:
     x = np.nan_to_num(activations.swapaxes(0, 1).reshape(channels, -1), nan=0.0, posinf=np.inf, neginf=-np.inf)
     offset = x.min(axis=1, keepdims=True)
     x = x - offset
-    # The start decides which factorisation is found: this is scikit-learn's for init="random", random_state=0.
+    # The start decides which factorization is found: this is scikit-learn's for init="random", random_state=0.
     draw = np.random.RandomState(0)
     level = np.sqrt(x.mean() / n_components)
     h = np.abs(level * draw.standard_normal((n_components, x.shape[1])).astype(x.dtype))
@@ -42,12 +42,12 @@ def dff(activations: Array, n_components: int = 5) -> tuple[Array, Array]:
     return concepts.numpy() + offset, maps.numpy().reshape(n_components, batch, *size).swapaxes(0, 1)
 
 
-class DeepFeatureFactorization:
+class DeepFeatureFactorization(Explainer):
     """Concepts in a layer's activations, and where each is seen.
 
     Args:
         model: the network.
-        target_layer: whose activations are factorised.
+        target_layer: whose activations are factorized.
         reshape_transform: turns its output into (B, C, h, w).
         computation_on_concepts: what to run on the concepts (n, C), the final linear layer for example.
     """
@@ -66,7 +66,7 @@ class DeepFeatureFactorization:
         self.activations_and_grads = ActivationsAndGradients(model, [target_layer], reshape_transform)
 
     def __call__(self, input_tensor: Tensor, n_components: int = 16) -> Any:
-        """Factorise a batch's activations.
+        """Factorize a batch's activations.
 
         Args:
             input_tensor: (B, C, H, W).
@@ -91,14 +91,6 @@ class DeepFeatureFactorization:
             found = self.computation_on_concepts(torch.from_numpy(np.float32(concepts.T)).to(parameter.device))
         return concepts, explanations, to_numpy(found)
 
-    def __enter__(self) -> DeepFeatureFactorization:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.activations_and_grads.release()
-
 
 def run_dff_on_image(
     model: Any,
@@ -110,11 +102,11 @@ def run_dff_on_image(
     n_components: int = 5,
     top_k: int = 2,
 ) -> Array:
-    """An image, its concepts over it, and a legend of the classes that each concept speaks for.
+    """An image, its concepts drawn over it, and a legend of each concept's classes.
 
     Args:
         model: the network; its ``config.id2label`` names the classes.
-        target_layer: whose activations are factorised.
+        target_layer: whose activations are factorized.
         classifier: concepts (n, C) → logits (n, K).
         img_pil: the picture, as Pillow has it.
         img_tensor: (C, H, W), the same as the network expects it.
@@ -126,8 +118,8 @@ def run_dff_on_image(
         (H, 3W, 3) uint8.
     """
     picture = np.array(img_pil)
-    factorise = DeepFeatureFactorization(model, target_layer, reshape_transform, classifier)
-    _, maps, outputs = factorise(img_tensor[None], n_components)
+    factorize = DeepFeatureFactorization(model, target_layer, reshape_transform, classifier)
+    _, maps, outputs = factorize(img_tensor[None], n_components)
     probabilities = torch.from_numpy(outputs).softmax(dim=-1).numpy()
     labels: Sequence[str] = create_labels_legend(probabilities, labels=model.config.id2label, top_k=top_k)
     shown = show_factorization_on_image(picture / 255, maps[0], image_weight=0.3, concept_labels=labels)

@@ -1,1 +1,1 @@
-"""How a score changes with the image, given a map."""
+"""Metrics of maps: how a score changes when the image is changed as the map says."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from whycam.compat.pytorch_grad_cam._arrays import Array
+from whycam.compat.pytorch_grad_cam.metrics.perturbation_confidence import Targets
 from whycam.compat.pytorch_grad_cam.metrics.road import ROADCombined
-
-Targets = Sequence[Callable[..., Any]]
 
 
 def batch_pearson_coherency(A: Array, B: Array) -> Array:
@@ -35,7 +34,7 @@ class Complexity:
 
 
 class Coherency:
-    """How well a map correlates with the map of the image times it, on [0, 1] (arXiv:2104.10252)."""
+    """The correlation of a map with the map of the masked image, on [0, 1] (arXiv:2104.10252)."""
 
     def __call__(
         self, input_tensor: Tensor, grayscale_cams: Array, targets: Targets, model: nn.Module, base_method: Any

@@ -12,19 +12,19 @@ from whycam.compat.pytorch_grad_cam.metrics.perturbation_confidence import Pertu
 
 
 def multiply_tensor_with_cam(input_tensor: Tensor, cam: Tensor) -> Tensor:
-    """(C, H, W), normalised, times (H, W): grey where the map is 0."""
+    """(C, H, W), normalized, times (H, W): gray where the map is 0."""
     return input_tensor * cam
 
 
 class CamMultImageConfidenceChange(PerturbationConfidenceMetric):
-    """By how much the score changes."""
+    """The change of the score when the image is multiplied by its map."""
 
     def __init__(self) -> None:
         super().__init__(multiply_tensor_with_cam)
 
 
 class DropInConfidence(CamMultImageConfidenceChange):
-    """By how much it falls, 0 where it rises."""
+    """The drop of the score; 0 where it rises."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Array:
         """See `PerturbationConfidenceMetric.__call__`."""
@@ -32,7 +32,7 @@ class DropInConfidence(CamMultImageConfidenceChange):
 
 
 class IncreaseInConfidence(CamMultImageConfidenceChange):
-    """Whether it rises, 1 or 0."""
+    """1 where the score rises, else 0."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Array:
         """See `PerturbationConfidenceMetric.__call__`."""

@@ -1,4 +1,4 @@
-"""How the target's score changes when the image is changed as a map says."""
+"""The change of the target's score when the image is perturbed as a map says."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from whycam.compat.pytorch_grad_cam._arrays import Array
-from whycam.compat.pytorch_grad_cam._targets import per_image
-from whycam.nn_utils import in_eval_mode, unwrapped
+from whycam.compat.pytorch_grad_cam._arrays import Array, to_numpy
+from whycam.compat.pytorch_grad_cam._passes import outputs
 
 Perturbation = Callable[[Tensor, Tensor], Tensor]
-Imputer = Callable[[Tensor, Tensor], Tensor]
+Imputer = Perturbation
+Targets = Sequence[Callable[..., Any]]
 DECILES = (10, 20, 30, 40, 50, 60, 70, 80, 90)
 
 
@@ -32,12 +32,12 @@ class PerturbationConfidenceMetric:
         self,
         input_tensor: Tensor,
         cams: Array,
-        targets: Sequence[Callable[..., Any]],
+        targets: Targets,
         model: nn.Module,
         return_visualization: bool = False,
         return_diff: bool = True,
     ) -> Any:
-        """Measure.
+        """Compute the metric.
 
         Args:
             input_tensor: (B, C, H, W).
@@ -66,7 +66,7 @@ class PerturbationConfidenceMetric:
 
 
 class RemoveMostRelevantFirst:
-    """Hides what lies above a percentile of the map.
+    """Hides the pixels above a percentile of the map.
 
     Args:
         percentile: of the map's values, or "auto" for Otsu's threshold.
@@ -93,7 +93,7 @@ class RemoveMostRelevantFirst:
 
 
 class RemoveLeastRelevantFirst(RemoveMostRelevantFirst):
-    """Hides what lies below: the same for 1 − map."""
+    """Hides the pixels below a percentile: `RemoveMostRelevantFirst` with 1 − map."""
 
     def __call__(self, input_tensor: Tensor, mask: Tensor) -> Tensor:
         """(C, H, W), (H, W) → (C, H, W), or a batch of each."""
@@ -101,7 +101,7 @@ class RemoveLeastRelevantFirst(RemoveMostRelevantFirst):
 
 
 class AveragerAcrossThresholds:
-    """The mean of a metric over percentiles; the score before the change is computed once.
+    """The mean of a metric over percentiles; the unchanged image is scored once.
 
     Args:
         imputer: percentile → metric.
@@ -112,9 +112,7 @@ class AveragerAcrossThresholds:
         self.imputer = imputer
         self.percentiles = percentiles
 
-    def __call__(
-        self, input_tensor: Tensor, cams: Array, targets: Sequence[Callable[..., Any]], model: nn.Module
-    ) -> Array:
+    def __call__(self, input_tensor: Tensor, cams: Array, targets: Targets, model: nn.Module) -> Array:
         """(B, C, H, W), (B, H, W) → (B,)."""
         metrics = [self.imputer(percentile) for percentile in self.percentiles]
         if all(type(metric).__call__ is PerturbationConfidenceMetric.__call__ for metric in metrics):
@@ -125,12 +123,10 @@ class AveragerAcrossThresholds:
         return np.asarray(np.mean(np.stack(found).astype(np.float32), axis=0))
 
 
-def scores(model: nn.Module, images: Tensor, targets: Sequence[Callable[..., Any]]) -> Array:
+def scores(model: nn.Module, images: Tensor, targets: Targets) -> Array:
     """Each target's value on its image's output, float32."""
-    network = unwrapped(model)
-    with torch.no_grad(), in_eval_mode(network):
-        outputs = per_image(network(images))
-        values = [target(output).cpu().numpy() for target, output in zip(targets, outputs, strict=True)]
+    found = outputs(model, images)
+    values = [to_numpy(target(output)) for target, output in zip(targets, found, strict=True)]
     return np.stack(values).astype(np.float32)
 
 

@@ -1,9 +1,8 @@
-"""ROAD (Rong et al., 2022, arXiv:2202.00449): remove pixels by filling them in from their surroundings, and debias."""
+"""ROAD (Rong et al., 2022, arXiv:2202.00449): remove pixels by imputing them from their neighbors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from whycam.compat.pytorch_grad_cam.metrics.perturbation_confidence import (
     PerturbationConfidenceMetric,
     RemoveLeastRelevantFirst,
     RemoveMostRelevantFirst,
+    Targets,
 )
 from whycam.metrics.faithfulness.imputation import NEIGHBORS, Weighting, noisy_linear_imputation
 from whycam.seeds import generator
@@ -24,12 +24,12 @@ neighbors_weights = NEIGHBORS
 
 
 class NoisyLinearImputer:
-    """Fills pixels in so that each is the weighted mean of its neighbours, plus a little noise.
+    """Fills pixels in so that each is the weighted mean of its neighbors, plus a little noise.
 
     Args:
         noise: its standard deviation.
         weighting: see `whycam.metrics.faithfulness.imputation.NEIGHBORS`.
-        seed: of the noise, which is drawn anew but equally for every image; grad-cam draws from global state.
+        seed: of the noise, which is the same for every image; grad-cam draws it from global state.
     """
 
     takes_batches = True
@@ -57,14 +57,14 @@ class NoisyLinearImputer:
 
 
 class ROADMostRelevantFirst(PerturbationConfidenceMetric):
-    """The score's change when what lies above a percentile is removed."""
+    """The score's change when the pixels above a percentile of the map are removed."""
 
     def __init__(self, percentile: float | str = 80) -> None:
         super().__init__(RemoveMostRelevantFirst(percentile, NoisyLinearImputer()))
 
 
 class ROADLeastRelevantFirst(PerturbationConfidenceMetric):
-    """The score's change when what lies below is removed."""
+    """The score's change when the pixels below a percentile of the map are removed."""
 
     def __init__(self, percentile: float | str = 20) -> None:
         super().__init__(RemoveLeastRelevantFirst(percentile, NoisyLinearImputer()))
@@ -92,9 +92,7 @@ class ROADCombined:
         self.morf_averager = ROADMostRelevantFirstAverage(percentiles)
         self.lerf_averager = ROADLeastRelevantFirstAverage(percentiles)
 
-    def __call__(
-        self, input_tensor: Tensor, cams: Array, targets: Sequence[Callable[..., Any]], model: nn.Module
-    ) -> Array:
+    def __call__(self, input_tensor: Tensor, cams: Array, targets: Targets, model: nn.Module) -> Array:
         """(B, C, H, W), (B, H, W) → (B,)."""
         least = self.lerf_averager(input_tensor, cams, targets, model)
         most = self.morf_averager(input_tensor, cams, targets, model)

@@ -1,4 +1,4 @@
-"""Images in, pictures out; numpy alone, but for the legend and for colour maps other than jet."""
+"""Images in, pictures out; numpy alone, but for the legend and for color maps other than jet."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from whycam.compat.pytorch_grad_cam._arrays import Array
-from whycam.compat.pytorch_grad_cam._color import JET, bytes_of, colour_map, rainbow, with_value
-from whycam.compat.pytorch_grad_cam._scaling import scale
+from whycam.compat.pytorch_grad_cam._color import JET, bytes_of, color_map, rainbow, with_value
+from whycam.compat.pytorch_grad_cam._scaling import scale, scale_channels
 from whycam.errors import WhycamError
 
 
 def preprocess_image(
     img: Array, mean: Sequence[float] = (0.5, 0.5, 0.5), std: Sequence[float] = (0.5, 0.5, 0.5)
 ) -> Tensor:
-    """(H, W, C) or (H, W) → (1, C, H, W), normalised; whole numbers are divided by 255 first, floats are not."""
+    """(H, W, C) or (H, W) → (1, C, H, W), normalized; whole numbers are divided by 255 first, floats are not."""
     channels_last = img[:, :, None] if img.ndim == 2 else img
     tensor = torch.from_numpy(np.ascontiguousarray(channels_last.transpose(2, 0, 1)).copy())
     if tensor.dtype == torch.uint8:
@@ -27,7 +27,7 @@ def preprocess_image(
 
 
 def deprocess_image(img: Array) -> Array:
-    """Any range → uint8: the mean becomes mid-grey, a standard deviation a tenth of the range."""
+    """Any range → uint8: the mean becomes mid-gray, a standard deviation a tenth of the range."""
     normal = (img - np.mean(img)) / (np.std(img) + 1e-5)
     return bytes_of(np.clip(normal * 0.1 + 0.5, 0, 1))
 
@@ -35,7 +35,7 @@ def deprocess_image(img: Array) -> Array:
 def show_cam_on_image(
     img: Array, mask: Array, use_rgb: bool = False, colormap: int = JET, image_weight: float = 0.5
 ) -> Array:
-    """A map in colour over an image.
+    """A map in color over an image.
 
     Args:
         img: (H, W, 3) on [0, 1].
@@ -54,7 +54,7 @@ def show_cam_on_image(
         raise WhycamError(f"the image must be floats on [0, 1]; its largest value is {np.max(img)}: divide by 255")
     if not 0 <= image_weight <= 1:
         raise WhycamError(f"image_weight lies between 0 and 1, got {image_weight}")
-    heat = colour_map(bytes_of(mask), colormap, rgb=use_rgb).astype(np.float32) / 255
+    heat = color_map(bytes_of(mask), colormap, rgb=use_rgb).astype(np.float32) / 255
     blended = (1 - image_weight) * heat + image_weight * img
     return bytes_of(blended / np.max(blended))
 
@@ -76,7 +76,7 @@ def show_factorization_on_image(
     image_weight: float = 0.5,
     concept_labels: Sequence[str] | None = None,
 ) -> Array:
-    """Concepts in one colour each over an image; where several overlap, the strongest shows.
+    """Concepts in one color each over an image; where several overlap, the strongest shows.
 
     Args:
         img: (H, W, 3) RGB on [0, 1].
@@ -110,6 +110,4 @@ def scale_cam_image(cam: Array, target_size: Sequence[int] | None = None) -> Arr
 
 def scale_accross_batch_and_channels(tensor: Array, target_size: Sequence[int]) -> Array:
     """(B, C, h, w) → (B, C, height, width), each channel scaled by itself."""
-    flat = tensor.reshape(-1, *tensor.shape[2:])
-    result = scale_cam_image(flat, target_size)
-    return result.reshape(*tensor.shape[:2], *result.shape[1:])
+    return scale_channels(torch.from_numpy(tensor), target_size).numpy()

@@ -1,4 +1,4 @@
-"""What is explained: each target is shown one image's output and returns its score.
+"""Targets: each gets one image's output and returns the score to be explained.
 
 Given a batch (B, K) instead of one image's (K,), the classifier targets return (B,).
 """
@@ -16,44 +16,37 @@ from whycam.cam.targets.detection import overlap
 from whycam.compat.pytorch_grad_cam._arrays import Array
 
 
-class ClassifierOutputTarget:
-    """The logit of one class."""
-
+class _OfCategory:
     def __init__(self, category: int) -> None:
         self.category = category
+
+
+class ClassifierOutputTarget(_OfCategory):
+    """The logit of one class."""
 
     def __call__(self, model_output: Tensor) -> Tensor:
         """(K,) → scalar, (B, K) → (B,)."""
         return model_output[..., self.category]
 
 
-class ClassifierOutputSoftmaxTarget:
+class ClassifierOutputSoftmaxTarget(_OfCategory):
     """The softmax probability of one class."""
-
-    def __init__(self, category: int) -> None:
-        self.category = category
 
     def __call__(self, model_output: Tensor) -> Tensor:
         """(K,) → scalar, (B, K) → (B,)."""
         return model_output.softmax(dim=-1)[..., self.category]
 
 
-class ClassifierOutputReST:
+class ClassifierOutputReST(_OfCategory):
     """The logit plus its log-probability (Cai, 2025, arXiv:2501.06261)."""
-
-    def __init__(self, category: int) -> None:
-        self.category = category
 
     def __call__(self, model_output: Tensor) -> Tensor:
         """(K,) → scalar, (B, K) → (B,)."""
         return (model_output + F.log_softmax(model_output, dim=-1))[..., self.category]
 
 
-class BinaryClassifierOutputTarget:
+class BinaryClassifierOutputTarget(_OfCategory):
     """A single logit for category 1, its negative for any other category."""
-
-    def __init__(self, category: int) -> None:
-        self.category = category
 
     def __call__(self, model_output: Tensor) -> Tensor:
         """Any shape, kept."""
@@ -61,7 +54,7 @@ class BinaryClassifierOutputTarget:
 
 
 class SoftmaxOutputTarget:
-    """All probabilities; for metrics, which take more than one number per image."""
+    """All probabilities; for metrics, which accept several numbers per image."""
 
     def __call__(self, model_output: Tensor) -> Tensor:
         """(…, K) → (…, K)."""
@@ -122,7 +115,7 @@ class FasterRCNNBoxScoreTarget:
 
 
 class FinerWeightedTarget:
-    """What tells a class from others: the mean of y_c − alpha · y_other, weighed by the others' probabilities.
+    """What distinguishes a class from others: the mean of y_c − alpha · y_other, weighed by the others' probabilities.
 
     Args:
         main_category: the class.

@@ -36,7 +36,7 @@ def _grid(tokens: int, height: int, width: int, usual: tuple[int, int]) -> tuple
     if height * width == tokens:
         return height, width
     side = math.isqrt(tokens)
-    # The defaults are only what 224×224 images give; a size that was asked for is never replaced.
+    # The defaults fit 224×224 images only; a size that was asked for is never replaced.
     if (height, width) == usual and side * side == tokens:
         return side, side
     raise WhycamError(f"{tokens} tokens are no {height}×{width} grid: give height and width to the reshape transform")

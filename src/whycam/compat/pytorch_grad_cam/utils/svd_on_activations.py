@@ -17,7 +17,7 @@ Kernel = str | Callable[[Array, Array], float]
 
 
 def get_2d_projection(activation_batch: Array) -> Array:
-    """(B, C, …) → (B, …) float32: the centred positions on their first right singular vector.
+    """(B, C, …) → (B, …) float32: the centered positions on their first right singular vector.
 
     The sign is whichever LAPACK gives, which may differ between machines; NaN counts as 0.
     """
@@ -43,8 +43,8 @@ def get_2d_projection_with_sign_correction(activation_batch: Array) -> Array:
 def project(activations: Tensor) -> Tensor:
     """`get_2d_projection` of a tensor, on its device."""
     finite = torch.where(activations.isnan(), 0, activations)
-    # LAPACK's own sign is the only one that agrees with grad-cam's, and it turns with the last bit of what it is given:
-    # this is numpy's mean and numpy's decomposition. The reduced one has the same first vector as grad-cam's full one.
+    # The sign is LAPACK's, and it may flip with the last bit of its input. So this uses numpy's mean and decomposition,
+    # as grad-cam does. The reduced decomposition has the same first vector as grad-cam's full one.
     x = finite.flatten(2).contiguous().cpu().numpy().swapaxes(1, 2)
     x = x - x.mean(axis=1, keepdims=True)
     first = np.linalg.svd(x, full_matrices=False)[2][:, 0]
@@ -54,7 +54,7 @@ def project(activations: Tensor) -> Tensor:
 
 def project_positive(activations: Tensor) -> Tensor:
     """`get_2d_projection_with_sign_correction` of a tensor, on its device."""
-    x = in_double(_centred(activations))
+    x = in_double(_centered(activations))
     if x.shape[1] < x.shape[2]:
         values, vectors = torch.linalg.eigh(x @ x.transpose(1, 2))
         projected = vectors[:, :, -1] * values[:, -1:].clamp(min=0).sqrt()
@@ -68,7 +68,7 @@ def project_positive(activations: Tensor) -> Tensor:
 
 def project_kernel(activations: Tensor, kernel: Kernel = "sigmoid", gamma: float | None = None) -> Tensor:
     """`get_2d_projection_kernel` of a tensor, on its device."""
-    x = in_double(_centred(activations))
+    x = in_double(_centered(activations))
     k = _kernel(x, kernel, 1 / x.shape[2] if gamma is None else gamma)
     k = k - k.mean(dim=1, keepdim=True) - k.mean(dim=2, keepdim=True) + k.mean(dim=(1, 2), keepdim=True)
     values, vectors = torch.linalg.eigh(k)
@@ -103,7 +103,7 @@ def _pairwise(rows: Array, kernel: Callable[[Array, Array], Any]) -> Tensor:
     return torch.tensor([[float(kernel(one, other)) for other in rows] for one in rows], dtype=torch.float64)
 
 
-def _centred(activations: Tensor) -> Tensor:
+def _centered(activations: Tensor) -> Tensor:
     """(B, C, …) → (B, positions, C) with each channel's mean taken off."""
     x = torch.where(activations.isnan(), 0, activations).flatten(2).transpose(1, 2)
     return x - x.mean(dim=1, keepdim=True)
