@@ -55,7 +55,7 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_opens_without_a_request_or_a_complaint(name, made, opened):
+def test_opens_without_requests_and_console_messages(name, made, opened):
     report = made(name, RECIPES[name])
     view = opened(report.page)
     errors = RECIPES[name].errors
@@ -65,7 +65,7 @@ def test_opens_without_a_request_or_a_complaint(name, made, opened):
     assert view.run("window.hacked") is None
 
 
-def test_a_request_would_be_noticed(made, opened):
+def test_requests_are_detected_by_this_test(made, opened):
     """The recorder itself works: the page's own policy refuses what a script asks for, and says so."""
     view = opened(made("one", RECIPES["one"]).page)
     assert view.run("fetch('https://example.org/').then(() => 'sent', () => 'refused')") == "refused"
@@ -84,7 +84,7 @@ def test_hostile_names_are_text(made, opened):
     assert view.run("document.documentElement.scrollWidth <= innerWidth")
 
 
-def test_no_errors_says_so(made, opened):
+def test_report_without_errors(made, opened):
     view = opened(made("none", RECIPES["none"]).page)
     assert "All 50 images classified correctly" in view.page.inner_text("h1")
     assert "every prediction matches" in view.page.inner_text("#gallery-empty")
@@ -127,7 +127,7 @@ def test_flagged_maps_are_shown_and_found(made, opened):
             assert view.page.locator("#gallery .badge:visible").count() >= 1
 
 
-def test_unexplained_errors_are_listed_and_said(made, opened):
+def test_unexplained_errors_are_listed_and_counted(made, opened):
     view = opened(made("unexplained", RECIPES["unexplained"]).page)
     assert "Maps exist for 15 of 40 errors" in view.page.inner_text("#verdict")
     view.page.select_option("#filters [name=flag]", "missing")
@@ -137,13 +137,13 @@ def test_unexplained_errors_are_listed_and_said(made, opened):
 
 
 @pytest.mark.parametrize("width", [390, 1024, 1440])
-def test_nothing_sticks_out(width, made, opened):
+def test_nothing_overflows_the_page(width, made, opened):
     for name in ("plain", "hundred"):
         view = opened(made(name, RECIPES[name]).page, width=width)
         assert view.run("document.documentElement.scrollWidth") <= width
 
 
-def test_filters_and_view_live_in_the_link(made, opened):
+def test_the_link_holds_filters_and_display(made, opened):
     report = made("plain", RECIPES["plain"])
     first = opened(report.page)
     pair = first.run("() => { const {errors} = whycam; return [errors.label[7], errors.predicted[7]]; }")
@@ -167,7 +167,7 @@ def test_filters_and_view_live_in_the_link(made, opened):
     assert again.run("whycam.state") == view.run("whycam.state")
 
 
-def test_foreign_links_do_no_harm(made, opened):
+def test_malformed_links_are_harmless(made, opened):
     report = made("plain", RECIPES["plain"])
     view = opened(report.page, hash="actual=nobody&layer=x&sort=evil&opacity=NaN&image=none&__proto__=1&palette=jet")
     state = view.run("whycam.state")
@@ -181,7 +181,7 @@ def test_a_changed_link_is_followed(made, opened):
     view.page.wait_for_function("() => whycam.state.layer === 0 && whycam.state.q === 'cat'")
 
 
-def test_a_class_called_like_another_by_hostile_names_survives_the_link(made, opened):
+def test_hostile_class_names_survive_the_link(made, opened):
     report = made("hostile", RECIPES["hostile"])
     view = opened(report.page)
     for c in (0, 2, 4, 9):
@@ -191,7 +191,7 @@ def test_a_class_called_like_another_by_hostile_names_survives_the_link(made, op
         assert again.run("whycam.state.actual") == c
 
 
-def test_print_says_how_many(made, opened):
+def test_print_states_the_number_of_errors(made, opened):
     view = opened(made("hundred", RECIPES["hundred"]).page)
     view.page.emulate_media(media="print")
     view.run("window.dispatchEvent(new Event('beforeprint'))")
@@ -201,7 +201,7 @@ def test_print_says_how_many(made, opened):
 
 
 @pytest.mark.parametrize("theme", ["auto", "light", "dark"])
-def test_paper_is_white_and_writing_dark(theme, made, opened):
+def test_print_is_dark_on_white(theme, made, opened):
     view = opened(made("plain", RECIPES["plain"]).page, hash=f"theme={theme}", color_scheme="dark")
     # All writing but what has a ground of its own: the matrix's cells and the badges on pictures.
     colors = """[...document.querySelectorAll('main *')].filter(e => e.checkVisibility()

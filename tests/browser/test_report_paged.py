@@ -45,7 +45,7 @@ def test_pages_agree_with_one_file(paged, opened, tmp_path):
         assert many.run(read, error) == single.run(read, error)
 
 
-def test_a_lost_piece_is_named(paged, opened, tmp_path):
+def test_a_missing_chunk_file_is_reported(paged, opened, tmp_path):
     shutil.copy(paged.page, tmp_path)
     view = opened(tmp_path / "report.html")
     view.page.wait_for_function("() => document.querySelector('#detail .odd')?.textContent.includes('missing')")
@@ -54,7 +54,7 @@ def test_a_lost_piece_is_named(paged, opened, tmp_path):
     view.troubles.clear()
 
 
-def test_a_smaller_report_leaves_nothing_behind(made, tmp_path):
+def test_stale_chunk_files_are_deleted(made, tmp_path):
     study = made("paged", RECIPE, budget=400_000).study
     page = tmp_path / "report.html"
     write_report(study, page, budget=400_000)

@@ -109,7 +109,7 @@ def test_opacity_by_value_blends_as_stated(made, opened):
     assert np.abs(got - wanted).max() <= 3
 
 
-def test_images_arrive_without_loss(made, opened):
+def test_images_are_lossless(made, opened):
     report = made("plain", RECIPES["plain"])
     view = opened(report.page)
     view.set(overlay=False)
@@ -122,7 +122,7 @@ def test_images_arrive_without_loss(made, opened):
         assert (hidden == got).all()
 
 
-def test_interpolation_is_bilinear_with_half_pixel_centres(made, opened):
+def test_interpolation_is_bilinear_with_half_pixel_centers(made, opened):
     import torch
     from torch.nn import functional as F
 

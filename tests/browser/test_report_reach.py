@@ -111,7 +111,7 @@ def test_the_pinned_error_shares_the_scale(made, opened):
     assert words[:3] == words[3:]
 
 
-def test_pictures_are_told_in_numbers(made, opened):
+def test_text_alternatives_contain_the_numbers(made, opened):
     view = opened(made("plain", RECIPES["plain"]).page)
     labels = view.run("[...document.querySelectorAll('#detail .evidence canvas')].slice(0, 9).map(c => c.ariaLabel)")
     assert len(labels) == 9
@@ -163,7 +163,7 @@ def test_axe_finds_nothing(theme, width, made, opened):
     assert findings() == []
 
 
-def test_axe_would_find_something(made, opened):
+def test_axe_detects_a_fault(made, opened):
     axe = (files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
     view = opened(made("one", RECIPES["one"]).page, bypass_csp=True)
     view.run(f"() => {{ {axe} }}")

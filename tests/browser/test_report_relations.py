@@ -156,7 +156,7 @@ def check_scores(view, study):
     assert "40 of 120 errors, drawn with seed 0," in view.page.inner_text("#scores-lead")
 
 
-def test_new_parts_are_reached_and_worked_by_keyboard(made, opened):
+def test_clusters_and_label_issues_work_by_keyboard(made, opened):
     view = opened(made("clustered", RECIPES["clustered"]).page)
     view.run("document.getElementById('clusters-lead').scrollIntoView()")
     view.run("document.getElementById('patterns-title').focus()")
@@ -179,7 +179,7 @@ def test_new_parts_are_reached_and_worked_by_keyboard(made, opened):
 
 
 @pytest.mark.parametrize("name", ["older", "headless"])
-def test_studies_without_neighbors_say_why(name, made, opened):
+def test_reports_without_neighbors_give_the_reason(name, made, opened):
     report = made(name, RECIPES["older"])
     if name == "headless":
         path = report.study.path / "manifest.json"
@@ -197,7 +197,7 @@ def test_studies_without_neighbors_say_why(name, made, opened):
     assert selected(view) == report.study.label_issues["id"].to_pylist()
 
 
-def test_what_the_budget_leaves_out_is_named(made, opened, tmp_path):
+def test_neighbors_beyond_the_budget_are_named(made, opened, tmp_path):
     study = made("clustered", RECIPES["clustered"]).study
     whole = write_report(study, tmp_path / "whole.html")
     tight = write_report(study, tmp_path / "tight.html", budget=whole.stat().st_size - 30_000)

@@ -8,7 +8,7 @@ from whycam.report import write_report
 from whycam.study.folder import Study
 
 
-def test_the_report_works_in_a_frame(made, browser, tmp_path):
+def test_the_report_works_in_a_notebook_frame(made, browser, tmp_path):
     study = made("plain", RECIPES["plain"]).study
     page_file = tmp_path / "notebook.html"
     page_file.write_text(f"<!doctype html><title>notebook</title>{study._repr_html_()}", encoding="utf-8")
@@ -29,7 +29,7 @@ def test_the_report_works_in_a_frame(made, browser, tmp_path):
     context.close()
 
 
-def test_what_does_not_fit_is_said(made, tmp_path):
+def test_reports_that_cannot_be_embedded_give_the_reason(made, tmp_path):
     study = made("plain", RECIPES["plain"]).study
     elsewhere = Study(tmp_path, study.manifest, study.metrics)
     assert "has no report yet" in elsewhere._repr_html_()

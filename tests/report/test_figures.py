@@ -1,4 +1,4 @@
-"""Figures: which files, what they hold, and that no name or map breaks them (warnings are errors)."""
+"""Figures: their files and contents; odd names and maps do not break them (warnings are errors)."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ def test_one_gallery_per_layer_and_method(tmp_path):
     ],
     ids=["hostile", "odd maps", "one error", "no maps", "hundred classes"],
 )
-def test_nothing_breaks_them(recipe, tmp_path):
+def test_odd_names_and_maps_do_not_break_figures(recipe, tmp_path):
     study = Study.load(make_study(tmp_path / "s", recipe))
     assert len(write_figures(Payload(study), tmp_path / "figures")) == 5
 
 
-def test_without_errors_there_is_the_matrix_alone(tmp_path):
+def test_without_errors_only_the_matrix_is_drawn(tmp_path):
     study = Study.load(make_study(tmp_path / "s", Recipe(n=40, errors=0)))
     assert [path.name for path in write_figures(Payload(study), tmp_path / "figures")] == ["confusion.png"]
 
 
-def test_what_a_map_cannot_show_is_written_on_it(tmp_path):
+def test_maps_that_cannot_be_shown_are_labeled(tmp_path):
     study = Study.load(make_study(tmp_path / "s", Recipe(n=60, errors=6, make_map=odd_map)))
     payload = Payload(study)
     figure = draw_layer(payload, "gradcam", payload.layers[2])
@@ -82,14 +82,14 @@ def test_cells_are_native_and_on_one_scale(tmp_path):
     assert f"0 to {scale:.3g}" in figure.texts[1].get_text()
 
 
-def test_names_are_made_printable():
+def test_printable_names():
     assert printable("cat", 10) == "cat"
     assert printable("\u202e\u2066evil\x00\n", 10) == "evil"
     assert printable("🦊 fox", 10) == "\ufffd fox"
     assert printable("x" * 300, 16) == "x" * 15 + "…"
 
 
-def test_an_unwritable_folder_is_one_sentence(tmp_path):
+def test_an_unwritable_folder_is_reported(tmp_path):
     study = Study.load(make_study(tmp_path / "s", Recipe(n=40, errors=3)))
     (tmp_path / "file").write_text("")
     with pytest.raises(WhycamError, match=r"file: cannot be written"):

@@ -1,4 +1,4 @@
-"""The page as a file: inert data, a policy that fits, the same bytes again, nothing half-written."""
+"""The page as a file: inert data, a matching policy, reproducible bytes, whole files."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def study(tmp_path_factory):
     return Study.load(make_study(tmp_path_factory.mktemp("plain"), Recipe(n=300, errors=40, history=HISTORY)))
 
 
-def test_names_make_no_element(hostile, study, tmp_path):
+def test_class_names_are_escaped(hostile, study, tmp_path):
     plain = outline(write_report(study, tmp_path / "plain.html"))
     bad = outline(write_report(hostile, tmp_path / "bad.html"))
     kinds = {"script", "b", "style"}
@@ -76,7 +76,7 @@ def test_names_make_no_element(hostile, study, tmp_path):
     assert json.loads(data)["classes"] == list(HOSTILE)
 
 
-def test_the_policy_allows_its_own_script_and_style_alone(study, tmp_path):
+def test_the_policy_allows_only_the_own_script_and_style(study, tmp_path):
     page = outline(write_report(study, tmp_path / "report.html"))
     policy = next(
         a["content"] for t, a in page.tags if t == "meta" and a.get("http-equiv") == "Content-Security-Policy"
@@ -90,7 +90,7 @@ def test_the_policy_allows_its_own_script_and_style_alone(study, tmp_path):
     assert not any("style" in attrs or any(name.startswith("on") for name in attrs) for _, attrs in page.tags)
 
 
-def test_nothing_on_the_page_has_an_address_elsewhere(study, tmp_path):
+def test_the_page_links_only_to_itself(study, tmp_path):
     page = outline(write_report(study, tmp_path / "report.html"))
     links = [v for _, attrs in page.tags for name, v in attrs.items() if name in ("src", "href", "srcset", "action")]
     assert links
@@ -103,7 +103,7 @@ def test_the_same_study_gives_the_same_bytes(study, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.html", "b.html"]
 
 
-def test_without_script_the_page_still_has_the_matrix_and_the_verdict(study, tmp_path):
+def test_matrix_and_verdict_need_no_script(study, tmp_path):
     text = write_report(study, tmp_path / "report.html").read_text(encoding="utf-8")
     table = re.search(r"<table id=\"matrix\".*?</table>", text, re.S).group()
     counts = [int(n) for n in re.findall(r"<td class=\"(?:c\d|d)\">(\d+)</td>", table)]
@@ -112,14 +112,14 @@ def test_without_script_the_page_still_has_the_matrix_and_the_verdict(study, tmp
     assert "<polyline" in text
 
 
-def test_an_unwritable_place_is_one_sentence(study, tmp_path):
+def test_an_unwritable_path_is_reported(study, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(WhycamError, match="cannot be written"):
         write_report(study, tmp_path / "file" / "report.html")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_more_classes_than_the_matrix_holds_are_announced(tmp_path):
+def test_classes_left_out_of_the_matrix_are_counted(tmp_path):
     classes = tuple(f"c{i}" for i in range(MATRIX_LIMIT + 30))
     study = Study.load(make_study(tmp_path / "s", Recipe(n=1500, errors=200, classes=classes)))
     text = write_report(study, tmp_path / "report.html").read_text(encoding="utf-8")
@@ -141,7 +141,7 @@ def words(finding):
     return "".join(text for text, _ in finding)
 
 
-def test_findings_are_true(study):
+def test_findings_agree_with_the_tables(study):
     payload = Payload(study)
     verdict = judge(payload)
     table = study.errors.to_pylist()
@@ -162,14 +162,14 @@ def test_findings_are_true(study):
     assert any("54 are confirmed wrong" in caveat for caveat in verdict.caveats)
 
 
-def test_no_error_leaves_nothing_to_explain(tmp_path):
+def test_verdict_without_errors(tmp_path):
     study = Study.load(make_study(tmp_path, Recipe(n=30, errors=0)))
     verdict = judge(Payload(study))
     assert verdict.headline == "All 30 images classified correctly"
     assert words(verdict.findings[0]) == "There is nothing to explain: every prediction matches its label."
 
 
-def test_heat_levels_rise_with_the_count_and_spare_the_diagonal():
+def test_heat_levels_grow_with_the_count_off_the_diagonal():
     assert heat_levels([[90, 1, 0], [4, 80, 36], [9, 16, 70]]) == [
         ["d", "c1", "z"],
         ["c2", "d", "c6"],
@@ -188,7 +188,7 @@ def test_ticks_cover_the_range_in_round_steps(low, high):
     assert steps == {1.0}
 
 
-def test_charts_say_their_numbers():
+def test_charts_contain_their_numbers_as_text():
     loss, accuracy, rate = training_charts(HISTORY)
     assert loss.summary == "Loss by epoch up to 5: training from 2.000 to 0.400; test from 2.100 to 0.420."
     assert [line.name for line in accuracy.lines] == ["training 90.0%", "test 88.0%"]

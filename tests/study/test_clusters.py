@@ -8,7 +8,7 @@ from torch import nn
 from whycam.study.clusters import cluster_count, cluster_features
 
 
-def test_clusters_that_are_there_are_found():
+def test_planted_clusters_are_found():
     generator = torch.Generator().manual_seed(3)
     centers = torch.linalg.qr(torch.randn(16, 16, generator=generator)).Q[:5]
     sizes = (60, 40, 30, 20, 10)

@@ -57,7 +57,7 @@ def test_it_is_reported_and_served(folder):
 
 def test_the_old_name_of_label_issues_still_works(folder):
     study = Study.load(folder)
-    with pytest.warns(DeprecationWarning, match=r"Study\.suspects is now Study\.label_issues"):
+    with pytest.warns(DeprecationWarning, match=r"Study\.suspects is now label_issues"):
         assert study.suspects is study.label_issues
 
 

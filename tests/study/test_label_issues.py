@@ -26,10 +26,10 @@ def relations_of(logits, labels, features):
     return predictions, neighbor_rows(index[wrong.numpy()], found, lambda i: [str(j) for j in i])
 
 
-def test_labels_that_were_flipped_are_the_first_suspects(loaded):
-    """Of real images some get a wrong label on purpose: those come before the network's own errors.
+def test_flipped_labels_come_first(loaded):
+    """Real images with labels flipped on purpose rank before the network's own errors, as a rule.
 
-    Not before all: a good network's own errors are images that look like another class, and some labels are wrong.
+    Not always: some of the network's errors look like another class, and some have a wrong label.
     """
     model, spec = loaded
     source = whycam.open_source("bundled")
@@ -53,7 +53,7 @@ def test_labels_that_were_flipped_are_the_first_suspects(loaded):
     assert np.mean(found) > 0.5
 
 
-def test_suspicion_equals_its_definition():
+def test_columns_equal_their_definitions():
     rng = np.random.default_rng(5)
     labels = rng.integers(0, 3, 90)
     logits = torch.from_numpy(rng.normal(size=(90, 3)) * 2 + 2 * np.eye(3)[labels])

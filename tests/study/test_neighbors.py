@@ -40,7 +40,7 @@ def test_neighbors_equal_a_slow_search(size):
             np.testing.assert_allclose(values[row], cosine[error, order], atol=1e-6)
 
 
-def test_where_there_are_fewer_neighbors_there_are_fewer_rows():
+def test_fewer_neighbors_give_fewer_rows():
     features = torch.eye(3)
     block = Block(torch.arange(3), torch.tensor([0, 1, 1]), torch.tensor([False, True, True]), features)
     found = nearest(part(block, [0]), torch.tensor([1]), [block])
@@ -50,7 +50,7 @@ def test_where_there_are_fewer_neighbors_there_are_fewer_rows():
     ]  # fmt: skip
 
 
-def test_larger_neighbors_are_reduced_and_small_ones_are_not():
+def test_large_images_are_reduced_and_small_ones_kept():
     small = torch.randint(0, 256, (2, 3, 32, 40), dtype=torch.uint8)
     assert reduced(small) is small
     large = torch.randint(0, 256, (2, 3, 192, 96), dtype=torch.uint8)

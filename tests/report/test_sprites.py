@@ -1,4 +1,4 @@
-"""Sheets give back every pixel of every image."""
+"""Sprite sheets are lossless."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from whycam.report.sprites import SHEET_SIDE, pack_images
 @pytest.mark.parametrize(
     ("count", "height", "width"), [(1, 32, 32), (70, 32, 32), (12, 224, 224), (3, 20, 50), (90, 300, 260)]
 )
-def test_every_pixel_comes_back(count, height, width):
+def test_sheets_are_lossless(count, height, width):
     rng = np.random.default_rng(count)
     images = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for _ in range(count)]
     sheets = pack_images([(i + 5, encode_png(image)) for i, image in enumerate(images)])
@@ -33,7 +33,7 @@ def test_every_pixel_comes_back(count, height, width):
         assert (found[i + 5] == image).all()
 
 
-def test_nothing_needs_no_sheet():
+def test_no_images_need_no_sheet():
     assert pack_images([]) == []
 
 

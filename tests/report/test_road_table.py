@@ -1,4 +1,4 @@
-"""The report's part on scores: what its sentences say, whatever the scores are."""
+"""The report's table of scores and its sentences."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def table_of(study, entries):
     return score_table(Study(study.path, study.manifest, dict(study.metrics) | {"map_scores": entries}))
 
 
-def test_each_verdict_has_its_sentence(study):
+def test_sentence_of_each_verdict(study):
     maps = [
         entry("gradcam", "a", 0.1, 0.2, verdict="above"),
         entry("gradcam", "b", 0.0, 0.1),
@@ -66,14 +66,14 @@ def test_each_verdict_has_its_sentence(study):
     assert table.zero == table.rows[3].bar[0] == table.rows[1].bar[1]
 
 
-def test_many_maps_are_counted_and_lost_ones_said(study):
+def test_many_maps_are_counted_and_maps_without_score_are_named(study):
     maps = [entry("gradcam", f"layer{i}", 0.1, 0.2, verdict="above", unranked=i % 2) for i in range(8)]
     table = table_of(study, [*maps, *CONTROLS])
     assert table.findings[0].startswith("8 of 8 maps (see the table): better than noise.")
     assert table.findings[-1].startswith("4 maps hold values that are not finite")
 
 
-def test_too_few_images_have_no_interval(study):
+def test_fewer_than_two_images_have_no_interval(study):
     entries = [
         entry("gradcam", "a", 0.1, 0.2, n=1), entry("gradcam", "b", 0, 0, n=0, unranked=1),
         entry("noise", "input", 0, 0.1, n=1, verdict=None), entry("center", "input", 0, 0.1, n=1, verdict=None),
@@ -85,7 +85,7 @@ def test_too_few_images_have_no_interval(study):
     assert table.findings[1].startswith("1 map holds values")
 
 
-def test_what_has_no_scores_says_why(tmp_path):
+def test_studies_without_scores_give_a_reason_in_the_report(tmp_path):
     for scores, errors, why in ((None, 5, "before whycam scored"), (0, 5, "--score-images 0"), (9, 0, "is no error")):
         recipe = Recipe(n=30, errors=errors, scores=scores, neighbors=False)
         table = score_table(Study.load(make_study(tmp_path / f"{scores}", recipe)))

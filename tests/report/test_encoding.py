@@ -1,4 +1,4 @@
-"""Bytes for the browser: what a byte stands for, and where each map's bytes lie."""
+"""Bytes for the browser: the value of a byte, and the place of each map's bytes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RAW = arrays(np.float32, (3, 16), elements=st.floats(-(2.0**100), 2.0**100, widt
 
 
 @given(RAW)
-def test_every_value_is_right_to_one_step(raw):
+def test_quantized_values_are_off_by_at_most_one_step(raw):
     cells, step, zero = quantize(raw)
     back = dequantize(cells, step, zero).astype(np.float64)
     # One step, and float32 rounding of values as large as the range.
@@ -72,7 +72,7 @@ def test_differences_can_be_undone(cells):
         assert (undone(back.ravel(), 3, 5) == one.ravel()).all()
 
 
-def test_chunks_hold_every_map_where_the_page_looks_for_it(study):
+def test_chunks_hold_every_map_in_the_documented_layout(study):
     """Decodes chunks by the documented layout, slowly, and compares with the Parquet file."""
     payload = Payload(study)
     stored = {(r["id"], r["method"], r["layer"], r["target"]): r for r in study.maps.to_pylist()}
@@ -142,7 +142,7 @@ def test_ranges_hold_98_percent_of_the_maps(study):
             assert found["signed"] >= found["positive"]
 
 
-def test_a_map_of_another_shape_is_refused(study):
+def test_a_map_of_another_size_is_refused(study):
     layers = [dict(layer) for layer in study.manifest["layers"]]
     layers[0]["height"] = 5
     with pytest.raises(
