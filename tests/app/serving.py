@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from whycam import console
 from whycam.app.limits import Limits
 from whycam.app.live_explainer import LiveExplainer
 from whycam.app.routes import Site
 from whycam.app.security import AllowedHosts
 from whycam.app.server import listen, serve, server_url
+from whycam.cli import console
 
 
 def serve_live(live: LiveExplainer, limits: Limits) -> None:
