@@ -13,7 +13,7 @@ wherever grad-cam's own are deterministic and no defect. What differs, on purpos
 * As many targets as images are needed; grad-cam returns zero maps for the images that have none.
 * ``with`` hides no exception.
 * Random numbers come from a ``seed``.
-* TorchScript and exported programs are refused with a reason, compiled and DataParallel models are looked into.
+* TorchScript and exported programs are refused with a reason, compiled and DataParallel models are unwrapped.
 * Half precision and autocast work; maps are reduced in float32. ViT grids other than 14×14 are found. Volumes work for
   every method except FullGrad and SESS.
 * Nothing is printed and no progress bar drawn.

@@ -128,7 +128,7 @@ def _image_method(formula: Formula, join: Callable[[Tensor, bool], Tensor] | Non
 
 
 class GradCAM(FormulaCAM, path="grad_cam", weights=lambda v: v.g.flatten(2).mean(dim=2)):
-    """Grad-CAM (arXiv:1610.02391): channels weighed by their mean gradient."""
+    """Grad-CAM (arXiv:1610.02391): channels weighted by their mean gradient."""
 
 
 class HiResCAM(FormulaCAM, path="hirescam", terms=lambda v: v.g * v.a):
@@ -140,7 +140,7 @@ class GradCAMElementWise(FormulaCAM, path="grad_cam_elementwise", terms=lambda v
 
 
 class LayerCAM(FormulaCAM, path="layer_cam", terms=lambda v: v.g.relu() * v.a):
-    """LayerCAM (Jiang et al., 2021, IEEE TIP 30:5875): activations weighed by their own positive gradients."""
+    """LayerCAM (Jiang et al., 2021, IEEE TIP 30:5875): activations weighted by their own positive gradients."""
 
 
 class EigenCAM(FormulaCAM, path="eigen_cam", image=lambda v: project(v.a), gradients=False):
@@ -167,7 +167,7 @@ def _gradcam_plus_plus(v: LayerView) -> Tensor:
 
 
 class GradCAMPlusPlus(FormulaCAM, path="grad_cam_plusplus", weights=_gradcam_plus_plus):
-    """Grad-CAM++ (arXiv:1710.11063): positive gradients weighed by G² / (2G² + G³ · Σ A + 1e-6)."""
+    """Grad-CAM++ (arXiv:1710.11063): positive gradients weighted by G² / (2G² + G³ · Σ A + 1e-6)."""
 
 
 def _xgradcam(v: LayerView) -> Tensor:
@@ -175,7 +175,7 @@ def _xgradcam(v: LayerView) -> Tensor:
 
 
 class XGradCAM(FormulaCAM, path="xgrad_cam", weights=_xgradcam):
-    """XGrad-CAM (arXiv:2008.02312): channels weighed by Σ G·A / (Σ A + 1e-7)."""
+    """XGrad-CAM (arXiv:2008.02312): channels weighted by Σ G·A / (Σ A + 1e-7)."""
 
 
 def _shapleycam(v: LayerView) -> Tensor:
@@ -185,7 +185,7 @@ def _shapleycam(v: LayerView) -> Tensor:
 
 
 class ShapleyCAM(FormulaCAM, path="shapley_cam", weights=_shapleycam, curvature=True):
-    """Shapley-CAM (arXiv:2501.06261): channels weighed by the mean of G − ½ H·A.
+    """Shapley-CAM (arXiv:2501.06261): channels weighted by the mean of G − ½ H·A.
 
     For the paper's own target give ``ClassifierOutputReST``.
     """
@@ -232,7 +232,7 @@ def _masks(channels: Tensor, size: Sequence[int]) -> Tensor:
 
 
 class ScoreCAM(FormulaCAM, path="score_cam", weights=_scorecam, gradients=False):
-    """Score-CAM (arXiv:1910.01279): channels weighed by the softmax of the image's scores where they are active.
+    """Score-CAM (arXiv:1910.01279): channels weighted by the softmax of the image's scores where they are active.
 
     Set ``batch_size`` for the number of masked images in one forward pass.
     """
@@ -268,7 +268,7 @@ def _fem(v: LayerView) -> Tensor:
 
 
 class FEM(FormulaCAM, path="fem", image=_fem, gradients=False):
-    """FEM (Ahmed Asif Fuad et al., 2020): channels weighed by the share of positions k deviations above their mean."""
+    """FEM (Ahmed Asif Fuad et al., 2020): channels weighted by the share of positions k deviations above their mean."""
 
     def __init__(
         self,

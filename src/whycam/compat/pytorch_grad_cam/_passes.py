@@ -72,7 +72,7 @@ def named(layers: Iterable[nn.Module]) -> list[Layer]:
             )
         if not takes_hooks(layer.module):
             raise WhycamError(
-                f"target layer {layer.name} is part of a TorchScript program, which cannot be looked into"
+                f"target layer {layer.name} is part of a TorchScript program, which cannot be inspected"
             )
     return known
 

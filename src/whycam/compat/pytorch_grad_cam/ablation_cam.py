@@ -88,7 +88,7 @@ def _by_layer(v: LayerView, original: Tensor) -> Tensor:
 
 
 class AblationCAM(FormulaCAM, path="ablation_cam", weights=_ablationcam, gradients=False):
-    """Channels weighed by the share of the score that is lost without them, (y − y_c) / y.
+    """Channels weighted by the share of the score that is lost without them, (y − y_c) / y.
 
     The model is not changed: hooks replace the layer's output. Where only a mean over positions and one linear layer
     follow, the weights have a closed form and nothing runs.

@@ -1,4 +1,4 @@
-"""Finer-CAM (arXiv:2501.11309) as grad-cam has it: alpha 1, the similar classes weighed by their probabilities."""
+"""Finer-CAM (arXiv:2501.11309) as grad-cam has it: alpha 1, the similar classes weighted by their probabilities."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ PatchPlace = tuple[int, int, int, int]
 
 
 class SESS(Explainer):
-    """Maps of patches, weighed by the patches' scores and joined into one map.
+    """Maps of patches, weighted by the patches' scores and joined into one map.
 
     Args:
         model: the network.
@@ -41,7 +41,7 @@ class SESS(Explainer):
         theta: what is not above it has no part in the mean.
         pool: "mean" or "max" over the patches.
         smooth: blur the result.
-        use_softmax_scores: patches are weighed by the target's value on probabilities; False for its raw value.
+        use_softmax_scores: patches are weighted by the target's value on probabilities; False for its raw value.
         batch_size: patches per forward pass.
         **kwargs: more arguments of ``base_method``.
 

@@ -115,7 +115,7 @@ class FasterRCNNBoxScoreTarget:
 
 
 class FinerWeightedTarget:
-    """What distinguishes a class from others: the mean of y_c − alpha · y_other, weighed by the others' probabilities.
+    """What distinguishes a class from others: the mean of y_c − alpha · y_other, weighted by the others' probabilities.
 
     Args:
         main_category: the class.
