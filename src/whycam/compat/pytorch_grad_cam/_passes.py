@@ -71,9 +71,7 @@ def named(layers: Iterable[nn.Module]) -> list[Layer]:
                 f"target_layers is a list of modules, got {layer.module!r} in it: write [model.layer4[-1]], say"
             )
         if not takes_hooks(layer.module):
-            raise WhycamError(
-                f"target layer {layer.name} is part of a TorchScript program, which cannot be inspected"
-            )
+            raise WhycamError(f"target layer {layer.name} is part of a TorchScript program, which cannot be inspected")
     return known
 
 
