@@ -36,7 +36,6 @@ _STUDY_PACKAGES = {
     "matplotlib": "matplotlib",
     "jinja2": "jinja2",
     "rich": "rich",
-    "sklearn": "scikit-learn",
 }
 _APP_PACKAGES = {"starlette": "starlette", "uvicorn": "uvicorn"}
 
@@ -47,7 +46,7 @@ def require_study_packages(purpose: str) -> None:
     Raises:
         MissingExtraError: one of the ``study`` extra's packages is not installed.
     """
-    _require(_STUDY_PACKAGES, "study", purpose)
+    require_packages(_STUDY_PACKAGES, "study", purpose)
 
 
 def require_app_packages(purpose: str) -> None:
@@ -57,10 +56,15 @@ def require_app_packages(purpose: str) -> None:
         MissingExtraError: one of the ``app`` extra's packages is not installed.
     """
     require_study_packages(purpose)
-    _require(_APP_PACKAGES, "app", purpose)
+    require_packages(_APP_PACKAGES, "app", purpose)
 
 
-def _require(packages: Mapping[str, str], extra: str, purpose: str) -> None:
+def require_packages(packages: Mapping[str, str], extra: str, purpose: str) -> None:
+    """Check for packages of an extra, given as import name → package name.
+
+    Raises:
+        MissingExtraError: one of them is not installed.
+    """
     for module, package in packages.items():
         try:
             found = find_spec(module) is not None

@@ -1,1 +1,5 @@
-"""The command line: it reads argv and calls the other rooms."""
+"""The command line: argv in, calls of the other rooms out."""
+
+from whycam.cli.main import main
+
+__all__ = ["main"]

@@ -95,7 +95,7 @@ class ExplanationPass:
         pixels = self.source.read(indices)
         inputs = self.preprocess(pixels.to(self._device))
         explained, maps = self._explain(indices, inputs, ("predicted", "true"))
-        rows = {"maps": maps, "images": image_rows(indices, self._ids(indices), self.preprocess.invert(inputs).cpu())}
+        rows = {"maps": maps, "images": image_rows(indices, self._ids(indices), self._shown(pixels))}
         chosen = np.isin(indices, self.scored)
         if self.scorer is not None and chosen.any():
             use = torch.from_numpy(chosen)
@@ -110,15 +110,16 @@ class ExplanationPass:
 
     def _correct_rows(self, indices: IndexArray) -> Rows:
         """Maps for the predicted class of the baseline, and the reduced images of the neighbors."""
-        inputs = self.preprocess(self.source.read(indices).to(self._device))
+        pixels = self.source.read(indices)
+        inputs = self.preprocess(pixels.to(self._device))
         rows: Rows = {}
         explain, show = np.isin(indices, self.baseline), np.isin(indices, self.neighbors)
         if explain.any():
             use = torch.from_numpy(explain).to(self._device)
             _, rows["maps"] = self._explain(indices[explain], inputs[use], ("predicted",))
         if show.any():
-            pixels = self.preprocess.invert(inputs).cpu()[torch.from_numpy(show)]
-            rows["images"] = image_rows(indices[show], self._ids(indices[show]), reduced(pixels))
+            shown = self._shown(pixels[torch.from_numpy(show)])
+            rows["images"] = image_rows(indices[show], self._ids(indices[show]), reduced(shown))
         return rows
 
     def _explain(self, indices: IndexArray, inputs: Tensor, targets: Sequence[str]) -> tuple[Explanation, pa.Table]:
@@ -126,6 +127,10 @@ class ExplanationPass:
         classes = {name: np.asarray(known[name][indices], dtype=np.int64) for name in targets}
         explained = self.explainer(inputs, {name: torch.from_numpy(index) for name, index in classes.items()})
         return explained, map_rows(indices, self._ids(indices), classes, explained)
+
+    def _shown(self, pixels: Tensor) -> Tensor:
+        """The pixels as the network sees them, computed on the CPU: a GPU may round them to another level."""
+        return self.preprocess.invert(self.preprocess(pixels))
 
     @property
     def _device(self) -> torch.device:

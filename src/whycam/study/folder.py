@@ -94,7 +94,9 @@ class Study:
         """One row per error with the evidence against its label, the most suspicious label first."""
         return label_issues(self.predictions, self.neighbors)
 
+    neighbours = renamed_attribute("neighbours", "neighbors")
     suspects = renamed_attribute("suspects", "label_issues")
+    why_no_neighbours = renamed_attribute("why_no_neighbours", "why_no_neighbors")
 
     @property
     def why_no_neighbors(self) -> str | None:

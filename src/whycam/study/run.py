@@ -21,7 +21,7 @@ from whycam.cam.explain import Explainer
 from whycam.cam.methods import resolve_methods
 from whycam.cam.network.layers import resolve_layers
 from whycam.data.source import ImageSource, IndexArray
-from whycam.errors import WhycamError
+from whycam.errors import WhycamError, require_packages
 from whycam.models.checkpoint import ModelSpec, check_classes
 from whycam.nn_utils import unwrapped
 from whycam.progress import Progress, quiet
@@ -138,6 +138,8 @@ class StudyRunner:
     @cached_property
     def description(self) -> dict[str, Any]:
         """The part of the manifest that is known before the first stage."""
+        if self._head is not None:
+            require_packages({"sklearn": "scikit-learn"}, "study", "finding clusters of errors")
         resolved = resolve_layers(self.model, self.layers)
         methods = resolve_methods(self.config.methods)
         # One image is explained first, so that what cannot work fails at once and not after hours.

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from whycam._lazy import renamed_attribute
 from whycam.errors import WhycamError
 from whycam.options import Example, Range, Share, converted
 
@@ -155,6 +156,8 @@ class Recipe:
     def sharpness_aware(self, epoch: int) -> bool:
         """Whether the steps of ``epoch`` (from 0) are sharpness-aware."""
         return self.sam_radius > 0 and self.sam_from <= epoch / self.epochs
+
+    pixels = renamed_attribute("pixels", "pixels_per_image")
 
     def pixels_per_image(self, epoch: int, side: int) -> int:
         """Pixels per image that pass through the network in ``epoch`` (from 0): a crop, twice if sharpness-aware."""

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
+from whycam._lazy import renamed_attribute
 from whycam.cam.passes.trace import LayerTrace
 from whycam.cam.targets.classification import Target
 from whycam.errors import WhycamError, near_misses
@@ -54,6 +55,8 @@ class Method:
     retarget: Callable[[Target], Target] | None = None
     per_channel: bool = False
     options: tuple[tuple[str, Any], ...] = ()
+
+    has_terms = renamed_attribute("has_terms", "per_channel")
 
     @property
     def needs_gradients(self) -> bool:
@@ -101,6 +104,7 @@ def method(
     scope: Scope = "layer",
     retarget: Callable[[Target], Target] | None = None,
     per_channel: bool = False,
+    has_terms: bool = False,
 ) -> Callable[[Function], Method]:
     """Register a function as a method. Its name comes from the title, its summary is the docstring's first line.
 
@@ -110,6 +114,9 @@ def method(
     Raises:
         WhycamError: the name is taken or invalid, or ``needs`` or ``scope`` is unknown.
     """
+    if has_terms:
+        warnings.warn("method(has_terms=True) is now method(per_channel=True)", DeprecationWarning, stacklevel=2)
+        per_channel = True
     wanted: frozenset[Any] = frozenset(map(_renamed_need, (needs,) if isinstance(needs, str) else needs))
     for what, values, known in (("need", wanted, get_args(Need)), ("scope", (scope,), get_args(Scope))):
         for value in values:

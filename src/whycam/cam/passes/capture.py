@@ -7,6 +7,7 @@ weight, and none before that layer. This makes the backward pass cheap.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -16,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.stateless import _reparametrize_module
 
+from whycam._lazy import renamed_attribute
 from whycam.cam.network.inputs import Inputs
 from whycam.cam.network.layers import Layer
 from whycam.cam.passes.autograd import differentiate
-from whycam.cam.passes.environment import assert_explaining, explaining
+from whycam.cam.passes.environment import explaining
 from whycam.cam.passes.plan import Plan
 from whycam.cam.targets.classification import Target
 from whycam.cam.targets.resolve import freeze, leading, scores_of, wants_output
@@ -57,6 +59,11 @@ class Trace:
     input_leaf: Tensor | None = None
     graph_scores: dict[str, Tensor] = field(default_factory=dict)
 
+    curvature = renamed_attribute("curvature", "hvp")
+    plain = renamed_attribute("plain", "returns_tensor")
+    root = renamed_attribute("root", "input_leaf")
+    rooted = renamed_attribute("rooted", "graph_scores")
+
 
 def capture(
     model: nn.Module,
@@ -67,6 +74,7 @@ def capture(
     gradients: bool | Collection[str] = True,
     hvp: Collection[str] = (),
     differentiable: bool = False,
+    curvature: Collection[str] = (),
 ) -> Trace:
     """Run ``model`` once and take the scores' gradients at the outputs of ``layers``.
 
@@ -78,10 +86,14 @@ def capture(
         gradients: the names of the targets whose gradients are needed; True for all, False for none.
         hvp: the names of the targets for which H·A is needed too.
         differentiable: keep the graph, down to the parameters and through the gradients themselves.
+        curvature: the old name of ``hvp``.
 
     Raises:
         WhycamError: a layer did not run or returned no tensor, or the scores do not depend on it.
     """
+    if curvature:
+        warnings.warn("capture(curvature=...) is now capture(hvp=...)", DeprecationWarning, stacklevel=2)
+        hvp = curvature
     chosen = tuple(targets) if gradients is True else tuple(gradients or ())
     plan = Plan(tuple(layers), targets, chosen, tuple(hvp), differentiable=differentiable)
     inputs = Inputs.of(inputs) if isinstance(inputs, Tensor) else inputs
@@ -90,15 +102,14 @@ def capture(
 
 
 def run_capture(model: nn.Module, inputs: Inputs, plan: Plan) -> Trace:
-    """Capture what ``plan`` asks for; see `capture`. Call it inside `explaining`.
+    """Capture what ``plan`` asks for; see `capture`.
 
     Raises:
         WhycamError: a layer did not run or returned no tensor, or the scores do not depend on it.
     """
-    assert_explaining(model)
     outputs: dict[str, Tensor] = {}
     record = _recorder(outputs, leaf=bool(plan.differentiated), batch=len(inputs.images))
-    with torch.set_grad_enabled(plan.needs_graph):
+    with explaining(model), torch.set_grad_enabled(plan.needs_graph):
         inputs, parameters, leaf = _detached(model, inputs, plan)
         # The detached parameters and the hooks stay until the backward pass is over: a checkpointed block runs again
         # during it and needs the same parameters and hooks. Fused attention has no second derivative.

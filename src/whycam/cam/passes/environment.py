@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import nn
 
 from whycam.errors import WhycamError
 from whycam.nn_utils import instrumented
+
+_ENTERED: ContextVar[frozenset[int]] = ContextVar("entered", default=frozenset())
+"""The ids of the models that this thread is inside of."""
 
 
 @contextmanager
@@ -19,6 +23,9 @@ def explaining(model: nn.Module) -> Iterator[None]:
     Autograd accepts no tensor made under ``inference_mode``, so the block runs outside that mode. Afterwards the model
     and the mode are as before.
 
+    `whycam.explain` enters this once, before its first pass. Passes enter it again, which does nothing while it is in
+    force. So a pass that a method runs after the explanation is made has the same environment.
+
     Args:
         model: unwrapped.
 
@@ -26,6 +33,10 @@ def explaining(model: nn.Module) -> Iterator[None]:
         WhycamError: a lazy module has not been initialized by a first batch, or the model or a target holds a tensor
             that was made under ``inference_mode`` and that whycam cannot replace.
     """
+    if _in_force(model):
+        yield
+        return
+    entered = _ENTERED.set(_ENTERED.get() | {id(model)})
     with torch.inference_mode(False), instrumented(model):
         try:
             yield
@@ -36,9 +47,11 @@ def explaining(model: nn.Module) -> Iterator[None]:
                 "the model or a target holds a tensor that was made under torch.inference_mode and is no parameter, "
                 "buffer or field, so autograd does not accept it: make it outside of inference_mode, or clone it there"
             ) from error
+        finally:
+            _ENTERED.reset(entered)
 
 
-def assert_explaining(model: nn.Module) -> None:
-    """Assert that the caller runs inside `explaining`; if not, that is a bug in whycam, not the user's error."""
-    assert not torch.is_inference_mode_enabled(), "passes run inside explaining()"
-    assert not model.training, "passes run inside explaining()"
+def _in_force(model: nn.Module) -> bool:
+    """Whether the block is entered and still holds. A ``forward`` that calls ``train()`` ends it, for example."""
+    entered = id(model) in _ENTERED.get() and not torch.is_inference_mode_enabled()
+    return entered and not any(module.training for module in model.modules())

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from whycam._lazy import renamed_attribute
 from whycam.cam.network.inputs import Inputs
 from whycam.cam.network.layout import Layout, detect_layout, hints_for
 from whycam.cam.passes.autograd import differentiate
 from whycam.cam.passes.capture import run_capture
-from whycam.cam.passes.environment import assert_explaining
+from whycam.cam.passes.environment import explaining
 from whycam.cam.passes.guided_relu import guided_relu
 from whycam.cam.passes.output_gradients import OutputWatcher, Report
 from whycam.cam.passes.plan import Plan
@@ -44,7 +45,7 @@ class _Budget:
 
 
 class PassRunner:
-    """Captures what the plan asks for, and is the `ForwardBackend` of the methods. Use it inside `explaining`.
+    """Captures what the plan asks for, and is the `ForwardBackend` of the methods.
 
     Args:
         model: unwrapped.
@@ -64,16 +65,15 @@ class PassRunner:
         inputs: Inputs,
         plan: Plan,
         *,
-        layouts: Mapping[str, Layout] | None = None,
+        layouts: Mapping[str, Layout | None] | None = None,
         seed: int = 0,
         budget: _Budget | None = None,
     ) -> None:
-        assert_explaining(model)
         self.model, self.inputs, self.plan, self.seed = model, inputs, plan, seed
         # Methods compute in full precision, but further passes of the network run in the precision of the first.
         device = inputs.images.device.type
         self._autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-        self._layouts = dict(layouts or {})
+        self._layouts = {layer: layout for layer, layout in (layouts or {}).items() if layout is not None}
         self._maps: dict[int, Tensor] = {}
         self._hints = hints_for(model, inputs.images.shape[2:])
         self._tails: dict[tuple[str, bool], Tail] = {}
@@ -160,7 +160,8 @@ class PassRunner:
         """See `ForwardBackend`."""
         runner = self._perturbed.get(key)
         if runner is None:
-            runner = self._run_perturbed(key, perturb, mirror=mirror)
+            with self._pass(gradients=True):
+                runner = self._run_perturbed(key, perturb, mirror=mirror)
             # A trace beyond the budget is captured again each time, so memory does not grow with the number of copies.
             if self._budget.take(runner.captured_bytes()):
                 self._perturbed[key] = runner
@@ -181,15 +182,15 @@ class PassRunner:
             for name, target in self.trace.targets.items()
         }
         plan = replace(self.plan, targets=targets, frozen=True, keep_input_graph=False)
-        with self._pass(gradients=True):
-            return PassRunner(self.model, self.inputs.with_images(images, rows), plan, layouts=self._layouts,
-                              seed=self.seed, budget=self._budget)  # fmt: skip
+        return PassRunner(self.model, self.inputs.with_images(images, rows), plan, layouts=self._layouts,
+                          seed=self.seed, budget=self._budget)  # fmt: skip
 
     def captured_bytes(self) -> int:
-        """The memory that the captured tensors and the images take, in bytes."""
+        """The memory that the captured tensors, their maps in float32 and the images take, in bytes."""
         trace = self.trace
         tensors = (*trace.activations.values(), *trace.gradients.values(), *trace.hvp.values(), self.images)
-        return sum(tensor.nbytes for tensor in tensors)
+        copies = sum(4 * tensor.numel() for tensor in tensors if tensor.dtype.itemsize < 4)
+        return sum(tensor.nbytes for tensor in tensors) + copies
 
     def image_gradient(self, images: Tensor, rows: Tensor, target: str, *, guided: bool = False) -> Tensor:
         """See `ForwardBackend`."""
@@ -216,6 +217,10 @@ class PassRunner:
                 score, keep = trace.graph_scores[target], trace is self.trace
                 return _gradient_at(trace.input_leaf, score, target, retain_graph=keep)
 
+    again = renamed_attribute("again", "trace_perturbed")
+    mixed = renamed_attribute("mixed", "autocast")
+    reads_more = renamed_attribute("reads_more", "reads_whole_output")
+
     def generator(self, *purpose: int | str) -> torch.Generator:
         """See `ForwardBackend`."""
         return generator(self.seed, *purpose)
@@ -227,10 +232,14 @@ class PassRunner:
 
     @contextmanager
     def _pass(self, *, gradients: bool = False) -> Iterator[None]:
-        """Restore the caller's autocast, which is off while methods compute, and set the grad mode."""
+        """Restore the caller's autocast, which is off while methods compute, and set the grad mode.
+
+        The environment is in force already if a method asks during the explanation, and entered again if it asks later.
+        """
         enabled, dtype = self._autocast
         device = self.images.device.type
-        with torch.set_grad_enabled(gradients), torch.autocast(device, dtype=dtype, enabled=enabled):
+        autocast = torch.autocast(device, dtype=dtype, enabled=enabled)
+        with explaining(self.model), torch.set_grad_enabled(gradients), autocast:
             yield
 
 

@@ -131,6 +131,8 @@ class LayerTrace:
         return self.backend
 
     curvature = renamed_attribute("curvature", "hvp")
+    in_terms = renamed_attribute("in_terms", "per_channel")
+    runs = renamed_attribute("runs", "backend")
 
     def weighted(self, weights: Tensor, maps: Tensor | None = None) -> Tensor:
         """Σ_c w_c · A_c, (B, C) → (B, …), for the activations or ``maps`` (B, C, …); the terms if `per_channel`."""
