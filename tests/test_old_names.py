@@ -47,7 +47,8 @@ def attribute(written: str) -> object:
 @pytest.mark.parametrize("old", MOVED)
 def test_old_name_warns_and_is_the_new_object(old):
     with pytest.warns(
-        DeprecationWarning, match=rf"is now {MOVED[old]}; the old name goes with version 0.3".replace(":", ".", 1)
+        DeprecationWarning,
+        match=rf"is now {MOVED[old]}; the old name will be removed in version 0.3".replace(":", ".", 1),
     ):
         found = attribute(old)
     assert found is attribute(MOVED[old])

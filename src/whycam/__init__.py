@@ -1,4 +1,4 @@
-"""whycam: why does an image classifier decide what it decides? Grad-CAM and its family, exact and fast.
+"""whycam: explain the decisions of image classifiers with Grad-CAM and related methods.
 
 Start with `whycam.load` and `whycam.explain`.
 """

@@ -29,7 +29,9 @@ def lazy_names(
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         home, _, new = (moved or {})[name].partition(":")
         warnings.warn(
-            f"{module}.{name} is now {home}.{new}; the old name goes with version 0.3", DeprecationWarning, stacklevel=2
+            f"{module}.{name} is now {home}.{new}; the old name will be removed in version 0.3",
+            DeprecationWarning,
+            stacklevel=2,
         )
         return getattr(importlib.import_module(home), new)
 
@@ -41,7 +43,7 @@ def renamed_attribute(old: str, new: str) -> property:
 
     def get(owner: object) -> Any:
         warnings.warn(
-            f"{type(owner).__name__}.{old} is now {new}; the old name goes with version 0.3",
+            f"{type(owner).__name__}.{old} is now {new}; the old name will be removed in version 0.3",
             DeprecationWarning,
             stacklevel=2,
         )

@@ -22,7 +22,7 @@ class NoSpaceError(WhycamError):
 
 
 class DivergedError(WhycamError):
-    """A training diverged: its loss or its weights are NaN or infinite."""
+    """Training diverged: the loss or the weights are NaN or infinite."""
 
 
 class MissingExtraError(WhycamError):

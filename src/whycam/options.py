@@ -25,7 +25,7 @@ from whycam.errors import WhycamError, near_misses
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that are allowed, written behind the type: ``Annotated[int, Range(1)]``.
+    """The numbers that are allowed, written after the type: ``Annotated[int, Range(1)]``.
 
     Attributes:
         low: the smallest.

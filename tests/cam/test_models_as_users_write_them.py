@@ -183,7 +183,7 @@ def test_backbone_under_no_grad_is_named_in_the_error(guard):
     for layer in ("backbone", "backbone[0]", "stem"):
         with pytest.raises(
             WhycamError,
-            match=r"'backbone' runs under torch.no_grad\(\) .*; choose a layer behind it, for example 'neck'",
+            match=r"'backbone' runs under torch.no_grad\(\) .*; choose a layer after it, for example 'neck'",
         ):
             whycam.explain(model, images, layer, "gradcam")
     for frozen in (False, True):
@@ -193,7 +193,7 @@ def test_backbone_under_no_grad_is_named_in_the_error(guard):
             assert bool((whycam.explain(model, images, "backbone", method).map() != 0).any())
     model = Backbone(guard, neck=False).eval()
     with pytest.raises(
-        WhycamError, match=r"no layer behind it has a map, so remove the no_grad, or use a method without"
+        WhycamError, match=r"no layer after it has a map, so remove the no_grad, or use a method without"
     ):
         whycam.explain(model, images, "backbone", "gradcam")
     # If the model does not switch gradients off, the error does not mention no_grad.

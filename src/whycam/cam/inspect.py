@@ -90,7 +90,7 @@ def default_layer(model: nn.Module, inputs: Inputs | InputsLike) -> Layer:
 
     Any layer with convolutional output qualifies. A layer that works in place on another layer's output (a ReLU, for
     example) counts as a layer. A module that runs several times is replaced by the block that returns its output.
-    Of layers with token output, only blocks and LayerNorms qualify: behind the last attention only the class token
+    Of layers with token output, only blocks and LayerNorms qualify: after the last attention only the class token
     matters, so the last layer in which the patches matter is the LayerNorm before it. The network's output itself,
     attention matrices and layers with a single cell do not qualify.
 
@@ -132,16 +132,16 @@ def explain_missing_gradient(model: nn.Module, inputs: Inputs, error: WhycamErro
     """
     paths = {module: path for path, module in model.named_modules()}
     without_gradients: dict[str, bool] = {}  # path → whether it is checkpointed with use_reentrant=True
-    layers_behind: list[str] = []
+    layers_after: list[str] = []
 
     def record(module: nn.Module, _inputs: object, output: object) -> None:
         if not torch.is_grad_enabled():
             without_gradients[paths[module]] = in_reentrant_checkpoint()
-            layers_behind.clear()
+            layers_after.clear()
             return
         tensor = first_tensor(output)
         if tensor is not None and _layout_of_map(tensor, module, single.images, hints) is not None:
-            layers_behind.append(paths[module])
+            layers_after.append(paths[module])
 
     single = inputs.with_images(inputs.images[:1], torch.zeros(1, dtype=torch.long)).detached()
     hints = hints_for(model, single.images.shape[2:])
@@ -154,9 +154,9 @@ def explain_missing_gradient(model: nn.Module, inputs: Inputs, error: WhycamErro
     if without_gradients[outermost]:
         return WhycamError(f"{error}: {REENTRANT}")
     advice = (
-        f"choose a layer behind it, for example {layers_behind[-1]!r}"
-        if layers_behind
-        else "no layer behind it has a map, so remove the no_grad, or use a method without gradients (for example "
+        f"choose a layer after it, for example {layers_after[-1]!r}"
+        if layers_after
+        else "no layer after it has a map, so remove the no_grad, or use a method without gradients (for example "
         "eigencam or ablationcam)"
     )
     return WhycamError(f"{error}: {outermost!r} runs under torch.no_grad() inside the model; {advice}")

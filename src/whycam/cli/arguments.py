@@ -61,7 +61,8 @@ def _add_study_samples(sub: argparse.ArgumentParser) -> None:
         type=int,
         default=32,
         metavar="N",
-        help="draw N errors at random and score their maps and two controls with ROAD; 0: no scores (default: 32)",
+        help="score the maps of N random errors and two controls with ROAD, which removes pixels and reads the "
+        "probability; 0: no scores (default: 32)",
     )
 
 
@@ -148,7 +149,7 @@ def _explain(sub: argparse.ArgumentParser) -> None:
         help="also explain this class, a name or an index; may be repeated (the predicted class is always explained)",
     )
     sub.add_argument(
-        "--out", default=".", metavar="DIR", help="the folder for NAME.whycam.png (default: the current folder)"
+        "--out", default=".", metavar="DIR", help="where pictures go, as NAME.whycam.png (default: the current folder)"
     )
     _add_layers_and_methods(sub)
     _add_common(sub)
@@ -162,7 +163,7 @@ def _compare(sub: argparse.ArgumentParser) -> None:
         "--measures",
         nargs="+",
         metavar="MEASURE",
-        help="whycam measures lists them (default: those marked there as computed by default)",
+        help="the metrics to compute; whycam measures lists them (default: those marked there)",
     )
     sub.add_argument("--images", type=int, default=32, metavar="N", help="draw N images at random (default: 32)")
     sub.add_argument("--seed", type=int, default=0, metavar="N", help="the seed of all random choices (default: 0)")
@@ -177,7 +178,9 @@ def _serve(sub: argparse.ArgumentParser) -> None:
         help="the network of the study, for the live page (not needed for the bundled network)",
     )
     sub.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="listen here (default: 127.0.0.1)")
-    sub.add_argument("--port", type=int, default=8000, metavar="N", help="0: any free port (default: 8000)")
+    sub.add_argument(
+        "--port", type=int, default=8000, metavar="N", help="listen on this port; 0: any free port (default: 8000)"
+    )
     sub.add_argument("--layers", nargs="+", metavar="LAYER", help="the layers to offer (default: every block)")
     sub.add_argument(
         "--allow-host",

@@ -47,7 +47,7 @@ COMMANDS = (
      "whycam report study"),
     ("explain", "study", "explain single images",
      "whycam explain cifar10-resnet18 cat.png --target cat --target dog --out why"),
-    ("compare", "compare", "compare explanation methods with each other and with controls",
+    ("compare", "compare", "compare explanation methods with each other and with maps that ignore the network",
      "whycam compare cifar10-resnet18 bundled --methods gradcam hirescam layercam --out compared"),
     ("serve", "serve", "show the report of a study, or explain images live, in the browser",
      "whycam serve cifar10-resnet18 --port 8000"),

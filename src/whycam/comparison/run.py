@@ -69,7 +69,7 @@ def compare(
     """
     if measures is not None:
         warnings.warn(
-            "compare(measures=...) is now metrics=...; the old name goes with version 0.3",
+            "compare(measures=...) is now metrics=...; the old name will be removed in version 0.3",
             DeprecationWarning,
             stacklevel=2,
         )

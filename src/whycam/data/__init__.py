@@ -1,4 +1,4 @@
-"""Data sets, read from whatever layout they are in; only torch and numpy until one is opened that needs more."""
+"""Data sets in several layouts. Packages other than torch and numpy are imported only when a layout needs them."""
 
 from whycam.data.cifar import CIFAR10_CLASSES
 from whycam.data.decode import decode_image, encode_png

@@ -1,4 +1,4 @@
-"""Reading a .tar.gz as a stream: memory is bounded, and no member may escape."""
+"""Read a .tar.gz as a stream with bounded memory, and refuse members outside the target folder."""
 
 from __future__ import annotations
 

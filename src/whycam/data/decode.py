@@ -1,4 +1,4 @@
-"""Image files from anywhere, turned into 8-bit RGB or refused in one sentence."""
+"""Decode image files to 8-bit RGB, or refuse them with one clear error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CIFAR-10 from its home page onto the disk: complete and verified, or not there at all."""
+"""Download CIFAR-10, verify it, and unpack it atomically."""
 
 from __future__ import annotations
 

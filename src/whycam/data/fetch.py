@@ -1,4 +1,4 @@
-"""One file over HTTP: checked by its SHA-256, and tried again after failures that may pass."""
+"""Download one file over HTTP, verify its SHA-256, and retry after temporary failures."""
 
 from __future__ import annotations
 

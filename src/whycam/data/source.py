@@ -1,4 +1,4 @@
-"""What every data set is to the rest of whycam: images in a fixed order, with labels and ids."""
+"""The interface of a data set: images in a fixed order, with labels and ids."""
 
 from __future__ import annotations
 

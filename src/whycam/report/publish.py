@@ -16,7 +16,7 @@ def publish(study: Study, *, progress: Progress = quiet) -> Path:
 
     Args:
         study: a finished study.
-        progress: told (stage, done, total).
+        progress: called with (stage, done, total).
 
     Returns:
         The report's path.

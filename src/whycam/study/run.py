@@ -63,7 +63,7 @@ def run_study(
         source: labeled images.
         out: a folder: new, empty, or holding this very study, finished or not.
         config: the options.
-        progress: told (stage, done, total).
+        progress: called with (stage, done, total).
         publish: called with the study when its tables are written and before it is marked as complete; it may write
             figures and a report.
 

@@ -2,7 +2,7 @@
 
 The sign of a principal axis is not determined. Here the sign is chosen so that the map correlates positively with a
 reference, the sum over channels of the projected tensor: stronger activation is brighter. If that correlation is 0, or
-the reference is only rounding error (behind a LayerNorm without a learned gain), the value of largest magnitude is
+the reference is only rounding error (after a LayerNorm without a learned gain), the value of largest magnitude is
 positive.
 """
 

@@ -32,7 +32,7 @@ class Layout:
         kind: "channels-first": (B, C, …); "channels-last": (B, …, C), as in Swin; "tokens": (B, N, C).
         grid: (h, w) of the tokens, row by row; only for tokens.
         prefix: number of tokens before the grid (class, register and distillation tokens), which have no position.
-            Tokens behind the grid (a detector's queries, for example) have no position either. `detect_layout` never
+            Tokens after the grid (a detector's queries, for example) have no position either. `detect_layout` never
             assumes any, so give the layout of such a layer yourself.
     """
 

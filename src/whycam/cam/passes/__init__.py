@@ -1,1 +1,1 @@
-"""Forward and backward passes: capture a trace, run perturbed inputs, run the tail behind a layer."""
+"""Forward and backward passes: capture a trace, run perturbed inputs, run the tail after a layer."""

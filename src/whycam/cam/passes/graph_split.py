@@ -1,4 +1,4 @@
-"""Split a network behind one of its layers, without changing it, by tracing it into a graph.
+"""Split a network after one of its layers, without changing it, by tracing it into a graph.
 
 The tracer enters only the modules that contain the layer. Every other module is a single node of the graph, so most
 networks can be traced: control flow inside those modules does no harm.
@@ -31,7 +31,7 @@ class UntraceableError(Exception):
 
 
 class Split:
-    """A traced network, split behind one layer into two graphs.
+    """A traced network, split after one layer into two graphs.
 
     It holds paths instead of modules. So it does not keep the network alive, and it runs with the current weights.
 
@@ -116,7 +116,7 @@ class GraphRunner(fx.Interpreter):
 
 
 def split_at(model: nn.Module, layer: nn.Module, inputs: Inputs) -> Split:
-    """Trace ``model``, which is in eval mode, and split it behind ``layer``.
+    """Trace ``model``, which is in eval mode, and split it after ``layer``.
 
     Raises:
         UntraceableError: the network cannot be split there; the message says why.

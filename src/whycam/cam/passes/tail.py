@@ -1,4 +1,4 @@
-"""Run the part of a network behind a layer (the tail) with the layer's output replaced.
+"""Run the part of a network after a layer (the tail) with the layer's output replaced.
 
 If the network can be traced (see `whycam.cam.passes.graph_split`), nothing before the layer runs again: values that
 bypass the layer, such as a skip connection, are computed once for the batch. Otherwise the whole network runs and a
@@ -29,7 +29,7 @@ _CHUNK = 128
 
 
 class Tail:
-    """The part of ``model`` behind ``layer``, for one batch of inputs.
+    """The part of ``model`` after ``layer``, for one batch of inputs.
 
     Args:
         model: in eval mode, on construction and at each call.
@@ -38,7 +38,7 @@ class Tail:
         whole_output: return everything that the network returns, not only the value that begins with the logits.
 
     Attributes:
-        fallback_reason: the reason why the whole network has to run; None if only the part behind the layer runs.
+        fallback_reason: the reason why the whole network has to run; None if only the part after the layer runs.
     """
 
     def __init__(self, model: nn.Module, layer: Layer, inputs: Inputs, *, whole_output: bool = False) -> None:
