@@ -157,9 +157,9 @@ def test_findings_agree_with_the_tables(study):
     sure = sum(row["confidence"] >= 0.9 for row in table)
     assert words(verdict.findings[2]).startswith(f"{sure} of 40 errors")
     issues = sum(row["suspect"] for row in study.label_issues.to_pylist())
-    assert words(verdict.findings[-1]).startswith(f"Of {issues} of the errors ({issues / 40:.0%}) the label")
+    assert words(verdict.findings[-1]).startswith(f"For {issues} of the errors ({issues / 40:.0%}), the label")
     assert any("300 images are few" in caveat for caveat in verdict.caveats)
-    assert any("54 are confirmed wrong" in caveat for caveat in verdict.caveats)
+    assert any("54 of CIFAR-10's 10,000 test labels are confirmed wrong" in caveat for caveat in verdict.caveats)
 
 
 def test_verdict_without_errors(tmp_path):

@@ -56,7 +56,7 @@ def _findings(payload: Payload, over: float) -> list[Sentence]:
     (a, b), count = pairs.most_common(1)[0]
     out.append((
         (payload.classes[a], True), (" and ", False), (payload.classes[b], True),
-        (f" are taken for each other {_times(count)}: {_share(count, errors)} of all errors.", False),
+        (f" are confused {_times(count)}: {_share(count, errors)} of all errors.", False),
     ))  # fmt: skip
     worst = min((row for row in payload.metrics["per_class"] if row["n"]), key=lambda row: row["correct"] / row["n"])
     low, high = wilson_interval(worst["correct"], worst["n"])
@@ -79,8 +79,7 @@ def _findings(payload: Payload, over: float) -> list[Sentence]:
     issues = payload.study.label_issues["suspect"].to_pylist().count(True)
     if issues:
         out.append(((
-            f"Of {issues:,} of the errors ({_share(issues, errors)}) the label is worth a look: it may be what is "
-            "wrong.", False,
+            f"For {issues:,} of the errors ({_share(issues, errors)}), the label itself may be wrong.", False,
         ),))  # fmt: skip
     return out
 
@@ -119,7 +118,7 @@ def _caveats(payload: Payload) -> list[str]:
         )
     if "cifar-10" in str(manifest["data"]["name"]).lower().replace("_", "-").replace("cifar10", "cifar-10"):
         out.append(
-            "Some errors are the label's: of CIFAR-10's 10,000 test labels 54 are confirmed wrong "
+            "Some errors are label errors: 54 of CIFAR-10's 10,000 test labels are confirmed wrong "
             "(Northcutt et al., 2021). “Labels worth a look” lists where this study would look first."
         )
     coarse = [layer for layer in payload.layers if min(layer["height"], layer["width"]) <= 4]
